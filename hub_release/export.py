@@ -1,0 +1,80 @@
+"""Run folder → package."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+import yaml
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+import modeling.infer
+from hub_release.card import render_card
+from hub_release.package import LAYOUT, RECORDED, ReleaseError
+from modeling.adapters import HEAD_PARTS, split_trained_weights
+
+_AUTO_MAP = {"AutoConfig": "infer.EmotionConfig", "AutoModelForSequenceClassification": "infer.EmotionModel"}
+
+
+def export(run: Path, package: Path) -> None:
+    """Write the package of a finished run; the folder appears whole or not at all.
+
+    Raises:
+        ReleaseError: the run is not finished, or the package folder is not empty.
+    """
+    missing = [name for name in (*RECORDED, "model/config.json") if not (run / name).is_file()]
+    if missing:
+        raise ReleaseError(f"{run} is not a finished run: {', '.join(missing)} is missing. Remedy: train to the end")
+    if package.exists() and any(package.iterdir()):
+        raise ReleaseError(f"{package} exists already. Remedy: delete it, or name another folder")
+    package.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=package.parent, prefix=".export-"))
+    try:
+        _write(run, temporary)
+        temporary.chmod(0o755)
+        os.replace(temporary, package)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write(run: Path, package: Path) -> None:
+    for name in RECORDED:
+        shutil.copyfile(run / name, package / name)
+    _hide_local_paths(package / LAYOUT.recipe)
+    assert modeling.infer.__file__ is not None
+    shutil.copyfile(modeling.infer.__file__, package / LAYOUT.code)
+    config = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = _AUTO_MAP
+    config["num_labels"] = len(config["emotion_labels"])
+    (package / LAYOUT.config).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    head, adapter = split_trained_weights(load_file(run / "model" / "adapter_model.safetensors"))
+    head = {part: {name: value.float().contiguous() for name, value in head[part].items()} for part in HEAD_PARTS}
+    torch.save(head, package / LAYOUT.head)
+    save_file({f"{part}.{name}": head[part][name] for part in HEAD_PARTS for name in head[part]}, package / LAYOUT.safe_head)
+    (package / LAYOUT.adapter).parent.mkdir()
+    save_file({key: value.contiguous() for key, value in adapter.items()}, package / LAYOUT.adapter)
+    _write_adapter_config(run, package, config["model_name"])
+    (package / LAYOUT.card).write_text(render_card(package), encoding="utf-8")
+
+
+def _write_adapter_config(run: Path, package: Path, model_name: str) -> None:
+    """The LoRA configuration as the bare backbone needs it: no prefix of ours, no heads."""
+    trained = LoraConfig.from_pretrained(str(run / "model"))
+    trained.target_modules = str(trained.target_modules).removeprefix(r"backbone\.")
+    trained.modules_to_save = None
+    trained.base_model_name_or_path = model_name
+    trained.auto_mapping = None
+    trained.inference_mode = True
+    trained.save_pretrained(str((package / LAYOUT.adapter_config).parent))
+
+
+def _hide_local_paths(recipe: Path) -> None:
+    fields = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    fields["data_dir"] = None
+    recipe.write_text(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The model: what ships (``infer``), its loss, its backbones and its adapters."""

@@ -1,0 +1,118 @@
+"""LoRA on the backbone of an emotion model: attach, count, and split what was trained into head and adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, PeftMixedModel, PeftModel, get_peft_model
+from torch import nn
+
+from modeling.infer import EmotionModel
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The reference's LoRA targets."""
+
+HEAD_PARTS = ("projection", "classifier")
+_PEFT_PREFIX = "base_model.model."
+_BACKBONE_PREFIX = f"{_PEFT_PREFIX}backbone."
+
+
+class ParameterCount(NamedTuple):
+    """Numbers of parameters, by what trains."""
+
+    trainable: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.trainable:,} of {self.total:,} parameters train ({self.trainable / self.total:.3%})"
+
+
+def attach_lora(
+    model: EmotionModel, rank: int, alpha: int, dropout: float, target_modules: Sequence[str] = ALL_LINEAR
+) -> PeftModel:
+    """Freeze the backbone, put LoRA on its language model, and let projection and classifier train in full.
+
+    Args:
+        model: the model; its backbone is changed in place.
+        rank: rank of the update.
+        alpha: the update is scaled by alpha / rank.
+        dropout: dropout on the update's input.
+        target_modules: names of the linear layers.
+
+    Raises:
+        ValueError: a name that the backbone does not have.
+    """
+    suffixes = {name.rsplit(".", 1)[-1] for name, _ in model.backbone.named_modules()}
+    missing = sorted(set(target_modules) - suffixes)
+    if missing:
+        raise ValueError(f"lora_target_modules: the backbone has no {', '.join(missing)}")
+    # A pattern under the language model's layers: a vision tower has modules of the same names.
+    names = "|".join(re.escape(name) for name in target_modules)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias="none",
+        target_modules=rf"backbone\.layers\.\d+\.\w+\.({names})",
+        modules_to_save=list(HEAD_PARTS),
+    )
+    peft_model = get_peft_model(model, config)
+    assert not isinstance(peft_model, PeftMixedModel)
+    return peft_model
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count parameters; a 4-bit weight counts as the parameters that it stands for, two a byte."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        number = parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
+        total += number
+        trainable += number if parameter.requires_grad else 0
+    return ParameterCount(trainable, total)
+
+
+def learning_rate_groups(
+    model: nn.Module, projection: float, classifier: float, lora: float, weight_decay: float
+) -> list[dict[str, object]]:
+    """Optimizer parameter groups, each part with its own learning rate; biases do not decay."""
+    rates = {"projection": projection, "classifier": classifier, "lora": lora}
+    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = next((part for part in HEAD_PARTS if f".{part}." in f".{name}"), "lora")
+            members.setdefault((part, parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rates[part], "weight_decay": weight_decay if decays else 0.0, "part": part}
+        for (part, decays), parameters in members.items()
+    ]
+
+
+def split_trained_weights(
+    state: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """Split a checkpoint of the whole model into the head's weights and the backbone's adapter.
+
+    Args:
+        state: the tensors of a checkpoint's ``adapter_model.safetensors``.
+
+    Returns:
+        ``{"projection": …, "classifier": …}``, and the adapter under the keys that
+        ``PeftModel.from_pretrained(backbone, …)`` reads.
+
+    Raises:
+        ValueError: a key that belongs to neither.
+    """
+    head: dict[str, dict[str, torch.Tensor]] = {part: {} for part in HEAD_PARTS}
+    adapter: dict[str, torch.Tensor] = {}
+    for key, tensor in state.items():
+        part, _, name = key.removeprefix(_PEFT_PREFIX).partition(".")
+        if key.startswith(_BACKBONE_PREFIX):
+            adapter[_PEFT_PREFIX + key.removeprefix(_BACKBONE_PREFIX)] = tensor
+        elif part in head:
+            head[part][name] = tensor
+        else:
+            raise ValueError(f"unexpected weight in the checkpoint: {key}")
+    return head, adapter

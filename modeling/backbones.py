@@ -1,0 +1,66 @@
+"""Backbones for training: frozen, gradient-safe, or on the meta device without weights."""
+
+from __future__ import annotations
+
+import logging
+import platform
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+
+from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, convert_bundled_backbone, load_backbone
+
+logger = logging.getLogger(__name__)
+
+MISTRAL_SMALL_3_1 = {
+    "model_type": "mistral",
+    "vocab_size": 131072,
+    "hidden_size": 5120,
+    "intermediate_size": 32768,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000000.0},
+    "sliding_window": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""The language model of Mistral-Small-3.1-24B-Instruct-2503, for building it without a network."""
+
+
+def read_backbone_config(name: str, revision: str | None = None) -> PreTrainedConfig:
+    """The language model's configuration of a Hub id, a folder or ``smollm2-135m``."""
+    source = str(convert_bundled_backbone()) if name == BUNDLED_BACKBONE else name
+    return AutoConfig.from_pretrained(source, revision=revision).get_text_config()
+
+
+def load_frozen_backbone(
+    name: str, revision: str | None, quantization: str, dtype: torch.dtype, device: str | torch.device
+) -> nn.Module:
+    """Load a backbone whose weights do not train, and whose gradients are right after an evaluation too.
+
+    On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights for inference at the first forward without
+    gradients, after which gradients are silently wrong; the repacking is switched off.
+    """
+    if quantization != "none" and torch.device(device).type == "cpu" and platform.machine() not in ("x86_64", "AMD64"):
+        raise RuntimeError(
+            f"quantization {quantization} on a {platform.machine()} CPU is not verified: use quantization none, or a GPU"
+        )
+    backbone = load_backbone(name, revision, quantization, dtype, device)
+    backbone.requires_grad_(False)
+    for module in backbone.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    logger.info("backbone %s: quantization %s, %s", name, quantization, dtype)
+    return backbone
+
+
+def build_on_meta(config: EmotionConfig) -> EmotionModel:
+    """The model of a configuration on the meta device: real shapes, no memory."""
+    with torch.device("meta"):
+        return EmotionModel(config)

