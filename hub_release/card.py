@@ -61,7 +61,8 @@ def _collect(package: Path) -> dict[str, str]:
         "score_rows": "\n".join(_score_row(name, metrics["test"][policy]) for policy, name in _POLICIES.items()),
         "per_label_rows": "\n".join(f"| {' | '.join(row)} |" for row in per_label),
         "split_rows": "\n".join(
-            f"- {name}: {split['rows']:,} rows, SHA-256 `{split['sha256'][:16]}…`" for name, split in audit["splits"].items()
+            f"- {name}: {split['rows']:,} rows, SHA-256 `{split['sha256'][:16]}…`"
+            for name, split in audit["splits"].items()
         ),
         "real_rows": f"{rows['real']:,}",
         "synthetic_rows": f"{rows['synthetic']:,}",

@@ -56,7 +56,9 @@ def _write(run: Path, package: Path) -> None:
     head, adapter = split_trained_weights(load_file(run / "model" / "adapter_model.safetensors"))
     head = {part: {name: value.float().contiguous() for name, value in head[part].items()} for part in HEAD_PARTS}
     torch.save(head, package / LAYOUT.head)
-    save_file({f"{part}.{name}": head[part][name] for part in HEAD_PARTS for name in head[part]}, package / LAYOUT.safe_head)
+    save_file(
+        {f"{part}.{name}": head[part][name] for part in HEAD_PARTS for name in head[part]}, package / LAYOUT.safe_head
+    )
     (package / LAYOUT.adapter).parent.mkdir()
     save_file({key: value.contiguous() for key, value in adapter.items()}, package / LAYOUT.adapter)
     _write_adapter_config(run, package, config["model_name"])

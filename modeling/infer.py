@@ -64,6 +64,7 @@ class EmotionConfig(PreTrainedConfig):
         unreliable_labels: labels whose test scores rest on too few rows.
         encoder: name of the sentence encoder, see :func:`load_encoder`.
         prefix: ``none`` feeds the projected token alone, ``bos`` puts the beginning-of-sequence token before it.
+        embedding_noise: standard deviation of the Gaussian noise on each embedding dimension while training.
         head_dropout: dropout before the classifier.
         quantization: ``none``, ``nf4`` or ``8bit``.
         backbone_config: the backbone's own configuration, needed only to build one without its weights.
@@ -84,6 +85,7 @@ class EmotionConfig(PreTrainedConfig):
         encoder: str = "use-v4",
         encoder_version: str = "",
         prefix: str = "none",
+        embedding_noise: float = 0.0,
         head_dropout: float = 0.1,
         quantization: str = "none",
         base_model_revision: str | None = None,
@@ -109,6 +111,7 @@ class EmotionConfig(PreTrainedConfig):
         self.encoder = encoder
         self.encoder_version = encoder_version
         self.prefix = prefix
+        self.embedding_noise = embedding_noise
         self.head_dropout = head_dropout
         self.quantization = quantization
         self.base_model_revision = base_model_revision
@@ -170,7 +173,9 @@ def _load_sentence_transformer(name: str, folder: str | None = None, version: st
     module = _import("sentence_transformers", "sentence-transformers")
     model = module.SentenceTransformer(folder or name.removeprefix("sentence-transformers/"))
     # Dynamic batching pads to the longest text of a batch: the library sorts by length itself.
-    return LoadedEncoder(name, version or module.__version__, lambda texts: model.encode(texts, show_progress_bar=False))
+    return LoadedEncoder(
+        name, version or module.__version__, lambda texts: model.encode(texts, show_progress_bar=False)
+    )
 
 
 def _load_minilm(name: str) -> LoadedEncoder:
@@ -327,9 +332,7 @@ def load_backbone(
 
 def build_projection(embed_dim: int, hidden_size: int) -> nn.Sequential:
     """Linear(E → H/2), GELU, Linear(H/2 → H), the layout of the reference."""
-    return nn.Sequential(
-        nn.Linear(embed_dim, hidden_size // 2), nn.GELU(), nn.Linear(hidden_size // 2, hidden_size)
-    )
+    return nn.Sequential(nn.Linear(embed_dim, hidden_size // 2), nn.GELU(), nn.Linear(hidden_size // 2, hidden_size))
 
 
 class EmotionModel(PreTrainedModel):
@@ -365,6 +368,8 @@ class EmotionModel(PreTrainedModel):
             labels: multi-hot [B, L]; with them the output has the mean binary cross-entropy as ``loss``.
         """
         head_dtype = next(self.projection.parameters()).dtype
+        if self.training and self.config.embedding_noise:
+            embeddings = embeddings + self.config.embedding_noise * torch.randn_like(embeddings)
         table = self.backbone.get_input_embeddings()
         # Under autocast the projection gives bfloat16, but the residual stream keeps the backbone's own precision.
         tokens = self.projection(embeddings.to(head_dtype)).unsqueeze(1).to(table.weight.dtype)
@@ -377,7 +382,7 @@ class EmotionModel(PreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # the parent lists every option by name
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *model_args: Any,

@@ -99,7 +99,9 @@ def ismote(
     )
 
 
-def _ismote_label(rows: Rows, positives: np.ndarray, number: int, neighbours: int, generator: np.random.Generator) -> Rows:
+def _ismote_label(
+    rows: Rows, positives: np.ndarray, number: int, neighbours: int, generator: np.random.Generator
+) -> Rows:
     points = rows.embeddings[positives]
     k = min(neighbours, len(positives) - 1)
     seeds = generator.integers(len(positives), size=number)

@@ -196,13 +196,13 @@ def _hub_rows(
     for split in SPLITS:
         found = next((alias for alias in _FILE_NAMES[split] if alias in loaded), None)
         if found is None:
-            raise CorpusError(f"{name} has no {split} split, only {', '.join(loaded)}. Remedy: save three splits as files")
+            raise CorpusError(
+                f"{name} has no {split} split, only {', '.join(loaded)}. Remedy: save three splits as files"
+            )
         table = loaded[found].to_pandas()
         names = _declared_labels(loaded, label_column)
         if names is not None:
-            table[label_column] = [
-                [names[i] for i in (np.atleast_1d(value).tolist())] for value in table[label_column]
-            ]
+            table[label_column] = [[names[i] for i in (np.atleast_1d(value).tolist())] for value in table[label_column]]
         places = [f"{name}, {found}, row {index}" for index in range(len(table))]
         result[split] = _table_rows(f"{name}, {found}", table, places, None, text_column, label_column, id_column)
     return result
@@ -364,7 +364,9 @@ def _vector(row: _Row, taxonomy: Taxonomy) -> list[int]:
         return taxonomy.vector(names)
     except KeyError as error:
         known = ", ".join([*taxonomy.sources, *sorted(taxonomy.ignored)])
-        raise CorpusError(f"{row.place}: unknown label {error}. Remedy: correct it, or add it to labels ({known})") from None
+        raise CorpusError(
+            f"{row.place}: unknown label {error}. Remedy: correct it, or add it to labels ({known})"
+        ) from None
 
 
 def _refuse_duplicate_ids(rows: Iterable[_Row]) -> None:

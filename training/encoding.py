@@ -28,7 +28,9 @@ def encode(texts: Sequence[str], encoder: LoadedEncoder, folder: Path) -> np.nda
     slug = re.sub(r"[^\w.-]+", "_", f"{encoder.name}-{encoder.version}")
     keys = [hashlib.sha256(text.encode()).digest() for text in texts]
     with closing(sqlite3.connect(folder / f"{slug}.sqlite", timeout=600)) as database:
-        database.execute("CREATE TABLE IF NOT EXISTS embeddings (text_sha256 BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS embeddings (text_sha256 BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID"
+        )
         known = _read(database, keys)
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
         started = time.perf_counter()
@@ -41,7 +43,9 @@ def encode(texts: Sequence[str], encoder: LoadedEncoder, folder: Path) -> np.nda
             known.update(zip(batch_keys, batch, strict=True))
     if missing:
         rate = len(missing) / (time.perf_counter() - started)
-        logger.info("%s: encoded %d texts, %.0f texts/s; %d cached", encoder.name, len(missing), rate, len(known) - len(missing))
+        logger.info(
+            "%s: encoded %d texts, %.0f texts/s; %d cached", encoder.name, len(missing), rate, len(known) - len(missing)
+        )
     else:
         logger.info("%s: encoded nothing, all %d texts are cached", encoder.name, len(texts))
     return np.stack([known[key] for key in keys])

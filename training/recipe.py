@@ -46,7 +46,9 @@ class Recipe:
     labels: list[str] = _setting(["goemotions-28"], "goemotions-28, goemotions-15, ekman, sentiment, or your labels")
     unlabelled: str = _setting("keep", "rows without a label of the run: keep (all-zero) or drop", ("keep", "drop"))
     # Encoder
-    encoder: str = _setting("use-multilingual-v3", "use-multilingual-v3, use-v4, minilm or sentence-transformers/<model>")
+    encoder: str = _setting(
+        "use-multilingual-v3", "use-multilingual-v3, use-v4, minilm or sentence-transformers/<model>"
+    )
     # Balance, on training rows only
     balance: str = _setting("ismote", "oversampling: ismote or none", ("ismote", "none"))
     balance_target: int = _setting(0, "positive rows per label to oversample up to")
@@ -57,8 +59,15 @@ class Recipe:
     model_revision: str | None = _setting(None, "revision of a Hub backbone")
     quantization: str = _setting("none", "none, nf4 or 8bit", ("none", "nf4", "8bit"))
     input: str = _setting("embedding", "what the backbone reads", ("embedding",))
-    prefix: str = _setting("none", "none: the projected token alone; bos: after the beginning-of-sequence token", ("none", "bos"))
-    token_norm: float = _setting(0.0, "length of a projected token at the start; 0 keeps torch's default initialisation")
+    prefix: str = _setting(
+        "none", "none: the projected token alone; bos: after the beginning-of-sequence token", ("none", "bos")
+    )
+    token_norm: float = _setting(
+        0.0, "length of a projected token at the start; 0 keeps torch's default initialisation"
+    )
+    embedding_noise: float = _setting(
+        0.0, "standard deviation of Gaussian noise on the embeddings while training; 0.042 is USE's own per dimension"
+    )
     head_dropout: float = _setting(0.1, "dropout before the classifier")
     lora_rank: int = _setting(16, "LoRA rank")
     lora_alpha: int = _setting(32, "LoRA alpha; the update is scaled by alpha / rank")
@@ -74,15 +83,21 @@ class Recipe:
     learning_rate_projection: float = _setting(1e-4, "learning rate of the projection")
     learning_rate_classifier: float = _setting(1e-4, "learning rate of the classifier")
     learning_rate_lora: float = _setting(1e-4, "learning rate of LoRA")
-    lr_scheduler_type: str = _setting("cosine", "learning-rate schedule of transformers", ("cosine", "linear", "constant_with_warmup"))
+    lr_scheduler_type: str = _setting(
+        "cosine", "learning-rate schedule of transformers", ("cosine", "linear", "constant_with_warmup")
+    )
     warmup: float = _setting(0.05, "share of the steps that warm up")
     weight_decay: float = _setting(0.01, "weight decay")
     max_grad_norm: float = _setting(1.0, "gradient clipping")
     optim: str = _setting("adamw_torch", "optimizer, by transformers' name")
-    bf16: bool = _setting(False, "bfloat16 autocast while training; final scores are always in the model's own precision")
+    bf16: bool = _setting(
+        False, "bfloat16 autocast while training; final scores are always in the model's own precision"
+    )
     gradient_checkpointing: bool = _setting(False, "recompute activations; costs time for one-token input")
     metric_for_best_model: str = _setting(
-        "macro_f1", "validation metric of the best checkpoint: macro_f1 (at 0.5) or macro_f1_tuned", ("macro_f1", "macro_f1_tuned")
+        "macro_f1",
+        "validation metric of the best checkpoint: macro_f1 (at 0.5) or macro_f1_tuned",
+        ("macro_f1", "macro_f1_tuned"),
     )
     early_stopping_patience: int = _setting(0, "epochs without a better checkpoint before stopping; 0 never stops")
     save_total_limit: int = _setting(2, "checkpoints to keep")
@@ -95,6 +110,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "balance_neighbours": (1, None),
     "neutral_keep": (0, 1),
     "token_norm": (0, None),
+    "embedding_noise": (0, None),
     "head_dropout": (0, 1),
     "lora_rank": (1, None),
     "lora_alpha": (1, None),

@@ -158,6 +158,7 @@ def build_model(recipe: Recipe, corpus: Corpus, embeddings: np.ndarray, state: P
         encoder=recipe.encoder,
         encoder_version=load_encoder(recipe.encoder).version,
         prefix=recipe.prefix,
+        embedding_noise=recipe.embedding_noise,
         head_dropout=recipe.head_dropout,
         quantization=recipe.quantization,
         dataset=corpus.name,
@@ -165,9 +166,7 @@ def build_model(recipe: Recipe, corpus: Corpus, embeddings: np.ndarray, state: P
         backbone_config=backbone_config.to_diff_dict() | {"model_type": backbone_config.model_type},
     )
     dtype = torch.bfloat16 if state.device.type == "cuda" and recipe.bf16 else torch.float32
-    backbone = load_frozen_backbone(
-        recipe.model_name, recipe.model_revision, recipe.quantization, dtype, state.device
-    )
+    backbone = load_frozen_backbone(recipe.model_name, recipe.model_revision, recipe.quantization, dtype, state.device)
     set_seed(recipe.seed)
     model = EmotionModel(config, backbone)
     if recipe.token_norm:
@@ -292,12 +291,17 @@ def print_results(run: RunFolder, metrics: dict[str, Any], per_label: list[list[
     for policy, name in (("fixed", "at 0.5"), ("global", "one threshold"), ("per_label", "threshold per label")):
         score = metrics["test"][policy]
         low, high = score["intervals_95"]["macro_f1"]
-        lines.append(f"test, {name:<20} macro F1 {score['macro_f1']:.3f} [{low:.3f}, {high:.3f}]  micro F1 {score['micro_f1']:.3f}")
+        lines.append(
+            f"test, {name:<20} macro F1 {score['macro_f1']:.3f} [{low:.3f}, {high:.3f}]  micro F1 {score['micro_f1']:.3f}"
+        )
     package = Path("packages") / run.path.name
     logger.info("trained in %.1f min; everything is in %s\n%s", seconds / 60, run.path, "\n".join(lines))
     logger.info(
-        "next:\n  hub_release export %s %s\n  hub_release check %s\n  python %s/infer.py \"I passed the exam!\"",
-        run.path, package, package, package,
+        'next:\n  hub_release export %s %s\n  hub_release check %s\n  python %s/infer.py "I passed the exam!"',
+        run.path,
+        package,
+        package,
+        package,
     )
 
 

@@ -71,7 +71,9 @@ def bootstrap_f1(
 
     A draw is a vector of row weights, so that all draws are one matrix product of [draws, N] and [N, L].
     """
-    weights = np.random.default_rng(seed).multinomial(len(references), np.full(len(references), 1 / len(references)), draws)
+    weights = np.random.default_rng(seed).multinomial(
+        len(references), np.full(len(references), 1 / len(references)), draws
+    )
     weights = weights.astype(np.float32)
     hits = weights @ (predictions & references).astype(np.float32)
     both = weights @ (predictions.astype(np.float32) + references.astype(np.float32))

@@ -69,12 +69,8 @@ TAXONOMIES: dict[str, Taxonomy] = {
     "goemotions-15": Taxonomy(
         GOEMOTIONS_15, {name: name for name in GOEMOTIONS_15}, frozenset(GOEMOTIONS_28) - frozenset(GOEMOTIONS_15)
     ),
-    "ekman": Taxonomy(
-        tuple(_EKMAN), _in_id_order(_EKMAN)
-    ),
-    "sentiment": Taxonomy(
-        tuple(_SENTIMENT), _in_id_order(_SENTIMENT)
-    ),
+    "ekman": Taxonomy(tuple(_EKMAN), _in_id_order(_EKMAN)),
+    "sentiment": Taxonomy(tuple(_SENTIMENT), _in_id_order(_SENTIMENT)),
 }
 
 

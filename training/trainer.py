@@ -93,7 +93,9 @@ class PlainLog(TrainerCallback):
         self._started = 0.0
         self._first_step = 0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Start the clock at the step where this process starts, which is not 0 after a resume."""
         self._started, self._first_step = time.perf_counter(), state.global_step
 
@@ -113,4 +115,11 @@ class PlainLog(TrainerCallback):
         if values:
             done = max(state.global_step - self._first_step, 1)
             left = (time.perf_counter() - self._started) / done * (state.max_steps - state.global_step)
-            logger.info("epoch %.2f  step %d/%d  %s  about %.0f min left", state.epoch or 0, state.global_step, state.max_steps, values, left / 60)
+            logger.info(
+                "epoch %.2f  step %d/%d  %s  about %.0f min left",
+                state.epoch or 0,
+                state.global_step,
+                state.max_steps,
+                values,
+                left / 60,
+            )
