@@ -16,10 +16,23 @@ from safetensors import safe_open
 from hub_release.package import LAYOUT, ReleaseError, template_path
 
 _POLICIES = {"fixed": "0.5", "global": "one for all labels", "per_label": "one per label"}
-_SHOWN = (
-    "lora_rank lora_alpha lora_target_modules gamma alpha epochs batch_size gradient_accumulation_steps "
-    "learning_rate_projection learning_rate_classifier learning_rate_lora token_norm prefix quantization seed"
-).split()
+_SHOWN = [
+    "lora_rank",
+    "lora_alpha",
+    "lora_target_modules",
+    "gamma",
+    "alpha",
+    "epochs",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate_projection",
+    "learning_rate_classifier",
+    "learning_rate_lora",
+    "token_norm",
+    "prefix",
+    "quantization",
+    "seed",
+]
 
 
 def render_card(package: Path) -> str:
@@ -30,7 +43,7 @@ def render_card(package: Path) -> str:
     """
     template = template_path().read_text(encoding="utf-8")
     values = _collect(package)
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     wanted = meta.find_undeclared_variables(environment.parse(template))
     if wanted != set(values):
         raise ReleaseError(f"the card's template and its values differ: {', '.join(sorted(wanted ^ set(values)))}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -37,7 +36,7 @@ def export(run: Path, package: Path) -> None:
     try:
         _write(run, temporary)
         temporary.chmod(0o755)
-        os.replace(temporary, package)
+        temporary.replace(package)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -55,7 +55,7 @@ def load_frozen_backbone(
     backbone.requires_grad_(False)
     for module in backbone.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.__dict__["support_avx512bf16_for_cpu"] = False
     logger.info("backbone %s: quantization %s, %s", name, quantization, dtype)
     return backbone
 

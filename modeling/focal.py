@@ -8,13 +8,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch.nn import functional
 
 REFERENCE_HIGH_ALPHA = frozenset(
-    "admiration amusement anger annoyance confusion disappointment disapproval disgust excitement fear joy love "
-    "optimism sadness surprise".split()
+    [
+        "admiration",
+        "amusement",
+        "anger",
+        "annoyance",
+        "confusion",
+        "disappointment",
+        "disapproval",
+        "disgust",
+        "excitement",
+        "fear",
+        "joy",
+        "love",
+        "optimism",
+        "sadness",
+        "surprise",
+    ]
 )
 """Labels with alpha 0.75 in the reference's training code; all others have 0.25."""
 
@@ -78,7 +94,7 @@ def alpha_per_label(
             raise ValueError(
                 f"alpha: unknown preset {alpha!r}; use {', '.join(ALPHA_PRESETS)} or a mapping label: value"
             )
-        alpha = json.loads(alpha)
+        alpha = cast(dict[str, float], json.loads(alpha))
     values = dict(alpha)
     default = values.pop("default", 0.5)
     unknown = sorted(set(values) - set(labels))

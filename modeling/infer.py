@@ -133,7 +133,9 @@ class EmotionConfig(PreTrainedConfig):
 class Encoder(Protocol):
     """Texts → float32 embeddings [N, E]; each row depends on its own text only."""
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray: ...
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Encode."""
+        ...
 
 
 class LoadedEncoder(NamedTuple):
@@ -144,6 +146,7 @@ class LoadedEncoder(NamedTuple):
     encode: Callable[[list[str]], np.ndarray]
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Encode texts to float32 [N, E]."""
         return np.asarray(self.encode(list(texts)), dtype=np.float32)
 
 
@@ -263,10 +266,21 @@ def convert_bundled_backbone() -> Path:
     _import("gguf", "gguf")
     logger.info("converting %s to %s (once)", gguf.name, folder)
     llama = AutoModel.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    shared = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-        "max_position_embeddings rms_norm_eps rope_parameters bos_token_id eos_token_id pad_token_id"
-    ).split()
+    shared = [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_parameters",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    ]
     config = MistralConfig(**{key: getattr(llama.config, key) for key in shared}, sliding_window=None)
     mistral = MistralModel(config)
     mistral.load_state_dict(llama.state_dict())
@@ -274,7 +288,7 @@ def convert_bundled_backbone() -> Path:
     temporary = tempfile.mkdtemp(dir=folder.parent)
     mistral.save_pretrained(temporary)
     try:
-        os.replace(temporary, folder)
+        Path(temporary).replace(folder)
     except OSError:  # another process was faster; its copy is the same
         shutil.rmtree(temporary)
     return folder
@@ -351,10 +365,10 @@ class EmotionModel(PreTrainedModel):
         super().__init__(config)
         self.projection = build_projection(config.embed_dim, config.hidden_size)
         self.dropout = nn.Dropout(config.head_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, len(config.emotion_labels))
         self.post_init()
         # After post_init, which would draw a loaded backbone's weights anew.
-        self.backbone = backbone if backbone is not None else _build_backbone(config)
+        self.backbone: Any = backbone if backbone is not None else _build_backbone(config)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -398,9 +412,7 @@ class EmotionModel(PreTrainedModel):
         """
         folder = _local_folder(pretrained_model_name_or_path, revision)
         if not (folder / "lora_adapter").is_dir():
-            return cast(
-                EmotionModel, super().from_pretrained(folder, *model_args, config=config, dtype=dtype, **kwargs)
-            )
+            return super().from_pretrained(folder, *model_args, config=config, dtype=dtype, **kwargs)
         if config is None:
             config = EmotionConfig.from_pretrained(folder)
         if dtype is None or dtype == "auto":
@@ -408,11 +420,11 @@ class EmotionModel(PreTrainedModel):
         elif isinstance(dtype, str):
             dtype = cast(torch.dtype, getattr(torch, dtype))
         backbone = load_backbone(config.model_name, config.base_model_revision, config.quantization, dtype, device)
-        model = cls(config, backbone).to(device)
+        model = cast(Any, cls(config, backbone)).to(device)
         head = _load_head(folder)
         model.projection.load_state_dict(head["projection"])
         model.classifier.load_state_dict(head["classifier"])
-        model.backbone = PeftModel.from_pretrained(cast(PreTrainedModel, backbone), str(folder / "lora_adapter"))
+        model.backbone = PeftModel.from_pretrained(backbone, str(folder / "lora_adapter"))
         return model.eval()
 
 
@@ -449,16 +461,16 @@ def _load_head(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @torch.inference_mode()
-def predict_probabilities(model: nn.Module, embeddings: np.ndarray, batch_size: int = 64) -> np.ndarray:
+def predict_probabilities(model: PreTrainedModel, embeddings: np.ndarray, batch_size: int = 64) -> np.ndarray:
     """Sigmoid probabilities, float32 [N, L], of embeddings [N, E], in the model's own precision."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    batches = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32)).split(batch_size)
+    batches = torch.split(torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32)), batch_size)
     rows = [torch.sigmoid(model(batch.to(device)).logits.float()).cpu() for batch in batches if len(batch)]
     model.train(was_training)
     if not rows:
-        return np.zeros((0, model.config.num_labels), dtype=np.float32)
+        return np.zeros((0, len(model.config.emotion_labels)), dtype=np.float32)
     return torch.cat(rows).numpy()
 
 

@@ -15,6 +15,10 @@ from sklearn.neighbors import NearestNeighbors
 logger = logging.getLogger(__name__)
 
 
+class BalanceError(ValueError):
+    """The rows cannot be balanced as asked; the message names the label and the remedy."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Training rows.
@@ -73,7 +77,7 @@ def ismote(
     their targets. A label with fewer positives than ``neighbours`` + 1 uses what it has; a single positive is copied.
 
     Raises:
-        ValueError: a label without positives.
+        BalanceError: a label without positives.
     """
     generator = np.random.default_rng(seed)
     counts = rows.labels.sum(axis=0, dtype=np.int64)
@@ -83,7 +87,7 @@ def ismote(
             continue
         positives = np.flatnonzero(rows.labels[:, label])
         if not len(positives):
-            raise ValueError(
+            raise BalanceError(
                 f"oversampling: no training row has the label {label_names[label]!r}. Remedy: add rows, or leave the "
                 "label out of labels"
             )

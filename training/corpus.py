@@ -325,7 +325,10 @@ def _build(
     rows: dict[str, list[_Row]],
     unlabelled: str,
 ) -> Corpus:
-    taxonomy = build_taxonomy(labels, corpus_labels)
+    try:
+        taxonomy = build_taxonomy(labels, corpus_labels)
+    except ValueError as error:
+        raise CorpusError(str(error)) from None
     splits = {split: _build_split(split, rows[split], taxonomy, unlabelled) for split in SPLITS}
     for split, content in splits.items():
         for label in np.array(taxonomy.labels)[content.labels.sum(axis=0) == 0]:

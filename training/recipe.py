@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import DataClassType
 
 from modeling.adapters import ALL_LINEAR
 
@@ -151,7 +152,7 @@ class _Parser(HfArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(
-        (Recipe, RunOptions),
+        [DataClassType(Recipe), DataClassType(RunOptions)],
         description="Train a multi-label emotion classifier. A recipe sets every field below; flags override it.",
         epilog=f"Recipes that ship: {', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))}.",
         allow_abbrev=False,

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # Threads that spin while they wait make two processes on two cores ten times slower; set before torch loads OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -26,8 +26,8 @@ from modeling.backbones import load_frozen_backbone, read_backbone_config
 from modeling.focal import alpha_per_label
 from modeling.infer import EmotionConfig, EmotionModel, cache_folder, load_encoder, predict_probabilities
 from modeling.projection import standardise_projection
-from training.audit import LeakError, audit_rows
-from training.balance import Rows, ismote, real_rows, thin_label
+from training.audit import audit_rows
+from training.balance import BalanceError, Rows, ismote, real_rows, thin_label
 from training.corpus import SPLITS, Corpus, CorpusError, load_corpus
 from training.encoding import encode
 from training.plots import plot_label_frequencies, plot_per_label
@@ -44,20 +44,24 @@ UNRELIABLE_BELOW = 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, score, and write the run folder. Returns the exit code."""
+    """Train, score, and write the run folder. Returns the exit code: 2 where the input is at fault."""
     try:
-        recipe, options = parse_recipe(sys.argv[1:] if argv is None else argv)
-        run = RunFolder(options.output_dir or "runs/run")
-        state = PartialState()
-        with state.main_process_first():
-            if state.is_main_process:
-                run.prepare(options.resume, options.overwrite)
-            log_to(run, state)
-            corpus = read_corpus(recipe)
-            embeddings = encode_splits(corpus, recipe)
-    except (RecipeError, CorpusError, RunFolderError, ImportError) as error:
+        return train(*parse_recipe(sys.argv[1:] if argv is None else argv))
+    except (RecipeError, CorpusError, BalanceError, RunFolderError, LeakError, ImportError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
+        logger.debug("the error above", exc_info=True)
         return 2
+
+
+def train(recipe: Recipe, options: RunOptions) -> int:
+    """The stages of a run."""
+    run, state = RunFolder(str(options.output_dir)), PartialState()
+    with state.main_process_first():
+        if state.is_main_process:
+            run.prepare(options.resume, options.overwrite)
+        log_to(run, state)
+        corpus = read_corpus(recipe)
+        embeddings = encode_splits(corpus, recipe)
     started = time.perf_counter()
     set_seed(recipe.seed)
     rows = balance_rows(corpus, embeddings["train"], recipe)
@@ -72,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.info("resuming from %s", checkpoint or "the start: no complete checkpoint is there")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if state.is_main_process:
-        seconds = time.perf_counter() - started
-        finish(run, recipe, options, trainer, corpus, embeddings, seconds)
+        finish(run, trainer, corpus, embeddings, time.perf_counter() - started)
     return 0
 
 
@@ -176,7 +179,7 @@ def build_model(recipe: Recipe, corpus: Corpus, embeddings: np.ndarray, state: P
     )
     if recipe.gradient_checkpointing:
         # The re-entrant kind trains nothing where the backbone's input needs no gradient.
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        cast(Any, backbone).gradient_checkpointing_enable({"use_reentrant": False})
     logger.info("%s", count_parameters(peft_model))
     return peft_model
 
@@ -212,10 +215,14 @@ def build_trainer(
         remove_unused_columns=False,
     )
     positives = rows.labels.sum(axis=0).tolist()
+    try:
+        alpha = alpha_per_label(recipe.alpha, corpus.labels, positives, len(rows))
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     return FocalTrainer(
         model=model,
         args=arguments,
-        alpha=alpha_per_label(recipe.alpha, corpus.labels, positives, len(rows)),
+        alpha=alpha,
         gamma=recipe.gamma,
         learning_rates={
             "projection": recipe.learning_rate_projection,
@@ -231,8 +238,6 @@ def build_trainer(
 
 def finish(
     run: RunFolder,
-    recipe: Recipe,
-    options: RunOptions,
     trainer: FocalTrainer,
     corpus: Corpus,
     embeddings: dict[str, np.ndarray],
@@ -240,7 +245,8 @@ def finish(
 ) -> None:
     """Score the best model, write the results, and say what to type next."""
     # The base model's own forward: the wrapped one computes under autocast, what is published does not.
-    model = trainer.model.get_base_model()
+    assert isinstance(trainer.model, PeftModel)
+    model = cast(EmotionModel, trainer.model.get_base_model())
     probabilities = {split: predict_probabilities(model, embeddings[split]) for split in ("validation", "test")}
     validation, test = ((probabilities[split], corpus[split].labels) for split in ("validation", "test"))
     metrics, thresholds, per_label = report(validation, test, corpus.labels)
@@ -248,7 +254,7 @@ def finish(
     run.write_json("thresholds.json", thresholds)
     run.write_table("per_label.csv", PER_LABEL_HEADER, per_label)
     plot_per_label(per_label, run.path / "per_label.png")
-    write_model(run, trainer, model.config, thresholds, per_label)
+    write_model(run, trainer, trainer.model, cast(EmotionConfig, model.config), thresholds, per_label)
     golden = [
         {"text": text, "probabilities": [float(value) for value in row]}
         for text, row in zip(corpus["test"].texts[:GOLDEN_TEXTS], probabilities["test"], strict=False)
@@ -259,7 +265,12 @@ def finish(
 
 
 def write_model(
-    run: RunFolder, trainer: FocalTrainer, config: EmotionConfig, thresholds: dict[str, Any], per_label: list[list[Any]]
+    run: RunFolder,
+    trainer: FocalTrainer,
+    model: PeftModel,
+    config: EmotionConfig,
+    thresholds: dict[str, Any],
+    per_label: list[list[Any]],
 ) -> None:
     """Write the best model (trained weights only) and its configuration with thresholds into ``model/``."""
     config.thresholds = thresholds["per_label"]
@@ -267,21 +278,11 @@ def write_model(
     config.unreliable_labels = [row[0] for row in per_label if row[1] < UNRELIABLE_BELOW]
     config.architectures = ["EmotionModel"]
     folder = run.path / "model"
-    trainer.model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)
     config.to_json_file(folder / "config.json", use_diff=False)
-    run.write_json("focal_config.json", {"alpha": alpha_by_label(trainer, config), "gamma": trainer_gamma(trainer)})
-
-
-def alpha_by_label(trainer: FocalTrainer, config: EmotionConfig) -> dict[str, float]:
-    """The alpha that the trainer used."""
-    values = trainer.compute_loss_func.keywords["alpha"].tolist()
-    return {label: round(value, 6) for label, value in zip(config.emotion_labels, values, strict=True)}
-
-
-def trainer_gamma(trainer: FocalTrainer) -> float:
-    """The gamma that the trainer used."""
-    return float(trainer.compute_loss_func.keywords["gamma"])
+    alpha = dict(zip(config.emotion_labels, trainer.alpha, strict=True))
+    run.write_json("focal_config.json", {"alpha": alpha, "gamma": trainer.gamma})
 
 
 def print_results(run: RunFolder, metrics: dict[str, Any], per_label: list[list[Any]], seconds: float) -> None:

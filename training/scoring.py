@@ -32,7 +32,7 @@ def scores(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
     return result
 
 
-class MultiLabelScores(evaluate.Metric):
+class MultiLabelScores(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     """:func:`scores` as a metric of the ``evaluate`` library that needs no download."""
 
     def _info(self) -> evaluate.MetricInfo:

@@ -9,15 +9,53 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-GOEMOTIONS_28 = tuple(
-    "admiration amusement anger annoyance approval caring confusion curiosity desire disappointment disapproval "
-    "disgust embarrassment excitement fear gratitude grief joy love nervousness optimism pride realization relief "
-    "remorse sadness surprise neutral".split()
+GOEMOTIONS_28 = (
+    "admiration",
+    "amusement",
+    "anger",
+    "annoyance",
+    "approval",
+    "caring",
+    "confusion",
+    "curiosity",
+    "desire",
+    "disappointment",
+    "disapproval",
+    "disgust",
+    "embarrassment",
+    "excitement",
+    "fear",
+    "gratitude",
+    "grief",
+    "joy",
+    "love",
+    "nervousness",
+    "optimism",
+    "pride",
+    "realization",
+    "relief",
+    "remorse",
+    "sadness",
+    "surprise",
+    "neutral",
 )
 
-GOEMOTIONS_15 = tuple(
-    "fear sadness disgust disapproval annoyance anger disappointment optimism amusement surprise admiration "
-    "excitement confusion joy love".split()
+GOEMOTIONS_15 = (
+    "fear",
+    "sadness",
+    "disgust",
+    "disapproval",
+    "annoyance",
+    "anger",
+    "disappointment",
+    "optimism",
+    "amusement",
+    "surprise",
+    "admiration",
+    "excitement",
+    "confusion",
+    "joy",
+    "love",
 )
 
 _EKMAN = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -67,14 +67,15 @@ class FocalTrainer(Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PeftModel,
         args: TrainingArguments,
         alpha: Sequence[float],
         gamma: float,
         learning_rates: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        self.alpha, self.gamma = list(alpha), gamma
+        optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args)
         settings = {**settings, "params": learning_rate_groups(model, **learning_rates, weight_decay=args.weight_decay)}
         super().__init__(
             model=model,

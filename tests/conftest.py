@@ -1,0 +1,96 @@
+"""Shared parts: a tiny random Mistral, a tiny encoder, and a small finished run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import MistralConfig, MistralModel
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+ROOT = Path(__file__).resolve().parent.parent
+EMBED_DIM = 12
+LABELS = ("joy", "anger", "fear")
+
+
+def tiny_config() -> MistralConfig:
+    return MistralConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        max_position_embeddings=32,
+        sliding_window=None,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def fake_encoder(texts: list[str]) -> np.ndarray:
+    """Embeddings that depend on each text's content only."""
+    seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in texts]
+    rows = [np.random.default_rng(seed).normal(size=EMBED_DIM) for seed in seeds]
+    return np.array(rows, dtype=np.float32).reshape(len(texts), EMBED_DIM)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random Mistral."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("backbone")
+    MistralModel(tiny_config()).save_pretrained(folder)
+    return folder
+
+
+def write_corpus(folder: Path, rows: int = 48) -> Path:
+    """A learnable JSONL corpus of three labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = {"joy": "sunny cake", "anger": "slammed door", "fear": "dark cellar"}
+    for split, number in (("train", rows), ("validation", 18), ("test", 18)):
+        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+            for i in range(number):
+                names = [LABELS[i % 3]] + ([LABELS[(i + 1) % 3]] if i % 4 == 0 else [])
+                text = f"{split} {i} " + " ".join(words[name] for name in names)
+                file.write(json.dumps({"text": text, "labels": names}) + "\n")
+    return folder
+
+
+def tiny_flags(corpus: Path, backbone: Path, output: Path) -> list[str]:
+    """Flags of a run on the tiny backbone that takes about a second an epoch."""
+    return (
+        f"--recipe quickstart --dataset files --data_dir {corpus} --labels {' '.join(LABELS)} --model_name {backbone} "
+        f"--output_dir {output} --epochs 3 --batch_size 8 --balance_target 0 --bf16 false --token_norm 20 --alpha r2"
+    ).split()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+    """A run folder made by the real entry point, with the real default encoder."""
+    from training.run import main
+
+    base = tmp_path_factory.mktemp("run")
+    os.environ["GOEMOTIONS_MISTRAL_CACHE"] = str(base / "cache")
+    corpus = write_corpus(base / "corpus")
+    assert main([*tiny_flags(corpus, tiny_backbone, base / "run"), "--balance_target", "30"]) == 0
+    return base / "run"
+
+
+@pytest.fixture(scope="session")
+def package(finished_run: Path) -> Path:
+    """The package of the finished run."""
+    from hub_release.export import export
+
+    folder = finished_run.parent / "package"
+    export(finished_run, folder)
+    return folder

@@ -1,0 +1,213 @@
+"""The package in a stranger's hands: parity in fresh processes, every option of the classifier, hostile input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import MistralModel
+from typer.testing import CliRunner
+
+from hub_release.check import check
+from hub_release.cli import app
+from hub_release.export import export
+from hub_release.package import LAYOUT, ReleaseError
+from modeling import infer
+from modeling.infer import EmotionClassifier
+from tests.conftest import LABELS, ROOT
+
+TEXTS = ["sunny cake", "", "slammed door 😀", "x " * 3_000, "δοκιμή テスト", "dark cellar", "  ", "sunny slammed dark"]
+
+
+@pytest.fixture(scope="module")
+def classifier(package: Path) -> EmotionClassifier:
+    return EmotionClassifier(package)
+
+
+def test_layout_and_head_twins(package: Path) -> None:
+    assert (package / "infer.py").read_bytes() == Path(infer.__file__).read_bytes()
+    assert [name for name in LAYOUT.files() if not (package / name).is_file()] == []
+    head = torch.load(package / "head_weights.pt", weights_only=True)
+    assert set(head) == {"projection", "classifier"}
+    assert set(head["projection"]) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    (twin := package.parent / "twin").mkdir(exist_ok=True)
+    shutil.copytree(package, twin, dirs_exist_ok=True)
+    (twin / "head.safetensors").unlink()
+    np.testing.assert_array_equal(
+        EmotionClassifier(twin).predict_proba(TEXTS), EmotionClassifier(package).predict_proba(TEXTS)
+    )
+    config = json.loads((package / "config.json").read_text())
+    assert {"model_name", "hidden_size", "embed_dim", "num_labels", "emotion_labels", "threshold"} <= set(config)
+    assert config["problem_type"] == "multi_label_classification" and config["id2label"]["0"] == "joy"
+    assert all(path.stat().st_size < 1_000_000 for path in package.rglob("*"))
+
+
+def test_check_passes_and_names_what_is_broken(package: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["check", str(package)])
+    assert result.exit_code == 0, result.output
+    broken = shutil.copytree(package, tmp_path / "broken")
+    golden = json.loads((broken / "golden.json").read_text())
+    golden["rows"][0]["probabilities"][0] += 0.01
+    (broken / "golden.json").write_text(json.dumps(golden))
+    card = (broken / "README.md").read_text()
+    (broken / "README.md").write_text(card.replace("macro F1", "makro F1", 1))
+    problems = check(broken)
+    assert len(problems) == 2 and "README.md" in problems[0] and "golden probabilities differ" in problems[1]
+    (broken / "infer.py").unlink()
+    assert check(broken) == ["infer.py is missing. Remedy: hub_release export again"]
+
+
+def test_swapped_labels_are_found(package: Path, tmp_path: Path) -> None:
+    swapped = shutil.copytree(package, tmp_path / "swapped")
+    config = json.loads((swapped / "config.json").read_text())
+    config["emotion_labels"] = config["emotion_labels"][::-1]
+    (swapped / "config.json").write_text(json.dumps(config))
+    assert any("different labels" in problem for problem in check(swapped))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_parity_for_every_batch_size_and_order(package: Path, batch_size: int) -> None:
+    golden = json.loads((package / "golden.json").read_text())
+    assert golden["labels"] == list(LABELS) and len(golden["rows"]) == 8
+    texts = [row["text"] for row in golden["rows"]]
+    wanted = np.array([row["probabilities"] for row in golden["rows"]])
+    order = np.random.default_rng(batch_size).permutation(len(texts))
+    found = EmotionClassifier(package, batch_size=batch_size).predict_proba([texts[i] for i in order])
+    np.testing.assert_allclose(found, wanted[order], atol=1e-5)
+
+
+def test_adapter_loads_with_peft_alone(package: Path, classifier: EmotionClassifier) -> None:
+    backbone = MistralModel.from_pretrained(classifier.config.model_name)
+    model = PeftModel.from_pretrained(backbone, str(package / "lora_adapter"))
+    changed = [p for name, p in model.named_parameters() if "lora_B" in name and p.abs().sum() > 0]
+    assert len(changed) >= 10  # one token: q and k get no gradient, the other five of both layers do
+    inputs = torch.randn(2, 1, 16)
+    torch.testing.assert_close(
+        model(inputs_embeds=inputs).last_hidden_state, classifier.model.backbone(inputs_embeds=inputs).last_hidden_state
+    )
+
+
+def test_auto_model_gives_the_same_logits(package: Path, classifier: EmotionClassifier) -> None:
+    code = (
+        "import sys, numpy as np, torch\n"
+        "from transformers import AutoModelForSequenceClassification as A\n"
+        "m = A.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "e = torch.from_numpy(np.load(sys.argv[2]))\n"
+        "with torch.no_grad(): np.save(sys.argv[3], m(embeddings=e).logits.numpy())\n"
+    )
+    embeddings = classifier.embed(TEXTS)
+    folder = package.parent
+    np.save(folder / "e.npy", embeddings)
+    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
+    subprocess.run(
+        [sys.executable, "-I", "-c", code, str(package), str(folder / "e.npy"), str(folder / "l.npy")],
+        check=True,
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+    )
+    with torch.no_grad():
+        expected = classifier.model(torch.from_numpy(embeddings)).logits.numpy()
+    np.testing.assert_allclose(np.load(folder / "l.npy"), expected, atol=1e-5)
+
+
+def test_thresholds(classifier: EmotionClassifier) -> None:
+    probabilities = classifier.predict_proba(TEXTS)
+    assert probabilities.shape == (len(TEXTS), 3) and probabilities.dtype == np.float32
+    everything = classifier.predict(TEXTS, threshold=0.0)
+    for row, result in zip(probabilities, everything, strict=True):
+        assert set(result) == set(LABELS)
+        assert list(result.values()) == sorted(result.values(), reverse=True)
+        assert [result[label] for label in LABELS] == [float(value) for value in row]
+    assert classifier.predict(TEXTS, threshold=1.01) == [{}] * len(TEXTS)
+    own = classifier.config.thresholds
+    for row, result in zip(probabilities, classifier.predict(TEXTS), strict=True):
+        assert set(result) == {label for label, value in zip(LABELS, row, strict=True) if value >= own[label]}
+    for row, result in zip(probabilities, classifier.predict(TEXTS, threshold={"joy": 0.0}), strict=True):
+        assert "joy" in result
+        assert ("fear" in result) == (row[2] >= own["fear"])
+    assert all(len(result) == 1 for result in classifier.predict(TEXTS, threshold=0.0, top_k=1))
+    assert set(classifier.config.unreliable_labels) == set(LABELS)  # 18 test rows
+    assert classifier.predict(TEXTS, threshold=0.0, exclude_unreliable=True) == [{}] * len(TEXTS)
+    with pytest.raises(ValueError, match="unknown labels in threshold: hope"):
+        classifier.predict(TEXTS, threshold={"hope": 0.1})
+
+
+def test_odd_input(classifier: EmotionClassifier, package: Path) -> None:
+    assert classifier.predict([]) == [] and classifier.predict_proba([]).shape == (0, 3)
+    with pytest.raises(TypeError, match=r"texts\[1\] is NoneType"):
+        classifier.predict(["a", None])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="one string"):
+        classifier.predict("a")
+    alone = np.concatenate([classifier.predict_proba([text]) for text in TEXTS])
+    np.testing.assert_allclose(classifier.predict_proba(TEXTS), alone, atol=1e-5)
+    own = EmotionClassifier(package, encoder=lambda texts: np.ones((len(texts), 7), np.float32))
+    with pytest.raises(ValueError, match="7 dimensions, the package expects 512"):
+        own.predict(["a"])
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a Hub id"):
+        EmotionClassifier(package / "nothing")
+
+
+def test_columns(classifier: EmotionClassifier) -> None:
+    mapped = Dataset.from_dict({"text": TEXTS, "id": range(len(TEXTS))}).map(classifier, batched=True, batch_size=3)
+    np.testing.assert_allclose(np.array(mapped["probabilities"]), classifier.predict_proba(TEXTS), atol=1e-5)
+    assert [set(names) for names in mapped["emotions"]] == [set(result) for result in classifier.predict(TEXTS)]
+    assert mapped["id"][:] == list(range(len(TEXTS)))
+
+
+def test_shell(package: Path, tmp_path: Path, classifier: EmotionClassifier) -> None:
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS), encoding="utf-8")
+    command = [sys.executable, "-I", str(package / "infer.py"), "--input", "in.jsonl", "--output", "out.jsonl"]
+    subprocess.run([*command, "--threshold", "0"], cwd=tmp_path, check=True, capture_output=True)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["text"] for row in rows] == TEXTS
+    found = [[row["emotions"][label] for label in LABELS] for row in rows]
+    np.testing.assert_allclose(found, classifier.predict_proba(TEXTS), atol=1e-5)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch exploded",)
+
+
+def test_a_pickle_never_runs(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    hostile = shutil.copytree(package, tmp_path / "hostile")
+    (hostile / "head.safetensors").unlink()
+    torch.save({"projection": Bomb()}, hostile / "head_weights.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        EmotionClassifier(hostile)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_export_refuses(finished_run: Path, package: Path, tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match="exists already"):
+        export(finished_run, package)
+    half = shutil.copytree(finished_run, tmp_path / "half")
+    (half / "metrics.json").unlink()
+    with pytest.raises(ReleaseError, match=r"metrics\.json is missing"):
+        export(half, tmp_path / "package")
+    assert not (tmp_path / "package").exists() and not list(tmp_path.glob(".export*"))
+
+
+def test_card_holds_the_recorded_figures(package: Path) -> None:
+    card = (package / "README.md").read_text(encoding="utf-8")
+    metrics = json.loads((package / "metrics.json").read_text())
+    for policy in ("fixed", "global", "per_label"):
+        assert f"{metrics['test'][policy]['macro_f1']:.3f} [" in card
+    assert (
+        "{{" not in card and str(ROOT) not in card and str(package.parent) not in (package / "recipe.yaml").read_text()
+    )
+    code = card.split("```python\n")[1].split("```")[0]
+    result = subprocess.run([sys.executable, "-c", code], cwd=package, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("[{")

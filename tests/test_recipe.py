@@ -1,0 +1,64 @@
+"""Recipes: what ships is valid, flags win, and every mistake is named with its key, file and remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from training.recipe import RECIPES, RecipeError, parse_recipe
+from training.run_folder import RunFolder
+
+
+def test_every_recipe_that_ships_is_valid() -> None:
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    assert names == ["goemotions", "mistral_24b", "quickstart"]
+    for name in names:
+        _, options = parse_recipe(["--recipe", name])
+        assert options.output_dir == f"runs/{name}"
+    reference, _ = parse_recipe(["--recipe", "mistral_24b"])
+    assert (reference.batch_size * reference.gradient_accumulation_steps, reference.epochs) == (32, 15)
+    assert reference.quantization == "nf4" and reference.learning_rate_lora == 1e-4 and reference.alpha == "r2"
+
+
+def test_flags_win_and_the_saved_recipe_gives_the_same(tmp_path: Path) -> None:
+    recipe, _ = parse_recipe(["--recipe", "goemotions", "--epochs", "3", "--labels", "joy", "anger"])
+    assert recipe.epochs == 3 and recipe.labels == ["joy", "anger"] and recipe.token_norm == 960
+    RunFolder(tmp_path).write_recipe(dataclasses.asdict(recipe))
+    again, options = parse_recipe(["--recipe", str(tmp_path / "recipe.yaml")])
+    assert again == recipe and options.output_dir == "runs/recipe"
+
+
+BAD = {
+    "epoch: 3": r"bad\.yaml: unknown key 'epoch'; did you mean 'epochs'\?",
+    "epochs: many": r"bad\.yaml: argument --epochs: invalid int value: 'many'",
+    "epochs: 0": r"bad\.yaml: epochs: 0 is out of range; accepted: at least 1",
+    "head_dropout: 1.5": r"head_dropout: 1.5 is out of range; accepted: 0 to 1",
+    "quantization: fp4": r"argument --quantization: invalid choice: 'fp4' .*nf4",
+    "- a": "a mapping key: value is expected",
+    "a: [": "not YAML",
+}
+
+
+@pytest.mark.parametrize("content", BAD)
+def test_mistakes_are_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=BAD[content]):
+        parse_recipe(["--recipe", str(path)])
+
+
+def test_unknown_recipe_and_flag() -> None:
+    with pytest.raises(RecipeError, match="the recipes are goemotions, mistral_24b, quickstart"):
+        parse_recipe(["--recipe", "nothing"])
+    with pytest.raises((RecipeError, ValueError), match="epoch"):
+        parse_recipe(["--epoch", "3"])
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_recipe(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--learning_rate_projection" in shown and "Recipes that ship: goemotions" in shown

@@ -1,0 +1,104 @@
+"""The run folder of a real run, repetition, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from modeling.infer import EmotionModel, LoadedEncoder
+from tests.conftest import LABELS, fake_encoder, tiny_flags, write_corpus
+from training.encoding import encode
+from training.run import main
+
+FILES = [
+    "recipe.yaml",
+    "environment.json",
+    "audit.json",
+    "label_frequencies.png",
+    "metrics.json",
+    "per_label.csv",
+    "per_label.png",
+    "thresholds.json",
+    "golden.json",
+    "train.log",
+    "focal_config.json",
+    "model/config.json",
+    "model/adapter_model.safetensors",
+]
+
+
+def test_the_run_folder_is_complete(finished_run: Path) -> None:
+    assert [name for name in FILES if not (finished_run / name).is_file()] == []
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    assert set(metrics) == {"validation", "test"}
+    for split in metrics.values():
+        assert set(split) == {"fixed", "global", "per_label"}
+        for policy in split.values():
+            low, high = policy["intervals_95"]["macro_f1"]
+            assert low <= policy["macro_f1"] <= high
+    audit = json.loads((finished_run / "audit.json").read_text())
+    assert audit["training_rows"]["synthetic"] > 0
+    log = (finished_run / "train.log").read_text()
+    assert "parameters train" in log and "eval_macro_f1" in log and "hub_release export" in log
+
+
+def test_checkpoints_hold_trained_weights_only(finished_run: Path) -> None:
+    checkpoints = list((finished_run / "checkpoints").glob("checkpoint-*"))
+    assert checkpoints
+    for checkpoint in checkpoints:
+        weights = [path for path in checkpoint.rglob("*") if path.suffix in (".safetensors", ".bin")]
+        assert [path.name for path in weights] == ["adapter_model.safetensors"]
+        with safe_open(weights[0], framework="numpy") as file:
+            assert all("lora" in key or "projection" in key or "classifier" in key for key in file)
+
+
+def test_a_second_run_encodes_nothing_and_gives_the_same(finished_run: Path, tiny_backbone: Path) -> None:
+    base = finished_run.parent
+    flags = [*tiny_flags(base / "corpus", tiny_backbone, base / "again"), "--balance_target", "30"]
+    assert main(flags) == 0
+    log = (base / "again" / "train.log").read_text()
+    assert "encoded nothing, all 84 texts are cached" in log
+    for name in ("metrics.json", "golden.json", "thresholds.json", "audit.json"):
+        assert (base / "again" / name).read_bytes() == (finished_run / name).read_bytes()
+
+
+def test_a_run_is_not_overwritten_unasked(
+    finished_run: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished_run / "metrics.json").read_bytes()
+    assert main(tiny_flags(finished_run.parent / "corpus", tiny_backbone, finished_run)) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert (finished_run / "metrics.json").read_bytes() == before
+
+
+def test_bad_input_ends_with_a_message(tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(tmp_path / "corpus")
+    (tmp_path / "corpus" / "train.jsonl").write_text('{"text": "x", "labels": ["sorrow"]}\n')
+    assert main(tiny_flags(tmp_path / "corpus", tiny_backbone, tmp_path / "run")) == 2
+    assert "train.jsonl, line 1: unknown label 'sorrow'" in capsys.readouterr().err
+
+
+def test_encoding_is_cached_by_text_and_resumes(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def counting(texts: list[str]) -> np.ndarray:
+        if "stop" in texts:
+            raise KeyboardInterrupt
+        seen.extend(texts)
+        return fake_encoder(texts)
+
+    encoder = LoadedEncoder("fake", "1", counting)
+    texts = [f"text {i % 700}" for i in range(900)]
+    with pytest.raises(KeyboardInterrupt):
+        encode([*texts, "stop"], encoder, tmp_path)
+    assert len(seen) == 512
+    vectors = encode(texts, encoder, tmp_path)
+    np.testing.assert_array_equal(vectors, fake_encoder(texts))
+    assert len(seen) == len(set(seen)) == 700
+    encode(texts, encoder._replace(version="2"), tmp_path)
+    assert len(seen) == 1_400
+    assert LABELS and EmotionModel

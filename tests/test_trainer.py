@@ -1,0 +1,144 @@
+"""Runs that must agree, agree: accumulation, processes, resume, repetition."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import MistralModel, TrainingArguments
+
+from modeling.adapters import attach_lora, learning_rate_groups
+from modeling.infer import EmotionConfig, EmotionModel
+from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config, tiny_flags, write_corpus
+from training.run_folder import RunFolder
+from training.trainer import EmbeddingDataset, FocalTrainer
+
+RATES = {"projection": 1e-2, "classifier": 5e-3, "lora": 2e-3}
+
+
+def data(rows: int = 64) -> EmbeddingDataset:
+    generator = np.random.default_rng(0)
+    return EmbeddingDataset(generator.normal(size=(rows, EMBED_DIM)), generator.random((rows, 3)) < 0.4)
+
+
+def train(folder: Path, micro: int, accumulate: int, rows: int = 64) -> tuple[list[float], dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    config = EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=LABELS, head_dropout=0.0)
+    model = attach_lora(EmotionModel(config, MistralModel(tiny_config())), 4, 8, 0.0)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulate,
+        num_train_epochs=3,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        max_grad_norm=1.0,
+    )
+    trainer = FocalTrainer(
+        model, arguments, alpha=[0.75, 0.25, 0.5], gamma=2.0, learning_rates=RATES, train_dataset=data(rows)
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return losses, weights
+
+
+@pytest.mark.parametrize("rows", [64, 54])  # 54 leaves a ragged last step
+def test_one_batch_equals_accumulated_batches(tmp_path: Path, rows: int) -> None:
+    losses, weights = train(tmp_path / "a", 32, 1, rows)
+    cut_losses, cut_weights = train(tmp_path / "b", 8, 4, rows)
+    assert len(losses) == 6
+    np.testing.assert_allclose(cut_losses, losses, rtol=1e-5)
+    for name in weights:
+        torch.testing.assert_close(cut_weights[name], weights[name], rtol=1e-4, atol=1e-6)
+
+
+def test_each_part_has_its_learning_rate() -> None:
+    config = EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=LABELS)
+    model = attach_lora(EmotionModel(config, MistralModel(tiny_config())), 4, 8, 0.0)
+    groups = learning_rate_groups(model, **RATES, weight_decay=0.1)
+    listed = [p for group in groups for p in group["params"]]
+    assert {id(p) for p in listed} == {id(p) for p in model.parameters() if p.requires_grad}
+    assert len(listed) == len({id(p) for p in listed}) == 6 + 2 * 2 * 7
+    for group in groups:
+        assert group["lr"] == RATES[group["part"]]
+        assert (group["weight_decay"] == 0) == all(p.ndim == 1 for p in group["params"])
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "adapter_model.safetensors")
+
+
+def launch(flags: list[str], cache: Path, processes: int = 1) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_cpu_threads_per_process", "1"]
+    command += ["--num_processes", str(processes)] if processes > 1 else []
+    environment = {**os.environ, "GOEMOTIONS_MISTRAL_CACHE": str(cache), "MASTER_PORT": "29533"}
+    log = (cache / "launch.log").open("ab")
+    return subprocess.Popen(
+        [*command, "training/run.py", *flags], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+    )
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_backbone: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", rows=96)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert launch(tiny_flags(corpus, tiny_backbone, whole), tmp_path).wait() == 0
+    process = launch([*tiny_flags(corpus, tiny_backbone, cut), "--save_total_limit", "9"], tmp_path)
+    deadline = time.monotonic() + 120
+    while not (cut / "checkpoints" / "checkpoint-12" / "trainer_state.json").exists():
+        assert time.monotonic() < deadline and process.poll() in (None, 0), (tmp_path / "launch.log").read_text()[
+            -3000:
+        ]
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # Whatever came after the first epoch is lost, and the checkpoint that was being written is half there.
+    for step in (24, 36):
+        shutil.rmtree(cut / "checkpoints" / f"checkpoint-{step}", ignore_errors=True)
+    (cut / "checkpoints" / "checkpoint-24").mkdir()
+    (cut / "metrics.json").unlink(missing_ok=True)
+    flags = [*tiny_flags(corpus, tiny_backbone, cut), "--save_total_limit", "9"]
+    assert launch([*flags, "--resume"], tmp_path).wait() == 0
+    assert "resuming from" in (cut / "train.log").read_text()
+    assert RunFolder(cut).read_json("metrics.json") == RunFolder(whole).read_json("metrics.json")
+    first, second = weights_of(whole), weights_of(cut)
+    assert len(first) == len(second) > 20
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=0, atol=0)
+
+
+def test_two_processes_equal_one(tmp_path: Path, tiny_backbone: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    one, two = tmp_path / "one", tmp_path / "two"
+    shared = ["--head_dropout", "0", "--embedding_noise", "0"]
+    assert launch([*tiny_flags(corpus, tiny_backbone, one), *shared, "--batch_size", "16"], tmp_path).wait() == 0
+    done = launch([*tiny_flags(corpus, tiny_backbone, two), *shared, "--batch_size", "8"], tmp_path, processes=2).wait()
+    assert done == 0, (tmp_path / "launch.log").read_text()[-3000:]
+    assert RunFolder(two).read_json("environment.json")["processes"] == 2
+    first, second = weights_of(one), weights_of(two)
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=1e-5)
+
+
+def test_checkpoints_are_ordered_by_number_and_complete(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.last_checkpoint() is None
+    for step in (8, 16, 100):
+        (run.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+        if step != 100:
+            (run.checkpoints / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    last = run.last_checkpoint()
+    assert last is not None and last.name == "checkpoint-16"
