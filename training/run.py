@@ -26,7 +26,7 @@ from modeling.backbones import load_frozen_backbone, read_backbone_config
 from modeling.focal import alpha_per_label
 from modeling.infer import EmotionConfig, EmotionModel, cache_folder, load_encoder, predict_probabilities
 from modeling.projection import standardise_projection
-from training.audit import audit_rows
+from training.audit import LeakError, audit_rows
 from training.balance import BalanceError, Rows, ismote, real_rows, thin_label
 from training.corpus import SPLITS, Corpus, CorpusError, load_corpus
 from training.encoding import encode
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(recipe: Recipe, options: RunOptions) -> int:
     """The stages of a run."""
-    run, state = RunFolder(str(options.output_dir)), PartialState()
+    run, state = RunFolder(str(options.output_dir)), PartialState(cpu=not torch.cuda.is_available())
     with state.main_process_first():
         if state.is_main_process:
             run.prepare(options.resume, options.overwrite)
