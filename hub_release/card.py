@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined, meta
 from safetensors import safe_open
 
 from hub_release.package import LAYOUT, ReleaseError, template_path
+from modeling.infer import BUNDLED_BACKBONE
 
 _POLICIES = {"fixed": "0.5", "global": "one for all labels", "per_label": "one per label"}
 _SHOWN = [
@@ -118,11 +119,18 @@ def _metadata(config: dict[str, Any], metrics: dict[str, Any]) -> str:
         pipeline_tag="text-classification",
         tags=["emotion", "multi-label", "lora", "focal-loss"],
         datasets=[config["dataset"]] if is_hub_dataset else None,
-        base_model=config["model_name"] if "/" in config["model_name"] else "HuggingFaceTB/SmolLM2-135M-Instruct",
-        base_model_relation="adapter",
+        base_model=_base_model(config["model_name"]),
+        base_model_relation="adapter" if _base_model(config["model_name"]) else None,
         eval_results=results,
     )
     return str(data).strip()
+
+
+def _base_model(name: str) -> str | None:
+    """The Hub id to name as base model; None for a folder."""
+    if name == BUNDLED_BACKBONE:
+        return "HuggingFaceTB/SmolLM2-135M-Instruct"
+    return name if name.count("/") == 1 and not Path(name).exists() else None
 
 
 def _count_weights(package: Path) -> int:

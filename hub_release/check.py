@@ -17,6 +17,7 @@ _PROBE = '''
 import json, sys
 from pathlib import Path
 import numpy as np
+import torch
 
 folder = Path(sys.argv[1])
 
@@ -37,7 +38,7 @@ from infer import EmotionClassifier
 golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
 texts = [row["text"] for row in golden["rows"]]
 wanted = np.array([row["probabilities"] for row in golden["rows"]])
-classifier = EmotionClassifier(folder)
+classifier = EmotionClassifier(folder, dtype=torch.float32)
 assert classifier.labels == golden["labels"], "config.json and golden.json list different labels"
 difference = float(np.abs(classifier.predict_proba(texts) - wanted).max())
 print(json.dumps({"rows": len(texts), "difference": difference}))

@@ -500,7 +500,8 @@ def _check_texts(texts: Iterable[str]) -> list[str]:
     for index, text in enumerate(checked):
         if not isinstance(text, str):
             raise TypeError(f"texts[{index}] is {type(text).__name__}, not a string: {text!r:.80}")
-    return checked
+    # Half an emoji (a lone surrogate, legal in JSON) is no UTF-8: it becomes a question mark.
+    return [text.encode("utf-8", "replace").decode() for text in checked]
 
 
 class EmotionClassifier:
@@ -617,7 +618,8 @@ class EmotionClassifier:
 
 def _read_texts(path: Path) -> list[str]:
     """Texts of a JSONL file (a string, or an object with "text", on each line), else of the lines of a text file."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Not splitlines: a text may hold any line separator but the newline itself.
+    lines = [line.rstrip("\r") for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
     if path.suffix != ".jsonl":
         return lines
     rows = [json.loads(line) for line in lines if line.strip()]

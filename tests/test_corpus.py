@@ -60,6 +60,11 @@ FAULTS = {
     "empty file": (b"", r"train\.csv is empty"),
     "no rows": (b"text,labels\n", "train split has no rows"),
     "encoding": (b"text,labels\ncaf\xe9,happy\n", r"train\.csv: byte 15 is not UTF-8.*Remedy"),
+    "too many cells": (b"text,labels\nhello, world,happy\n", r"line 2: 3 cells for the 2 columns text, labels.*Remedy"),
+    "open quote": (b'text,labels\n"x,happy\ny,angry\n', r"line 2: unexpected end of data.*Remedy"),
+    "line number": (b'text,labels\n"a\nb",happy\n\nx,sad\n', r"train\.csv, line 5: unknown label 'sad'"),
+    "no list": (b'text,labels\nx,"[happy"\n', r"line 2: labels '\[happy' are not a list"),
+    "fraction": (b"text,labels\nx,0.7\n", r"line 2: unknown label '0\.7'"),
     "empty text": (b"text,labels\n ,happy\n", r"train\.csv, line 2: the text is ' '.*Remedy"),
 }
 
@@ -71,6 +76,22 @@ def test_faults_are_named_with_their_place(tmp_path: Path, fault: str) -> None:
     (tmp_path / "train.csv").write_bytes(content)
     with pytest.raises(CorpusError, match=message):
         load_corpus("files", OWN, str(tmp_path))
+
+
+def test_a_json_row_without_labels_is_named(tmp_path: Path) -> None:
+    save(tmp_path, "jsonl")
+    (tmp_path / "train.jsonl").write_text('{"text": "x", "labels": ["happy"]}\n\n{"text": "y", "lables": ["happy"]}\n')
+    with pytest.raises(CorpusError, match=r"train\.jsonl, line 3: no labels"):
+        load_corpus("files", OWN, str(tmp_path))
+
+
+def test_ids_are_those_of_goemotions_for_its_label_sets(tmp_path: Path) -> None:
+    for split in SPLITS:
+        (tmp_path / f"{split}.csv").write_text("text,labels\nx,0\ny,27\n")
+    corpus = load_corpus("files", ["goemotions-15"], str(tmp_path))
+    np.testing.assert_array_equal(corpus["train"].labels.sum(axis=1), [1, 0])
+    assert corpus["train"].labels[0, corpus.labels.index("admiration")] == 1
+    assert load_corpus("starter", ["joy", "anger"])["test"].labels.shape[1] == 2
 
 
 def test_duplicate_ids_and_missing_split(tmp_path: Path) -> None:

@@ -26,7 +26,17 @@ from modeling import infer
 from modeling.infer import EmotionClassifier
 from tests.conftest import LABELS, ROOT
 
-TEXTS = ["sunny cake", "", "slammed door 😀", "x " * 3_000, "δοκιμή テスト", "dark cellar", "  ", "sunny slammed dark"]
+TEXTS = [
+    "sunny cake",
+    "",
+    "slammed door 😀",
+    "x " * 3_000,
+    "δοκιμή テスト",
+    "dark cellar",
+    "half \ud83d",
+    "  ",
+    "sunny slammed dark",
+]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,10 @@ Every problem ends with a :class:`CorpusError` that names the file, the row, the
 
 from __future__ import annotations
 
+import ast
+import csv
 import hashlib
+import io
 import json
 import logging
 import os
@@ -114,12 +117,14 @@ def load_corpus(
         CorpusError: bad data.
     """
     columns = (text_column, label_column, id_column)
+    own = None if len(labels) == 1 else tuple(labels)
     if dataset == "starter":
-        return _build(dataset, "1", labels, None, _file_rows(STARTER_FOLDER, None, "text", "labels", "id"), unlabelled)
+        return _build(
+            dataset, "1", labels, GOEMOTIONS_28, _file_rows(STARTER_FOLDER, None, "text", "labels", "id"), unlabelled
+        )
     if dataset == "files":
         if data_dir is None:
             raise CorpusError("dataset files needs --data_dir: the folder with train, validation and test files")
-        own = None if len(labels) == 1 else tuple(labels)
         return _build("files", "", labels, None, _file_rows(Path(data_dir), own, *columns), unlabelled)
     if dataset == "goemotions":
         folder = data_dir or os.environ.get("GOEMOTIONS_DIR")
@@ -134,7 +139,7 @@ def load_corpus(
         remedy = "give the folder with --data_dir, or check the id and the network"
         raise CorpusError(f"dataset {dataset!r} cannot be loaded ({error}). Remedy: {remedy}") from error
     names = _declared_labels(loaded, label_column)
-    return _build(dataset, revision or "", labels, names, _hub_rows(dataset, loaded, *columns), unlabelled)
+    return _build(dataset, revision or "", labels, names, _hub_rows(dataset, loaded, own, *columns), unlabelled)
 
 
 # Rows of each source
@@ -182,15 +187,19 @@ def _file_rows(
     for split in SPLITS:
         path = _find_file(folder, split, _SUFFIXES)
         table = _read_table(path)
-        first = 1 if path.suffix in (".jsonl", ".parquet") else 2  # a header takes line 1
         unit = "row" if path.suffix == ".parquet" else "line"
-        places = [f"{path}, {unit} {index + first}" for index in range(len(table))]
+        places = [f"{path}, {unit} {number}" for number in table.index]
         result[split] = _table_rows(str(path), table, places, own, text_column, label_column, id_column)
     return result
 
 
 def _hub_rows(
-    name: str, loaded: datasets.DatasetDict, text_column: str, label_column: str, id_column: str | None
+    name: str,
+    loaded: datasets.DatasetDict,
+    own: Sequence[str] | None,
+    text_column: str,
+    label_column: str,
+    id_column: str | None,
 ) -> dict[str, list[_Row]]:
     result = {}
     for split in SPLITS:
@@ -200,11 +209,10 @@ def _hub_rows(
                 f"{name} has no {split} split, only {', '.join(loaded)}. Remedy: save three splits as files"
             )
         table = loaded[found].to_pandas()
-        names = _declared_labels(loaded, label_column)
-        if names is not None:
-            table[label_column] = [[names[i] for i in (np.atleast_1d(value).tolist())] for value in table[label_column]]
+        if _declared_labels(loaded, label_column) is not None:
+            table[label_column] = [np.atleast_1d(value).tolist() for value in table[label_column]]
         places = [f"{name}, {found}, row {index}" for index in range(len(table))]
-        result[split] = _table_rows(f"{name}, {found}", table, places, None, text_column, label_column, id_column)
+        result[split] = _table_rows(f"{name}, {found}", table, places, own, text_column, label_column, id_column)
     return result
 
 
@@ -231,7 +239,7 @@ def _table_rows(
                 f"{source}: no column {column!r}, only {', '.join(map(str, columns))}. Remedy: set text_column or id_column"
             )
     if label_column in columns:
-        labels = [_split_labels(value) for value in table[label_column]]
+        labels = [_split_labels(value, place) for value, place in zip(table[label_column], places, strict=True)]
     elif own is not None and set(own) <= set(columns):
         labels = [list(row) for row in _one_hot_rows(table, places, own)]
     else:
@@ -254,16 +262,17 @@ def _one_hot_rows(table: pd.DataFrame, places: list[str], own: Sequence[str]) ->
         yield names
 
 
-def _split_labels(value: Any) -> list[str | int]:
+def _split_labels(value: Any, place: str) -> list[Any]:
     if isinstance(value, (list, tuple, np.ndarray)):
         return list(value)
     if value is None or (isinstance(value, float) and np.isnan(value)):
-        return []
-    if isinstance(value, (int, np.integer, float)):
-        return [int(value)]
+        raise CorpusError(f"{place}: no labels. Remedy: fill them in; an empty list or cell says that there are none")
     text = str(value).strip()
     if text.startswith("["):
-        return list(json.loads(text))
+        try:
+            return list(ast.literal_eval(text))
+        except (ValueError, SyntaxError):
+            raise CorpusError(f"{place}: labels {text!r} are not a list such as ['joy', 'love']") from None
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -288,20 +297,47 @@ def _read_text(path: Path) -> str:
 
 def _read_table(path: Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
-        return pd.read_parquet(path)
+        try:
+            return pd.read_parquet(path).reset_index(drop=True).rename(index=lambda row: row + 1)
+        except (OSError, ValueError) as error:
+            raise CorpusError(f"{path}: not a Parquet file ({error})") from None
     text = _read_text(path)
     if not text.strip():
         raise CorpusError(f"{path} is empty")
-    if path.suffix == ".jsonl":
-        return pd.DataFrame(list(_json_rows(path, text)))
-    try:
-        # Everything stays text: an id such as 007, or a text such as "NA", must not change.
-        return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, keep_default_na=False)
-    except pd.errors.ParserError as error:
-        raise CorpusError(f"{path}: {error}. Remedy: quote cells that hold the separator or a line break") from None
+    rows = _json_rows(path, text) if path.suffix == ".jsonl" else _separated_rows(path, text)
+    numbered = dict(rows)
+    if not numbered:
+        raise CorpusError(f"{path}: the {path.stem} split has no rows, only a header")
+    # No type inference: an id such as 007, or a text such as "NA", must not change.
+    return pd.DataFrame(list(numbered.values()), index=list(numbered), dtype=object)
 
 
-def _json_rows(path: Path, text: str) -> Iterator[dict[str, Any]]:
+def _separated_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line numbers and rows of a CSV or TSV file; no cell may be missing or left over."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    header: list[str] = []
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise CorpusError(
+                f"{path}, line {line}: {error}. Remedy: close the quotes; double a quote inside them"
+            ) from None
+        if cells is None:
+            return
+        if not header:
+            header = cells
+        elif cells:
+            if len(cells) != len(header):
+                raise CorpusError(
+                    f"{path}, line {line}: {len(cells)} cells for the {len(header)} columns {', '.join(header)}. "
+                    "Remedy: quote a cell that holds the separator or a line break"
+                )
+            yield line, dict(zip(header, cells, strict=True))
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -311,7 +347,7 @@ def _json_rows(path: Path, text: str) -> Iterator[dict[str, Any]]:
             raise CorpusError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise CorpusError(f"{path}, line {number}: an object with the columns as keys is expected")
-        yield row
+        yield number, row
 
 
 # Rows → splits
@@ -342,6 +378,8 @@ def _build_split(split: str, rows: list[_Row], taxonomy: Taxonomy, unlabelled: s
     _refuse_duplicate_ids(rows)
     vectors = np.array([_vector(row, taxonomy) for row in rows], dtype=np.int8)
     for row in rows:
+        if isinstance(row.text, str) and not row.text.isascii() and any("\ud800" <= c <= "\udfff" for c in row.text):
+            raise CorpusError(f"{row.place}: the text holds half a character (a lone surrogate): {row.text!r:.80}")
         if not isinstance(row.text, str) or not row.text.strip():
             raise CorpusError(f"{row.place}: the text is {row.text!r}. Remedy: delete the row or fill it in")
     has_label = vectors.any(axis=1)
@@ -357,12 +395,14 @@ def _build_split(split: str, rows: list[_Row], taxonomy: Taxonomy, unlabelled: s
 def _vector(row: _Row, taxonomy: Taxonomy) -> list[int]:
     names: list[str] = []
     for label in row.labels:
-        if isinstance(label, (int, np.integer)) or label.isdigit():
-            source = list(taxonomy.sources) if label not in taxonomy.sources else []
-            if source and not 0 <= int(label) < len(source):
-                raise CorpusError(f"{row.place}: label id {label} is out of range, 0 to {len(source) - 1} are valid")
-            label = source[int(label)] if source else label
-        names.append(str(label))
+        name = str(label).removesuffix(".0")
+        if name not in taxonomy.sources and name.lstrip("-").isdigit():
+            if not 0 <= int(name) < len(taxonomy.ids):
+                raise CorpusError(
+                    f"{row.place}: label id {name} is out of range, 0 to {len(taxonomy.ids) - 1} are valid"
+                )
+            name = taxonomy.ids[int(name)]
+        names.append(name)
     try:
         return taxonomy.vector(names)
     except KeyError as error:

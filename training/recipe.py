@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import DataClassType
 
 from modeling.adapters import ALL_LINEAR
+from modeling.infer import ENCODERS
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -183,6 +184,9 @@ def _read_yaml(path: Path) -> list[str]:
 
 
 def _check_ranges(recipe: Recipe) -> None:
+    if recipe.encoder not in ENCODERS and not recipe.encoder.startswith("sentence-transformers/"):
+        accepted = f"{', '.join(ENCODERS)} or sentence-transformers/<model>"
+        raise RecipeError(f"encoder: {recipe.encoder!r} is unknown; accepted: {accepted}")
     for name, (low, high) in RANGES.items():
         value = getattr(recipe, name)
         if not low <= value <= (math.inf if high is None else high):
@@ -214,8 +218,13 @@ def parse_recipe(argv: Sequence[str] | None = None) -> tuple[Recipe, RunOptions]
         _check_ranges(file_recipe)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
-    recipe, options = parser.parse_args_into_dataclasses([*settings, *flags])
+    try:
+        recipe, options = parser.parse_args_into_dataclasses([*settings, *flags])
+    except ValueError as error:  # a flag that no field has
+        raise RecipeError(f"{error} See --help") from None
     _check_ranges(recipe)
+    if recipe.data_dir and recipe.dataset not in ("files", "goemotions"):
+        raise RecipeError(f"data_dir is not read by dataset {recipe.dataset!r}; use --dataset files or goemotions")
     options.output_dir = options.output_dir or f"runs/{path.stem}"
     return recipe, options
 

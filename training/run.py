@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -49,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(*parse_recipe(sys.argv[1:] if argv is None else argv))
     except (RecipeError, CorpusError, BalanceError, RunFolderError, LeakError, ImportError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
-        logger.debug("the error above", exc_info=True)
         return 2
 
 
@@ -58,6 +56,8 @@ def train(recipe: Recipe, options: RunOptions) -> int:
     run, state = RunFolder(str(options.output_dir)), PartialState(cpu=not torch.cuda.is_available())
     with state.main_process_first():
         if state.is_main_process:
+            if options.resume and (run.path / "recipe.yaml").exists():
+                run.refuse_other_recipe(dataclasses.asdict(recipe))
             run.prepare(options.resume, options.overwrite)
         log_to(run, state)
         corpus = read_corpus(recipe)
@@ -66,8 +66,6 @@ def train(recipe: Recipe, options: RunOptions) -> int:
     set_seed(recipe.seed)
     rows = balance_rows(corpus, embeddings["train"], recipe)
     if state.is_main_process:
-        if options.overwrite:
-            clear(run)
         describe_run(run, recipe, corpus, embeddings["train"], rows, state)
     model = build_model(recipe, corpus, rows.embeddings, state)
     trainer = build_trainer(model, rows, corpus, embeddings["validation"], recipe, run)
@@ -132,12 +130,6 @@ def balance_rows(corpus: Corpus, embeddings: np.ndarray, recipe: Recipe) -> Rows
     return rows
 
 
-def clear(run: RunFolder) -> None:
-    """Forget the checkpoints of the run that is trained anew."""
-    for folder in run.checkpoints.glob("checkpoint-*"):
-        shutil.rmtree(folder)
-
-
 def describe_run(
     run: RunFolder, recipe: Recipe, corpus: Corpus, embeddings: np.ndarray, rows: Rows, state: PartialState
 ) -> None:
@@ -174,9 +166,12 @@ def build_model(recipe: Recipe, corpus: Corpus, embeddings: np.ndarray, state: P
     model = EmotionModel(config, backbone)
     if recipe.token_norm:
         standardise_projection(model.projection, embeddings, recipe.token_norm, recipe.seed)
-    peft_model = attach_lora(
-        model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, recipe.lora_target_modules
-    )
+    try:
+        peft_model = attach_lora(
+            model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, recipe.lora_target_modules
+        )
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     if recipe.gradient_checkpointing:
         # The re-entrant kind trains nothing where the backbone's input needs no gradient.
         cast(Any, backbone).gradient_checkpointing_enable({"use_reentrant": False})
@@ -207,6 +202,7 @@ def build_trainer(
         load_best_model_at_end=True,
         metric_for_best_model=recipe.metric_for_best_model,
         greater_is_better=True,
+        restore_callback_states_from_checkpoint=recipe.early_stopping_patience > 0,
         save_total_limit=recipe.save_total_limit,
         logging_steps=50,
         report_to=recipe.report_to,

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,12 +33,24 @@ PACKAGES = [
 ]
 
 
+RESULTS = [
+    "metrics.json",
+    "per_label.csv",
+    "per_label.png",
+    "thresholds.json",
+    "golden.json",
+    "focal_config.json",
+    "timing.json",
+]
+"""What only a finished run has."""
+
+
 class RunFolderError(RuntimeError):
     """The folder cannot take this run; the message names the remedy."""
 
 
 class RunFolder:
-    """``runs/<name>/``. Every file appears whole or not at all: written beside its place, then moved onto it."""
+    """``runs/<name>/``. Text files appear whole or not at all: written beside their place, then moved onto it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -58,7 +71,27 @@ class RunFolder:
                 f"{self.path} holds a run already. Remedy: --resume to continue it, --overwrite to train it anew, or "
                 "another --output_dir"
             )
+        for name in RESULTS:  # an interrupted run must not be taken for the finished one before it
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "model", ignore_errors=True)
+        if overwrite:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def refuse_other_recipe(self, fields: Mapping[str, Any]) -> None:
+        """Refuse to resume with settings that are not those of the run.
+
+        Raises:
+            RunFolderError: the settings differ; the message names them.
+        """
+        stored = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        free = {"data_dir", "report_to", "save_total_limit"}
+        other = sorted(key for key in fields if key not in free and stored.get(key) != fields[key])
+        if other:
+            raise RunFolderError(
+                f"--resume with other settings than those of {self.path}: {', '.join(other)}. Remedy: give the same "
+                "recipe and flags, or --overwrite to train anew"
+            )
 
     def last_checkpoint(self) -> Path | None:
         """The last complete checkpoint: the highest step whose trainer state, written last, is there."""
@@ -101,9 +134,11 @@ def describe_environment(seed: int, processes: int) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    here = Path(__file__).parents[1]
+    commit = None
+    if (here / ".git").exists() and shutil.which("git"):
+        command = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip() or None
     return {
         "python": platform.python_version(),
         "packages": versions,
@@ -112,5 +147,5 @@ def describe_environment(seed: int, processes: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "git_commit": commit.stdout.strip() or None,
+        "git_commit": commit,
     }

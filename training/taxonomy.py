@@ -83,12 +83,14 @@ class Taxonomy:
 
     Attributes:
         labels: the L names.
-        sources: which label of the corpus stands for which label of the run, in the order of the corpus' ids.
+        sources: which label of the corpus stands for which label of the run.
+        ids: the corpus labels in the order of their ids.
         ignored: corpus labels that the run leaves out.
     """
 
     labels: tuple[str, ...]
     sources: Mapping[str, str]
+    ids: tuple[str, ...]
     ignored: frozenset[str] = frozenset()
 
     def vector(self, names: Sequence[str]) -> list[int]:
@@ -97,18 +99,20 @@ class Taxonomy:
         return [int(label in wanted) for label in self.labels]
 
 
-def _in_id_order(groups: Mapping[str, str]) -> dict[str, str]:
-    target_of = {source: target for target, sources in groups.items() for source in sources.split()}
-    return {source: target_of[source] for source in GOEMOTIONS_28}
+def _targets(groups: Mapping[str, str]) -> dict[str, str]:
+    return {source: target for target, sources in groups.items() for source in sources.split()}
 
 
 TAXONOMIES: dict[str, Taxonomy] = {
-    "goemotions-28": Taxonomy(GOEMOTIONS_28, {name: name for name in GOEMOTIONS_28}),
+    "goemotions-28": Taxonomy(GOEMOTIONS_28, {name: name for name in GOEMOTIONS_28}, GOEMOTIONS_28),
     "goemotions-15": Taxonomy(
-        GOEMOTIONS_15, {name: name for name in GOEMOTIONS_15}, frozenset(GOEMOTIONS_28) - frozenset(GOEMOTIONS_15)
+        GOEMOTIONS_15,
+        {name: name for name in GOEMOTIONS_15},
+        GOEMOTIONS_28,
+        frozenset(GOEMOTIONS_28) - frozenset(GOEMOTIONS_15),
     ),
-    "ekman": Taxonomy(tuple(_EKMAN), _in_id_order(_EKMAN)),
-    "sentiment": Taxonomy(tuple(_SENTIMENT), _in_id_order(_SENTIMENT)),
+    "ekman": Taxonomy(tuple(_EKMAN), _targets(_EKMAN), GOEMOTIONS_28),
+    "sentiment": Taxonomy(tuple(_SENTIMENT), _targets(_SENTIMENT), GOEMOTIONS_28),
 }
 
 
@@ -133,8 +137,10 @@ def build_taxonomy(labels: Sequence[str], corpus_labels: Sequence[str] | None = 
     if twice:
         raise ValueError(f"labels: {', '.join(twice)} is listed twice")
     if corpus_labels is None:
-        return Taxonomy(own, {label: label for label in own})
+        return Taxonomy(own, {label: label for label in own}, own)
     missing = sorted(set(own) - set(corpus_labels))
     if missing:
         raise ValueError(f"labels: the corpus has no {', '.join(missing)}; it has {', '.join(corpus_labels)}")
-    return Taxonomy(own, {label: label for label in own}, frozenset(corpus_labels) - frozenset(own))
+    return Taxonomy(
+        own, {label: label for label in own}, tuple(corpus_labels), frozenset(corpus_labels) - frozenset(own)
+    )
