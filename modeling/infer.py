@@ -638,7 +638,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--exclude_unreliable", action="store_true", help="leave out labels with too few test rows")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …")
     arguments = parser.parse_args(argv)
-    texts = arguments.texts + (_read_texts(arguments.input) if arguments.input else [])
+    texts = _check_texts(arguments.texts + (_read_texts(arguments.input) if arguments.input else []))
     if not texts:
         parser.error("no text given: write texts after the command, or --input FILE")
     classifier = EmotionClassifier(arguments.model, device=arguments.device)
