@@ -39,10 +39,11 @@ def read_backbone_config(name: str, revision: str | None = None) -> PreTrainedCo
     return AutoConfig.from_pretrained(source, revision=revision).get_text_config()
 
 
-def load_frozen_backbone(
-    name: str, revision: str | None, quantization: str, dtype: torch.dtype, device: str | torch.device
-) -> nn.Module:
+def load_frozen_backbone(name: str, revision: str | None, quantization: str, device: str | torch.device) -> nn.Module:
     """Load a backbone whose weights do not train, and whose gradients are right after an evaluation too.
+
+    Weights that are not quantised stay in float32, on a GPU too: training may compute in bfloat16 by autocast, but
+    what is scored and published is then the same on every machine.
 
     On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights for inference at the first forward without
     gradients, after which gradients are silently wrong; the repacking is switched off.
@@ -51,12 +52,12 @@ def load_frozen_backbone(
         raise RuntimeError(
             f"quantization {quantization} on a {platform.machine()} CPU is not verified: use quantization none, or a GPU"
         )
-    backbone = load_backbone(name, revision, quantization, dtype, device)
+    backbone = load_backbone(name, revision, quantization, device=device)
     backbone.requires_grad_(False)
     for module in backbone.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.__dict__["support_avx512bf16_for_cpu"] = False
-    logger.info("backbone %s: quantization %s, %s", name, quantization, dtype)
+    logger.info("backbone %s: quantization %s", name, quantization)
     return backbone
 
 

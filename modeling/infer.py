@@ -177,8 +177,16 @@ def _load_sentence_transformer(name: str, folder: str | None = None, version: st
     model = module.SentenceTransformer(folder or name.removeprefix("sentence-transformers/"))
     # Dynamic batching pads to the longest text of a batch: the library sorts by length itself.
     return LoadedEncoder(
-        name, version or module.__version__, lambda texts: model.encode(texts, show_progress_bar=False)
+        name, version or _weights_version(model), lambda texts: model.encode(texts, show_progress_bar=False)
     )
+
+
+def _weights_version(model: nn.Module) -> str:
+    """What identifies a model's weights wherever they came from: the start of their SHA-256."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _load_minilm(name: str) -> LoadedEncoder:
@@ -410,9 +418,13 @@ class EmotionModel(PreTrainedModel):
 
         A folder written by ``save_pretrained`` (with the whole model in it) loads the way of every other model.
         """
-        folder = _local_folder(pretrained_model_name_or_path, revision)
+        hub = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
+        folder = _local_folder(pretrained_model_name_or_path, revision, **hub)
         if not (folder / "lora_adapter").is_dir():
             return super().from_pretrained(folder, *model_args, config=config, dtype=dtype, **kwargs)
+        unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in _AUTO_MODEL_OPTIONS)
+        if unknown:
+            raise TypeError(f"a package does not take {', '.join(unknown)}; dtype, device and revision can be given")
         if config is None:
             config = EmotionConfig.from_pretrained(folder)
         if dtype is None or dtype == "auto":
@@ -436,13 +448,18 @@ def _build_backbone(config: EmotionConfig) -> nn.Module:
     return getattr(backbone, "language_model", backbone)
 
 
-def _local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None) -> Path:
+_HUB_OPTIONS = ("token", "cache_dir", "force_download", "local_files_only")
+_AUTO_MODEL_OPTIONS = ("trust_remote_code", "code_revision", "adapter_kwargs")
+"""What the Auto classes pass on, and a package has no use for."""
+
+
+def _local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None, **hub: Any) -> Path:
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
         return folder
     if folder.is_absolute() or str(folder_or_hub_id).count("/") != 1:
         raise FileNotFoundError(f"{folder} is neither a folder nor a Hub id such as user/model")
-    return Path(snapshot_download(str(folder_or_hub_id), revision=revision))
+    return Path(snapshot_download(str(folder_or_hub_id), revision=revision, **hub))
 
 
 def _load_head(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -539,7 +556,15 @@ class EmotionClassifier:
     def encoder(self) -> Encoder:
         """The sentence encoder, loaded when first needed."""
         if self._encoder is None:
-            self._encoder = load_encoder(self.config.encoder)
+            loaded = load_encoder(self.config.encoder)
+            if self.config.encoder_version not in ("", loaded.version):
+                logger.warning(
+                    "the package was made with version %s of %s, this is %s: probabilities may differ",
+                    self.config.encoder_version,
+                    loaded.name,
+                    loaded.version,
+                )
+            self._encoder = loaded
         return self._encoder
 
     def embed(self, texts: Iterable[str]) -> np.ndarray:

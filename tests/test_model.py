@@ -137,7 +137,7 @@ def test_nf4_gradient_is_right_after_an_evaluation(tmp_path: Path) -> None:
     config = MistralConfig(**{**tiny_config().to_dict(), "hidden_size": 128, "intermediate_size": 256, "head_dim": 32})
     torch.manual_seed(0)
     MistralModel(config).save_pretrained(tmp_path)
-    backbone = load_frozen_backbone(str(tmp_path), None, "nf4", torch.float32, "cpu")
+    backbone = load_frozen_backbone(str(tmp_path), None, "nf4", "cpu")
     assert sum(type(p).__name__ == "Params4bit" for p in backbone.parameters()) == 2 * 7
     inputs = torch.randn(4, 1, 128, dtype=torch.bfloat16, requires_grad=True)
 

@@ -168,6 +168,22 @@ def test_odd_input(classifier: EmotionClassifier, package: Path) -> None:
         EmotionClassifier(package / "nothing")
 
 
+def test_options_of_from_pretrained(package: Path, tmp_path: Path) -> None:
+    assert infer.EmotionModel.from_pretrained(package, cache_dir=tmp_path, token=False).config.emotion_labels
+    with pytest.raises(TypeError, match="a package does not take torch_dytpe"):
+        infer.EmotionModel.from_pretrained(package, torch_dytpe="float16")
+
+
+def test_another_encoder_version_is_reported(package: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    older = shutil.copytree(package, tmp_path / "older")
+    config = json.loads((older / "config.json").read_text())
+    (older / "config.json").write_text(json.dumps({**config, "encoder_version": "0.0.1"}))
+    EmotionClassifier(package).predict(["a"])
+    assert "was made with version" not in caplog.text
+    EmotionClassifier(older).predict(["a"])
+    assert "was made with version 0.0.1 of use-multilingual-v3" in caplog.text
+
+
 def test_columns(classifier: EmotionClassifier) -> None:
     mapped = Dataset.from_dict({"text": TEXTS, "id": range(len(TEXTS))}).map(classifier, batched=True, batch_size=3)
     np.testing.assert_allclose(np.array(mapped["probabilities"]), classifier.predict_proba(TEXTS), atol=1e-5)

@@ -19,6 +19,7 @@ from transformers import MistralModel, TrainingArguments
 from modeling.adapters import attach_lora, learning_rate_groups
 from modeling.infer import EmotionConfig, EmotionModel
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config, tiny_flags, write_corpus
+from training.run import main
 from training.run_folder import RunFolder
 from training.trainer import EmbeddingDataset, FocalTrainer
 
@@ -126,6 +127,21 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_backbone: 
     assert len(first) == len(second) > 20
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=0)
+
+
+def test_early_stopping_keeps_its_patience_over_a_resume(tmp_path: Path, tiny_backbone: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    still = [f"--learning_rate_{part}=0" for part in RATES]  # nothing learns: epoch 1 stays the best
+    flags = [
+        *tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, run.path),
+        *still,
+        *("--epochs", "6", "--early_stopping_patience", "2", "--save_total_limit", "9"),
+    ]
+    assert main(flags) == 0
+    assert run.read_json("timing.json")["epochs"] == 3
+    shutil.rmtree(run.checkpoints / "checkpoint-18")
+    assert main([*flags, "--resume"]) == 0
+    assert run.read_json("timing.json")["epochs"] == 3
 
 
 def test_two_processes_equal_one(tmp_path: Path, tiny_backbone: Path) -> None:

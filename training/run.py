@@ -61,13 +61,13 @@ def train(recipe: Recipe, options: RunOptions) -> int:
             run.prepare(options.resume, options.overwrite)
         log_to(run, state)
         corpus = read_corpus(recipe)
-        embeddings = encode_splits(corpus, recipe)
+        embeddings, encoder_version = encode_splits(corpus, recipe)
     started = time.perf_counter()
     set_seed(recipe.seed)
     rows = balance_rows(corpus, embeddings["train"], recipe)
     if state.is_main_process:
         describe_run(run, recipe, corpus, embeddings["train"], rows, state)
-    model = build_model(recipe, corpus, rows.embeddings, state)
+    model = build_model(recipe, corpus, rows.embeddings, encoder_version, state)
     trainer = build_trainer(model, rows, corpus, embeddings["validation"], recipe, run)
     checkpoint = run.last_checkpoint() if options.resume else None
     if options.resume:
@@ -108,13 +108,13 @@ def read_corpus(recipe: Recipe) -> Corpus:
     return corpus
 
 
-def encode_splits(corpus: Corpus, recipe: Recipe) -> dict[str, np.ndarray]:
-    """Sentence embeddings of every split."""
+def encode_splits(corpus: Corpus, recipe: Recipe) -> tuple[dict[str, np.ndarray], str]:
+    """Sentence embeddings of every split, and the encoder's version."""
     encoder = load_encoder(recipe.encoder)
     texts = [text for split in SPLITS for text in corpus[split].texts]
     vectors = encode(texts, encoder, cache_folder() / "embeddings")
     ends = np.cumsum([len(corpus[split]) for split in SPLITS])[:-1]
-    return dict(zip(SPLITS, np.split(vectors, ends), strict=True))
+    return dict(zip(SPLITS, np.split(vectors, ends), strict=True)), encoder.version
 
 
 def balance_rows(corpus: Corpus, embeddings: np.ndarray, recipe: Recipe) -> Rows:
@@ -138,10 +138,13 @@ def describe_run(
     run.write_json("environment.json", describe_environment(recipe.seed, state.num_processes))
     run.write_json("audit.json", audit_rows(corpus, embeddings, rows))
     before, after = corpus["train"].labels.sum(axis=0), rows.labels.sum(axis=0)
-    plot_label_frequencies(before, after, corpus.labels, run.path / "label_frequencies.png")
+    with run.replacing("label_frequencies.png") as path:
+        plot_label_frequencies(before, after, corpus.labels, path)
 
 
-def build_model(recipe: Recipe, corpus: Corpus, embeddings: np.ndarray, state: PartialState) -> PeftModel:
+def build_model(
+    recipe: Recipe, corpus: Corpus, embeddings: np.ndarray, encoder_version: str, state: PartialState
+) -> PeftModel:
     """Projection, frozen backbone with LoRA, classifier."""
     backbone_config = read_backbone_config(recipe.model_name, recipe.model_revision)
     config = EmotionConfig(
@@ -151,7 +154,7 @@ def build_model(recipe: Recipe, corpus: Corpus, embeddings: np.ndarray, state: P
         embed_dim=embeddings.shape[1],
         emotion_labels=corpus.labels,
         encoder=recipe.encoder,
-        encoder_version=load_encoder(recipe.encoder).version,
+        encoder_version=encoder_version,
         prefix=recipe.prefix,
         embedding_noise=recipe.embedding_noise,
         head_dropout=recipe.head_dropout,
@@ -160,8 +163,7 @@ def build_model(recipe: Recipe, corpus: Corpus, embeddings: np.ndarray, state: P
         dataset_revision=corpus.revision,
         backbone_config=backbone_config.to_diff_dict() | {"model_type": backbone_config.model_type},
     )
-    dtype = torch.bfloat16 if state.device.type == "cuda" and recipe.bf16 else torch.float32
-    backbone = load_frozen_backbone(recipe.model_name, recipe.model_revision, recipe.quantization, dtype, state.device)
+    backbone = load_frozen_backbone(recipe.model_name, recipe.model_revision, recipe.quantization, state.device)
     set_seed(recipe.seed)
     model = EmotionModel(config, backbone)
     if recipe.token_norm:
@@ -249,7 +251,8 @@ def finish(
     run.write_json("metrics.json", metrics)
     run.write_json("thresholds.json", thresholds)
     run.write_table("per_label.csv", PER_LABEL_HEADER, per_label)
-    plot_per_label(per_label, run.path / "per_label.png")
+    with run.replacing("per_label.png") as path:
+        plot_per_label(per_label, path)
     write_model(run, trainer, trainer.model, cast(EmotionConfig, model.config), thresholds, per_label)
     golden = [
         {"text": text, "probabilities": [float(value) for value in row]}
@@ -273,10 +276,10 @@ def write_model(
     config.threshold_source = thresholds["source"]
     config.unreliable_labels = [row[0] for row in per_label if row[1] < UNRELIABLE_BELOW]
     config.architectures = ["EmotionModel"]
-    folder = run.path / "model"
-    model.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)
-    config.to_json_file(folder / "config.json", use_diff=False)
+    with run.replacing("model") as folder:
+        model.save_pretrained(str(folder))
+        (folder / "README.md").unlink(missing_ok=True)
+        config.to_json_file(folder / "config.json", use_diff=False)
     alpha = dict(zip(config.emotion_labels, trainer.alpha, strict=True))
     run.write_json("focal_config.json", {"alpha": alpha, "gamma": trainer.gamma})
 

@@ -9,7 +9,9 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ class RunFolderError(RuntimeError):
 
 
 class RunFolder:
-    """``runs/<name>/``. Text files appear whole or not at all: written beside their place, then moved onto it."""
+    """``runs/<name>/``. Whatever is read by others appears whole or not at all: written beside its place, then moved."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -102,11 +104,18 @@ class RunFolder:
         }
         return found[max(found)] if found else None
 
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A path to write a file or folder to, moved to ``name`` once it is complete."""
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=".writing-") as folder:
+            temporary = Path(folder, name)
+            yield temporary
+            temporary.replace(self.path / name)
+
     def write_text(self, name: str, text: str) -> None:
         """Write a UTF-8 text file."""
-        temporary = self.path / f".{name}.{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path / name)
+        with self.replacing(name) as path:
+            path.write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file."""

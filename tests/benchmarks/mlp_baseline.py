@@ -31,7 +31,7 @@ EPOCHS, BATCH, WIDTH = 12, 128, 576
 def main() -> None:
     recipe, _ = parse_recipe(sys.argv[1:])
     corpus = read_corpus(recipe)
-    embeddings = encode_splits(corpus, recipe)
+    embeddings, _ = encode_splits(corpus, recipe)
     for seed in range(3):
         recipe.seed = seed
         rows = balance_rows(corpus, embeddings["train"], recipe)
