@@ -31,7 +31,7 @@ GOEMOTIONS_HUB = "google-research-datasets/go_emotions"
 GOEMOTIONS_REVISION = "add492243ff905527e67aeb8b80b082af02207c3"
 STARTER_FOLDER = Path(__file__).parent / "starter"
 _FILE_NAMES = {"train": ("train",), "validation": ("validation", "dev", "valid", "val"), "test": ("test",)}
-_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 class CorpusError(ValueError):
@@ -57,6 +57,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def take(self, indices: np.ndarray) -> Split:
+        """The rows at ``indices``, int64 [M]."""
+        labels = self.labels[indices]
+        gone = int((~self.labels.any(axis=1)).sum() - (~labels.any(axis=1)).sum())
+        texts, ids = [self.texts[i] for i in indices], [self.ids[i] for i in indices]
+        return Split(ids, texts, labels, self.without_label - gone)
+
     def fingerprint(self) -> str:
         """SHA-256 of the texts and labels, in order."""
         digest = hashlib.sha256()
@@ -77,9 +84,20 @@ class Corpus:
     def __getitem__(self, split: str) -> Split:
         return self.splits[split]
 
+    def require_splits(self) -> None:
+        """Refuse a corpus of one file, which has no splits.
+
+        Raises:
+            CorpusError: a split is missing.
+        """
+        if set(self.splits) != set(SPLITS):
+            raise CorpusError(f"{self.name}: one file holds no splits. Remedy: --split stratified, or three files")
+
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
+    """One row as it was read: where it stands, its id, its text and its labels as written."""
+
     place: str
     id: str
     text: Any
@@ -101,7 +119,7 @@ def load_corpus(
 
     Args:
         dataset: ``starter``, ``goemotions``, ``files`` (train, validation and test as CSV, TSV, JSONL or Parquet in
-            ``data_dir``), or a dataset id on the Hub.
+            the folder ``data_dir``, or one such file with all rows), or a dataset id on the Hub.
         labels: a label set's name or your own labels.
         data_dir: folder; for GoEmotions the environment variable ``GOEMOTIONS_DIR`` stands in for it, and without
             either the rows come from the Hub.
@@ -145,28 +163,34 @@ def load_corpus(
 # Rows of each source
 
 
-def _goemotions_rows(folder: Path) -> dict[str, list[_Row]]:
-    """Rows of ``train.tsv``, ``dev.tsv``, ``test.tsv`` (text, ids, comment id) and ``labels.txt``."""
-    names_file = folder / "labels.txt"
+def _goemotions_rows(folder: Path) -> dict[str, list[Row]]:
+    """Rows of ``train.tsv``, ``dev.tsv``, ``test.tsv`` and ``labels.txt``."""
+    return {split: read_goemotions(_find_file(folder, split, (".tsv",))) for split in SPLITS}
+
+
+def read_goemotions(path: Path) -> list[Row]:
+    """Rows of one official TSV file (text, ids, comment id; no header), with ``labels.txt`` beside it.
+
+    Raises:
+        CorpusError: bad data.
+    """
+    names_file = path.parent / "labels.txt"
     if not names_file.is_file():
         raise CorpusError(f"{names_file} is missing. Remedy: --data_dir must hold labels.txt, train, dev and test .tsv")
     names = names_file.read_text(encoding="utf-8").split()
     if tuple(names) != GOEMOTIONS_28:
         raise CorpusError(f"{names_file}: the 28 GoEmotions labels in id order are expected, got {names}")
-    result: dict[str, list[_Row]] = {}
-    for split in SPLITS:
-        path = _find_file(folder, split, (".tsv",))
-        rows = result[split] = []
-        # A text may hold any line separator but the newline itself.
-        for number, line in enumerate(_read_text(path).split("\n"), start=1):
-            if not line:
-                continue
-            place = f"{path}, line {number}"
-            cells = line.rstrip("\r").split("\t")
-            if len(cells) != 3:
-                raise CorpusError(f"{place}: 3 columns (text, label ids, comment id) are expected, got {len(cells)}")
-            rows.append(_Row(place, cells[2], cells[0], _parse_ids(cells[1], names, place)))
-    return result
+    rows: list[Row] = []
+    # A text may hold any line separator but the newline itself.
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line:
+            continue
+        place = f"{path}, line {number}"
+        cells = line.rstrip("\r").split("\t")
+        if len(cells) != 3:
+            raise CorpusError(f"{place}: 3 columns (text, label ids, comment id) are expected, got {len(cells)}")
+        rows.append(Row(place, cells[2], cells[0], _parse_ids(cells[1], names, place)))
+    return rows
 
 
 def _parse_ids(cell: str, names: Sequence[str], place: str) -> list[str]:
@@ -182,14 +206,12 @@ def _parse_ids(cell: str, names: Sequence[str], place: str) -> list[str]:
 
 def _file_rows(
     folder: Path, own: Sequence[str] | None, text_column: str, label_column: str, id_column: str | None
-) -> dict[str, list[_Row]]:
+) -> dict[str, list[Row]]:
     result = {}
-    for split in SPLITS:
-        path = _find_file(folder, split, _SUFFIXES)
-        table = _read_table(path)
-        unit = "row" if path.suffix == ".parquet" else "line"
-        places = [f"{path}, {unit} {number}" for number in table.index]
-        result[split] = _table_rows(str(path), table, places, own, text_column, label_column, id_column)
+    for split in ("train",) if folder.is_file() else SPLITS:
+        path = folder if folder.is_file() else _find_file(folder, split, SUFFIXES)
+        table, places = read_table(path)
+        result[split] = table_rows(str(path), table, places, own, text_column, label_column, id_column)
     return result
 
 
@@ -200,7 +222,7 @@ def _hub_rows(
     text_column: str,
     label_column: str,
     id_column: str | None,
-) -> dict[str, list[_Row]]:
+) -> dict[str, list[Row]]:
     result = {}
     for split in SPLITS:
         found = next((alias for alias in _FILE_NAMES[split] if alias in loaded), None)
@@ -212,7 +234,7 @@ def _hub_rows(
         if _declared_labels(loaded, label_column) is not None:
             table[label_column] = [np.atleast_1d(value).tolist() for value in table[label_column]]
         places = [f"{name}, {found}, row {index}" for index in range(len(table))]
-        result[split] = _table_rows(f"{name}, {found}", table, places, own, text_column, label_column, id_column)
+        result[split] = table_rows(f"{name}, {found}", table, places, own, text_column, label_column, id_column)
     return result
 
 
@@ -223,7 +245,7 @@ def _declared_labels(loaded: datasets.DatasetDict, label_column: str) -> list[st
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
-def _table_rows(
+def table_rows(
     source: str,
     table: pd.DataFrame,
     places: list[str],
@@ -231,7 +253,21 @@ def _table_rows(
     text_column: str,
     label_column: str,
     id_column: str | None,
-) -> list[_Row]:
+) -> list[Row]:
+    """Rows of a table.
+
+    Args:
+        source: what the table was read from, for messages.
+        table: the N rows.
+        places: where each row stands.
+        own: the 0/1 columns that stand in for ``label_column`` where the table has none.
+        text_column: column of the texts.
+        label_column: column with names, ids or lists of them.
+        id_column: column of the row ids; None counts the rows.
+
+    Raises:
+        CorpusError: a column is missing, or a cell holds no labels.
+    """
     columns = list(table.columns)
     for column in [text_column] + ([id_column] if id_column else []):
         if column not in columns:
@@ -239,7 +275,7 @@ def _table_rows(
                 f"{source}: no column {column!r}, only {', '.join(map(str, columns))}. Remedy: set text_column or id_column"
             )
     if label_column in columns:
-        labels = [_split_labels(value, place) for value, place in zip(table[label_column], places, strict=True)]
+        labels = [split_labels(value, place) for value, place in zip(table[label_column], places, strict=True)]
     elif own is not None and set(own) <= set(columns):
         labels = [list(row) for row in _one_hot_rows(table, places, own)]
     else:
@@ -248,7 +284,7 @@ def _table_rows(
             "list the label columns as labels"
         )
     ids = [str(value) for value in table[id_column]] if id_column else [str(index) for index in range(len(table))]
-    return [_Row(*cells) for cells in zip(places, ids, table[text_column].tolist(), labels, strict=True)]
+    return [Row(*cells) for cells in zip(places, ids, table[text_column].tolist(), labels, strict=True)]
 
 
 def _one_hot_rows(table: pd.DataFrame, places: list[str], own: Sequence[str]) -> Iterator[list[str]]:
@@ -262,7 +298,12 @@ def _one_hot_rows(table: pd.DataFrame, places: list[str], own: Sequence[str]) ->
         yield names
 
 
-def _split_labels(value: Any, place: str) -> list[Any]:
+def split_labels(value: Any, place: str) -> list[Any]:
+    """The labels of one cell: a list, or text such as ``joy, love`` or ``['joy']``.
+
+    Raises:
+        CorpusError: the cell is empty, or not a list; the message names ``place``.
+    """
     if isinstance(value, (list, tuple, np.ndarray)):
         return list(value)
     if value is None or (isinstance(value, float) and np.isnan(value)):
@@ -295,27 +336,38 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str] = ()) -> tuple[pd.DataFrame, list[str]]:
+    """A CSV, TSV, JSONL or Parquet file, and where each of its rows stands.
+
+    Args:
+        path: the file.
+        columns: names of the columns of a CSV or TSV file without a header.
+
+    Raises:
+        CorpusError: the file is empty, broken, not UTF-8 or has no rows.
+    """
     if path.suffix == ".parquet":
         try:
-            return pd.read_parquet(path).reset_index(drop=True).rename(index=lambda row: row + 1)
+            table = pd.read_parquet(path).reset_index(drop=True).rename(index=lambda row: row + 1)
         except (OSError, ValueError) as error:
             raise CorpusError(f"{path}: not a Parquet file ({error})") from None
+        return table, [f"{path}, row {number}" for number in table.index]
     text = _read_text(path)
     if not text.strip():
         raise CorpusError(f"{path} is empty")
-    rows = _json_rows(path, text) if path.suffix == ".jsonl" else _separated_rows(path, text)
+    rows = _json_rows(path, text) if path.suffix == ".jsonl" else _separated_rows(path, text, columns)
     numbered = dict(rows)
     if not numbered:
         raise CorpusError(f"{path}: the {path.stem} split has no rows, only a header")
     # No type inference: an id such as 007, or a text such as "NA", must not change.
-    return pd.DataFrame(list(numbered.values()), index=list(numbered), dtype=object)
+    table = pd.DataFrame(list(numbered.values()), index=list(numbered), dtype=object)
+    return table, [f"{path}, line {number}" for number in table.index]
 
 
-def _separated_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _separated_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line numbers and rows of a CSV or TSV file; no cell may be missing or left over."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-    header: list[str] = []
+    header = list(columns)
     while True:
         line = reader.line_num + 1
         try:
@@ -358,30 +410,26 @@ def _build(
     revision: str,
     labels: Sequence[str],
     corpus_labels: Sequence[str] | None,
-    rows: dict[str, list[_Row]],
+    rows: dict[str, list[Row]],
     unlabelled: str,
 ) -> Corpus:
     try:
         taxonomy = build_taxonomy(labels, corpus_labels)
     except ValueError as error:
         raise CorpusError(str(error)) from None
-    splits = {split: _build_split(split, rows[split], taxonomy, unlabelled) for split in SPLITS}
+    splits = {split: _build_split(split, rows[split], taxonomy, unlabelled) for split in rows}
     for split, content in splits.items():
         for label in np.array(taxonomy.labels)[content.labels.sum(axis=0) == 0]:
             logger.warning("%s, %s: no positive row for %s; its scores there mean nothing", name, split, label)
     return Corpus(name, revision, taxonomy.labels, splits)
 
 
-def _build_split(split: str, rows: list[_Row], taxonomy: Taxonomy, unlabelled: str) -> Split:
+def _build_split(split: str, rows: list[Row], taxonomy: Taxonomy, unlabelled: str) -> Split:
     if not rows:
         raise CorpusError(f"the {split} split has no rows")
     _refuse_duplicate_ids(rows)
     vectors = np.array([_vector(row, taxonomy) for row in rows], dtype=np.int8)
-    for row in rows:
-        if isinstance(row.text, str) and not row.text.isascii() and any("\ud800" <= c <= "\udfff" for c in row.text):
-            raise CorpusError(f"{row.place}: the text holds half a character (a lone surrogate): {row.text!r:.80}")
-        if not isinstance(row.text, str) or not row.text.strip():
-            raise CorpusError(f"{row.place}: the text is {row.text!r}. Remedy: delete the row or fill it in")
+    refuse_bad_texts(rows)
     has_label = vectors.any(axis=1)
     without = int((~has_label).sum())
     kept = np.flatnonzero(has_label) if unlabelled == "drop" else np.arange(len(rows))
@@ -392,7 +440,20 @@ def _build_split(split: str, rows: list[_Row], taxonomy: Taxonomy, unlabelled: s
     return Split([rows[i].id for i in kept], [rows[i].text for i in kept], vectors[kept], without)
 
 
-def _vector(row: _Row, taxonomy: Taxonomy) -> list[int]:
+def refuse_bad_texts(rows: Iterable[Row]) -> None:
+    """Refuse texts that are empty, not text, or not UTF-8.
+
+    Raises:
+        CorpusError: names the place of the first.
+    """
+    for row in rows:
+        if isinstance(row.text, str) and not row.text.isascii() and any("\ud800" <= c <= "\udfff" for c in row.text):
+            raise CorpusError(f"{row.place}: the text holds half a character (a lone surrogate): {row.text!r:.80}")
+        if not isinstance(row.text, str) or not row.text.strip():
+            raise CorpusError(f"{row.place}: the text is {row.text!r}. Remedy: delete the row or fill it in")
+
+
+def _vector(row: Row, taxonomy: Taxonomy) -> list[int]:
     names: list[str] = []
     for label in row.labels:
         name = str(label).removesuffix(".0")
@@ -412,7 +473,7 @@ def _vector(row: _Row, taxonomy: Taxonomy) -> list[int]:
         ) from None
 
 
-def _refuse_duplicate_ids(rows: Iterable[_Row]) -> None:
+def _refuse_duplicate_ids(rows: Iterable[Row]) -> None:
     places: dict[str, str] = {}
     for row in rows:
         if row.id in places:
