@@ -66,6 +66,7 @@ class EmotionConfig(PreTrainedConfig):
         prefix: ``none`` feeds the projected token alone, ``bos`` puts the beginning-of-sequence token before it.
         embedding_noise: standard deviation of the Gaussian noise on each embedding dimension while training.
         head_dropout: dropout before the classifier.
+        head: ``backbone``, or ``mlp``: no backbone, the classifier reads the projection; a baseline for comparison.
         quantization: ``none``, ``nf4`` or ``8bit``.
         backbone_config: the backbone's own configuration, needed only to build one without its weights.
     """
@@ -87,6 +88,7 @@ class EmotionConfig(PreTrainedConfig):
         prefix: str = "none",
         embedding_noise: float = 0.0,
         head_dropout: float = 0.1,
+        head: str = "backbone",
         quantization: str = "none",
         base_model_revision: str | None = None,
         dataset: str = "",
@@ -113,6 +115,7 @@ class EmotionConfig(PreTrainedConfig):
         self.prefix = prefix
         self.embedding_noise = embedding_noise
         self.head_dropout = head_dropout
+        self.head = head
         self.quantization = quantization
         self.base_model_revision = base_model_revision
         self.dataset = dataset
@@ -392,16 +395,21 @@ class EmotionModel(PreTrainedModel):
         head_dtype = next(self.projection.parameters()).dtype
         if self.training and self.config.embedding_noise:
             embeddings = embeddings + self.config.embedding_noise * torch.randn_like(embeddings)
-        table = self.backbone.get_input_embeddings()
-        # Under autocast the projection gives bfloat16, but the residual stream keeps the backbone's own precision.
-        tokens = self.projection(embeddings.to(head_dtype)).unsqueeze(1).to(table.weight.dtype)
-        if self.config.prefix == "bos":
-            bos = torch.full((len(tokens), 1), self.backbone.config.bos_token_id, device=tokens.device)
-            tokens = torch.cat([table(bos), tokens], dim=1)
-        hidden = self.backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state[:, -1]
+        projected = self.projection(embeddings.to(head_dtype))
+        hidden = projected if self.config.head == "mlp" else self._read_token(projected)
         logits = self.classifier(self.dropout(hidden.to(head_dtype)))
         loss = None if labels is None else nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _read_token(self, projected: torch.Tensor) -> torch.Tensor:
+        """The backbone's last hidden state, [B, H], after one token, [B, H]."""
+        table = self.backbone.get_input_embeddings()
+        # Under autocast the projection gives bfloat16, but the residual stream keeps the backbone's own precision.
+        tokens = projected.unsqueeze(1).to(table.weight.dtype)
+        if self.config.prefix == "bos":
+            bos = torch.full((len(tokens), 1), self.backbone.config.bos_token_id, device=tokens.device)
+            tokens = torch.cat([table(bos), tokens], dim=1)
+        return cast(torch.Tensor, self.backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state[:, -1])
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the parent lists every option by name
@@ -441,6 +449,8 @@ class EmotionModel(PreTrainedModel):
 
 
 def _build_backbone(config: EmotionConfig) -> nn.Module:
+    if config.head == "mlp":
+        return nn.Identity()
     if config.backbone_config is None:
         raise ValueError("the configuration has no backbone_config: give the backbone, or use from_pretrained")
     settings = dict(config.backbone_config)
@@ -478,17 +488,22 @@ def _load_head(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @torch.inference_mode()
-def predict_probabilities(model: PreTrainedModel, embeddings: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """Sigmoid probabilities, float32 [N, L], of embeddings [N, E], in the model's own precision."""
+def predict_logits(model: PreTrainedModel, embeddings: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """Logits, float32 [N, L], of embeddings [N, E], in the model's own precision."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     batches = torch.split(torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32)), batch_size)
-    rows = [torch.sigmoid(model(batch.to(device)).logits.float()).cpu() for batch in batches if len(batch)]
+    rows = [model(batch.to(device)).logits.float().cpu() for batch in batches if len(batch)]
     model.train(was_training)
     if not rows:
         return np.zeros((0, len(model.config.emotion_labels)), dtype=np.float32)
     return torch.cat(rows).numpy()
+
+
+def predict_probabilities(model: PreTrainedModel, embeddings: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """Sigmoid probabilities, float32 [N, L], of embeddings [N, E]."""
+    return torch.sigmoid(torch.from_numpy(predict_logits(model, embeddings, batch_size))).numpy()
 
 
 # Classifier
@@ -551,6 +566,17 @@ class EmotionClassifier:
         self.labels: list[str] = list(self.config.emotion_labels)
         self.batch_size = batch_size
         self._encoder = encoder
+
+    @classmethod
+    def from_model(cls, model: EmotionModel, batch_size: int = 64) -> EmotionClassifier:
+        """Classify with a model that is loaded already, on its own device and in its own precision."""
+        classifier = cls.__new__(cls)
+        parameter = next(model.parameters())
+        classifier.device, classifier.dtype = parameter.device, parameter.dtype
+        classifier.config, classifier.model = cast(EmotionConfig, model.config), model.eval()
+        classifier.labels = list(classifier.config.emotion_labels)
+        classifier.batch_size, classifier._encoder = batch_size, None
+        return classifier
 
     @property
     def encoder(self) -> Encoder:

@@ -1,13 +1,15 @@
 """Label sets: GoEmotions' 28, the tutorial's 15, Ekman's, sentiment, or your own list.
 
-The groupings are those of Demszky et al., "GoEmotions: A Dataset of Fine-Grained Emotions", ACL 2020, figure 2 and
-its released ``ekman_mapping.json`` and ``sentiment_mapping.json``.
+The groupings of the 28 stand in ``mappings/``, which evaluation reads too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 GOEMOTIONS_28 = (
     "admiration",
@@ -58,23 +60,8 @@ GOEMOTIONS_15 = (
     "love",
 )
 
-_EKMAN = {
-    "anger": "anger annoyance disapproval",
-    "disgust": "disgust",
-    "fear": "fear nervousness",
-    "joy": "joy amusement approval excitement gratitude love optimism relief pride admiration desire caring",
-    "sadness": "sadness disappointment embarrassment grief remorse",
-    "surprise": "surprise realization confusion curiosity",
-    "neutral": "neutral",
-}
-
-_SENTIMENT = {
-    "positive": "amusement excitement joy love desire optimism caring pride admiration gratitude relief approval",
-    "negative": "fear nervousness remorse embarrassment disappointment sadness grief disgust anger annoyance "
-    "disapproval",
-    "ambiguous": "realization surprise curiosity confusion",
-    "neutral": "neutral",
-}
+MAPPINGS = Path(__file__).parent / "mappings"
+"""Label mappings that ship, one YAML file each."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +86,11 @@ class Taxonomy:
         return [int(label in wanted) for label in self.labels]
 
 
-def _targets(groups: Mapping[str, str]) -> dict[str, str]:
-    return {source: target for target, sources in groups.items() for source in sources.split()}
+def _grouped(name: str) -> Taxonomy:
+    """The label set of a mapping that ships: GoEmotions' 28 labels in its groups."""
+    groups = yaml.safe_load((MAPPINGS / f"{name}.yaml").read_text(encoding="utf-8"))["labels"]
+    sources = {source: target for target, members in groups.items() for source in members}
+    return Taxonomy(tuple(groups), sources, GOEMOTIONS_28)
 
 
 TAXONOMIES: dict[str, Taxonomy] = {
@@ -111,8 +101,8 @@ TAXONOMIES: dict[str, Taxonomy] = {
         GOEMOTIONS_28,
         frozenset(GOEMOTIONS_28) - frozenset(GOEMOTIONS_15),
     ),
-    "ekman": Taxonomy(tuple(_EKMAN), _targets(_EKMAN), GOEMOTIONS_28),
-    "sentiment": Taxonomy(tuple(_SENTIMENT), _targets(_SENTIMENT), GOEMOTIONS_28),
+    "ekman": _grouped("ekman"),
+    "sentiment": _grouped("sentiment"),
 }
 
 

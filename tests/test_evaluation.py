@@ -1,0 +1,344 @@
+"""Evaluation on any labelled file: mappings, odd files, hand-worked counts, and the same scores wherever a model lies."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from modeling.infer import EmotionClassifier, EmotionConfig
+from training import evaluation
+from training.corpus import CorpusError
+from training.evaluation import LabelledRow, load_classifier, read_rows, score
+from training.label_mapping import LabelMapping, MappingError, match_labels, read_mapping, shipped_mappings
+from training.recipe import RecipeError, parse_recipe
+from training.run import main
+from training.scoring import Scored, score_policies, scores_with_intervals
+from training.taxonomy import GOEMOTIONS_28, MAPPINGS, TAXONOMIES
+
+XED = (
+    "They don't know me here.\t1\r\n"
+    ", ...\t8, 2\r\n"
+    '"He said ""no"" twice."\t6, 1\r\n'
+    "- (IN SPANISH)\t2, 8, 5\r\n"
+    "What now?\t7\r\n"
+)
+
+
+def write_jsonl(path: Path, rows: list[tuple[str, list[str]]]) -> Path:
+    path.write_text("".join(json.dumps({"text": t, "labels": names}) + "\n" for t, names in rows), encoding="utf-8")
+    return path
+
+
+def scored(output: Path) -> dict:  # type: ignore[type-arg]
+    return json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
+
+
+# The same scores wherever the model lies
+
+
+def test_run_and_package_give_the_scores_of_the_training(finished_run: Path, package: Path, tmp_path: Path) -> None:
+    data = str(finished_run.parent / "corpus" / "test.jsonl")
+    for model, name in ((finished_run, "run"), (package, "package")):
+        assert main(["--evaluate", str(model), "--data", data, "--output_dir", str(tmp_path / name)]) == 0
+    run, packaged = scored(tmp_path / "run"), scored(tmp_path / "package")
+    assert run["scores"] == packaged["scores"] and run["thresholds"] == packaged["thresholds"]
+    trained = json.loads((finished_run / "metrics.json").read_text())["test"]
+    for policy, name in (("package", "per_label"), ("fixed", "fixed")):
+        for metric in ("macro_f1", "micro_f1"):
+            assert run["scores"][policy][metric] == pytest.approx(trained[name][metric], abs=1e-9)
+    assert run["rows"]["all_labels_mapped"] == run["rows"]["file"] == 18
+    with (tmp_path / "run" / "evaluation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == ["joy", "anger", "fear"] * 2
+    assert (tmp_path / "run" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        f"evaluation.{s}" for s in ("csv", "json", "png")
+    ]
+
+
+def test_a_run_reproduces_its_golden_texts(finished_run: Path) -> None:
+    golden = json.loads((finished_run / "golden.json").read_text())
+    classifier = load_classifier(str(finished_run))
+    assert classifier.labels == golden["labels"]
+    probabilities = classifier.predict_proba([row["text"] for row in golden["rows"]])
+    np.testing.assert_allclose(probabilities, [row["probabilities"] for row in golden["rows"]], atol=1e-6)
+    assert classifier.predict([golden["rows"][0]["text"]], threshold=0.0)[0].keys() == set(golden["labels"])
+
+
+def test_a_model_saved_whole_is_a_run_too(finished_run: Path, tmp_path: Path) -> None:
+    """A run without an adapter: its model folder holds every weight."""
+    merged = load_classifier(str(finished_run)).model
+    for name, module in list(merged.backbone.named_modules()):
+        if hasattr(module, "merge") and hasattr(module, "base_layer"):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(merged.backbone.get_submodule(parent), child, module.base_layer)
+    for part in ("projection", "classifier"):
+        setattr(merged, part, getattr(merged, part).modules_to_save["default"])
+    merged.save_pretrained(tmp_path / "model")
+    (tmp_path / "recipe.yaml").write_text("seed: 1\n")
+    texts = ["sunny cake", "dark cellar"]
+    again = load_classifier(str(tmp_path)).predict_proba(texts)
+    np.testing.assert_allclose(again, load_classifier(str(finished_run)).predict_proba(texts), atol=1e-5)
+
+
+def test_the_order_of_the_file_changes_nothing(finished_run: Path, tmp_path: Path) -> None:
+    lines = (finished_run.parent / "corpus" / "train.jsonl").read_text().splitlines()
+    shuffled = random.Random(3).sample(lines, len(lines))
+    assert shuffled != lines
+    for name, content in (("a", lines), ("b", shuffled)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(content) + "\n")
+        flags = ["--evaluate", str(finished_run), "--data", str(tmp_path / f"{name}.jsonl")]
+        assert main([*flags, "--output_dir", str(tmp_path / name)]) == 0
+    assert scored(tmp_path / "a")["scores"] == scored(tmp_path / "b")["scores"]
+
+
+def test_intervals_are_those_of_training_and_hold_the_score() -> None:
+    random_rows = np.random.default_rng(1)
+    truth = (random_rows.random((600, 4)) < 0.3).astype(np.int8)
+    predictions = np.where(random_rows.random((600, 4)) < 0.8, truth, 1 - truth).astype(np.int8)
+    result = scores_with_intervals(predictions, truth, "abcd")
+    whole, _ = score_policies(Scored(predictions.astype(float), truth), {"fixed": np.full(4, 0.5)}, "abcd")
+    for name, interval in result["intervals_95"].items():
+        assert interval == whole["fixed"]["intervals_95"][name]
+    for name in ("macro_f1", "micro_f1"):
+        low, high = result["intervals_95"][name]
+        assert low < result[name] < high
+    for label in result["per_label"].values():
+        for name in ("precision", "recall", "f1"):
+            low, high = label[f"{name}_95"]
+            assert low < label[name] < high and high - low < 0.2
+
+
+# A mapping by hand
+
+
+def test_a_hand_worked_mapping(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Model joy, love, anger, boredom; file happy, cross, tired, and a mapping that leaves two of them out."""
+    path = tmp_path / "own.yaml"
+    path.write_text("labels: {happy: [joy, love], cross: [anger]}\n")
+    probabilities = {
+        "one": (0.1, 0.6, 0.2, 0.9),  # happy by love, at either threshold
+        "two": (0.4, 0.1, 0.7, 0.1),  # happy by joy at its own 0.3 alone; cross
+        "three": (0.0, 0.0, 0.0, 0.9),
+        "four": (0.9, 0.9, 0.9, 0.9),
+    }
+    config = EmotionConfig(
+        emotion_labels=["joy", "love", "anger", "boredom"], thresholds={"joy": 0.3, "love": 0.55}, threshold=0.5
+    )
+    classifier = EmotionClassifier.__new__(EmotionClassifier)
+    classifier.config, classifier.labels, classifier.batch_size, classifier.model = (
+        config,
+        config.emotion_labels,
+        8,
+        None,
+    )  # type: ignore[assignment]
+    classifier._encoder = lambda texts: np.zeros((len(texts), 1))
+    monkeypatch.setattr(evaluation, "encode", lambda texts, *_: texts)
+    monkeypatch.setattr(
+        evaluation, "predict_probabilities", lambda _, texts, size: np.array([probabilities[t] for t in texts])
+    )
+    rows = [
+        LabelledRow("one", ("happy",)),
+        LabelledRow("two", ("cross", "tired")),
+        LabelledRow("three", ("cross", "happy")),
+        LabelledRow("four", ("tired",)),
+        LabelledRow("five", ()),
+    ]
+    match = match_labels(read_mapping(str(path)), classifier.labels, {"happy": 2, "cross": 2, "tired": 2}, "rows.csv")
+    result = score(classifier, rows, match)
+    assert result["rows"] == {
+        "file": 5,
+        "scored": 3,
+        "fraction_scored": 0.6,
+        "all_labels_mapped": 2,
+        "some_labels_mapped": 1,
+        "no_label_mapped": 1,
+        "without_label": 1,
+    }
+    assert result["targets"]["happy"] == {"model": ["joy", "love"], "file": ["happy"]}
+    assert result["file_labels_not_mapped"] == {"tired": {"rows": 2, "why": "not in the mapping"}}
+    assert result["model_labels_not_mapped"] == {"boredom": "not in the mapping"}
+    own, fixed = result["scores"]["package"]["per_label"], result["scores"]["fixed"]["per_label"]
+    # happy is true of one and three; predicted of one and two, at 0.5 of one alone
+    assert [own["happy"][key] for key in ("support", "precision", "recall", "f1")] == [2, 0.5, 0.5, 0.5]
+    assert [fixed["happy"][key] for key in ("precision", "recall")] == [1.0, 0.5]
+    # cross is true of two and three; predicted of two
+    assert [own["cross"][key] for key in ("support", "precision", "recall")] == [2, 1.0, 0.5]
+    assert result["scores"]["package"]["macro_f1"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert result["scores"]["package"]["micro_f1"] == pytest.approx(2 * 2 / (3 + 4))
+    free = result["without_thresholds"]
+    # happy: two of three rows; of its best probabilities .6 and 0 (true) and .4 (false), one pair of two is in order
+    assert free["happy"] == {"f1_always": pytest.approx(2 * 2 / (3 + 2)), "roc_auc": 0.5}
+    shown = evaluation.describe(result | {"mapping": str(path)})
+    assert (
+        "tired                  2 rows  not in the mapping" in shown and "boredom          not in the mapping" in shown
+    )
+    assert "scored: 3 rows (60.0%)" in shown and "without label" in shown
+
+
+def test_mappings_are_read_from_either_side() -> None:
+    ekman = read_mapping("ekman")
+    fine = match_labels(ekman, GOEMOTIONS_28, {"joy": 3, "anger": 1}, "coarse.csv")
+    assert fine.model["anger"] == ["anger", "annoyance", "disapproval"] and fine.file["anger"] == ["anger"]
+    assert fine.model_left["disgust"] == "the file has nothing for disgust"
+    coarse = match_labels(ekman, TAXONOMIES["ekman"].labels, {"love": 3, "remorse": 1, "weird": 2}, "fine.csv")
+    assert coarse.model == {"joy": ["joy"], "sadness": ["sadness"]} and coarse.file["joy"] == ["love"]
+    assert coarse.file_left == {"weird": {"rows": 2, "why": "not in the mapping"}}
+
+
+def test_what_the_shipped_mappings_cover() -> None:
+    left_out = {"ekman": set(), "sentiment": set(), "plutchik": {"neutral"}}
+    assert shipped_mappings() == sorted(left_out)
+    for name, missing in left_out.items():
+        mapping = read_mapping(name)
+        members = [member for names in mapping.labels.values() for member in names]
+        assert len(members) == len(set(members)), f"{name} lists a label twice"
+        assert set(GOEMOTIONS_28) - set(members) == missing and set(members) <= set(GOEMOTIONS_28)
+    plutchik = read_mapping("plutchik")
+    assert tuple(plutchik.ids.values()) == tuple(plutchik.labels) and len(plutchik.labels) == 8
+    moved = {"anticipation", "trust"}
+    for target in set(plutchik.labels) - moved:
+        assert set(plutchik.labels[target]) <= set(read_mapping("ekman").labels[target])
+    for name in ("ekman", "sentiment"):
+        assert TAXONOMIES[name].labels == tuple(read_mapping(name).labels)
+    assert "Fine-Grained" in (MAPPINGS / "ekman.yaml").read_text()
+
+
+# Files
+
+
+def test_xed_without_a_header(tmp_path: Path) -> None:
+    path = tmp_path / "xed.tsv"
+    path.write_bytes(XED.encode())
+    rows = read_rows(path, read_mapping("plutchik"), GOEMOTIONS_28, "text", "labels")
+    assert {row.text: row.labels for row in rows} == {
+        "They don't know me here.": ("anger",),
+        ", ...": ("anticipation", "trust"),
+        'He said "no" twice.': ("anger", "sadness"),
+        "- (IN SPANISH)": ("anticipation", "joy", "trust"),
+        "What now?": ("surprise",),
+    }
+
+
+def test_xed_through_the_command(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "xed.tsv"
+    path.write_bytes(XED.encode())
+    flags = ["--evaluate", str(finished_run), "--data", str(path), "--mapping", "plutchik"]
+    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    # The model has joy, anger and fear; no row has fear.
+    result = scored(tmp_path / "out")
+    assert list(result["targets"]) == ["anger", "joy"]
+    assert result["model_labels_not_mapped"] == {"fear": "the file has nothing for fear"}
+    assert result["file_labels_not_mapped"]["trust"] == {"rows": 2, "why": "the model has nothing for trust"}
+    assert (result["rows"]["all_labels_mapped"], result["rows"]["some_labels_mapped"]) == (1, 2)
+    assert "surprise               1 rows  the model has nothing for surprise" in shown
+
+
+def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
+    rows = [("so, happy", ["joy", "anger"]), ("x", []), ("dark", ["fear"])]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    pd.DataFrame({"text": [t for t, _ in rows], "labels": [n for _, n in rows]}).to_parquet(tmp_path / "a.parquet")
+    joined = pd.DataFrame({"labels": [",".join(n) for _, n in rows], "text": [t for t, _ in rows]})
+    joined.to_csv(tmp_path / "a.csv", index=False)
+    joined.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
+    labels = ("joy", "anger", "fear")
+    hot = pd.DataFrame({"text": [t for t, _ in rows]} | {name: [int(name in n) for _, n in rows] for name in labels})
+    hot.to_csv(tmp_path / "hot.csv", index=False)
+    expected = sorted(LabelledRow(text, tuple(sorted(names))) for text, names in rows)
+    for name in ("a.jsonl", "a.parquet", "a.csv", "a.tsv", "hot.csv"):
+        for mapping in (None, read_mapping("plutchik")):  # a header is seen, whatever the mapping says of columns
+            assert read_rows(tmp_path / name, mapping, labels, "text", "labels") == expected, name
+
+
+def test_a_swallowed_row_is_pointed_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "xed.tsv"
+    path.write_bytes(b'Fine.\t1\r\n"Open quote\t2\r\nraw line\t5\r\nend"\t4\r\n')
+    with caplog.at_level("WARNING"):
+        assert len(read_rows(path, read_mapping("plutchik"), GOEMOTIONS_28, "text", "labels")) == 2
+    assert "line 2, over 3: an unclosed quote swallows rows" in caplog.text
+
+
+BAD_FILES = {
+    "nine.tsv": ("a\t1\r\nb\t2, 9\r\n", r"nine\.tsv, line 2: label '9' is none of the ids 1, 2, .*plutchik"),
+    "names.tsv": ("a\tjoy\n", r"names\.tsv, line 1: label 'joy' is none of the ids"),
+    "cells.tsv": ("a\t1\tx\n", r"cells\.tsv, line 1: 3 cells for the 2 columns text, labels"),
+    "column.csv": (
+        "text,label\na,1\n",
+        r"column\.csv: no column 'labels', only text, label\. Remedy: set label_column",
+    ),
+    "blank.tsv": (" \t1\n", r"blank\.tsv, line 1: the text is ' '\. Remedy"),
+    "empty.tsv": ("", "empty.tsv is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files(name: str, tmp_path: Path) -> None:
+    content, message = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content.encode())
+    with pytest.raises(CorpusError, match=message):
+        read_rows(tmp_path / name, read_mapping("plutchik"), GOEMOTIONS_28, "text", "labels")
+
+
+# Mistakes
+
+
+BAD_MAPPINGS = {
+    "labels: {happy: [joy, angr]}": r"own\.yaml, labels, happy: neither .* has the label 'angr'\. Did you mean 'anger'",
+    "labels: {happy: joy}": r"own\.yaml, labels, happy: a list is expected, got 'joy'\. Remedy: \[joy\]",
+    "labels: {happy: [joy, joy]}": "labels, happy: 'joy' is listed twice",
+    "labels: {yes: [joy]}": "labels: True is not a name. Remedy: quote it",
+    "labels: {happy: [joy], joy: [love]}": "'joy' is a target too, which does not list itself",
+    "labels: {}": "own.yaml, labels: no target",
+    "labels: [joy]": r"own\.yaml, labels: a mapping is expected",
+    "label: {happy: [joy]}": "the key labels is missing",
+    "{labels: {happy: [joy]}, id: {1: joy}}": "unknown key 'id'; the keys are labels, ids, columns",
+    "{labels: {happy: [joy]}, ids: {one: happy}}": "ids: 'one' is not a whole number",
+    "{labels: {happy: [joy]}, ids: {1: 2}}": "ids, 1: 2 is not a name",
+    "a: [": "own.yaml: not YAML",
+}
+
+
+@pytest.mark.parametrize("content", BAD_MAPPINGS)
+def test_bad_mappings(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(content)
+    with pytest.raises(MappingError, match=BAD_MAPPINGS[content]):
+        match_labels(read_mapping(str(path)), GOEMOTIONS_28, {"happy": 1}, "rows.csv")
+
+
+def test_labels_that_meet_nowhere() -> None:
+    with pytest.raises(MappingError, match=r"no label 'happy' \(3 rows\).*ships \(ekman, plutchik, sentiment\)"):
+        match_labels(None, GOEMOTIONS_28, {"happy": 3, "joy": 1}, "rows.csv")
+    with pytest.raises(MappingError, match=r"no label of rows\.csv \(happy\) meets one of the model"):
+        match_labels(LabelMapping("own.yaml", {"glad": ("joy",)}), GOEMOTIONS_28, {"happy": 3}, "rows.csv")
+    with pytest.raises(MappingError, match="no such mapping or file; ekman, plutchik, sentiment ship"):
+        read_mapping("plutchick")
+
+
+def test_flags(tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RecipeError, match="--evaluate needs rows: add --data FILE"):
+        parse_recipe(["--evaluate", "runs/a"])
+    with pytest.raises(RecipeError, match="belong to --evaluate"):
+        parse_recipe(["--data", "rows.csv"])
+    assert parse_recipe(["--evaluate", "runs/a", "--data", "rows.csv"])[1].output_dir is None
+    assert main(["--evaluate", str(finished_run), "--data", str(tmp_path / "no.csv")]) == 2
+    assert "no.csv: no such file" in capsys.readouterr().err
+    (tmp_path / "recipe.yaml").write_text("seed: 1\n")
+    write_jsonl(tmp_path / "rows.jsonl", [("a", ["joy"])])
+    assert main(["--evaluate", str(tmp_path), "--data", str(tmp_path / "rows.jsonl")]) == 2
+    assert "not a finished run: model/config.json is missing" in capsys.readouterr().err
+    assert main(["--evaluate", str(tmp_path / "none"), "--data", str(tmp_path / "rows.jsonl")]) == 2
+    assert "neither a folder nor a Hub id" in capsys.readouterr().err
+    write_jsonl(tmp_path / "rows.jsonl", [("a", ["happy"])])
+    assert main(["--evaluate", str(finished_run), "--data", str(tmp_path / "rows.jsonl")]) == 2
+    assert "the model has no label 'happy'" in capsys.readouterr().err

@@ -1,0 +1,296 @@
+"""Score a package or a run on any labelled file: read, map the label sets onto each other, score, and say what is left.
+
+Nothing is tuned here: the decisions are those of the model's own thresholds, and of 0.5.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from sklearn.metrics import roc_auc_score
+
+from modeling.backbones import load_frozen_backbone
+from modeling.infer import (
+    EmotionClassifier,
+    EmotionConfig,
+    EmotionModel,
+    LoadedEncoder,
+    cache_folder,
+    predict_probabilities,
+)
+from training.corpus import SUFFIXES, CorpusError, Row, read_table, refuse_bad_texts, table_rows
+from training.encoding import encode
+from training.label_mapping import LabelMapping, LabelMatch, match_labels, read_mapping
+from training.plots import plot_evaluation
+from training.run_folder import RunFolder, RunFolderError
+from training.scoring import scores_with_intervals
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    model: str,
+    data: str,
+    mapping: str | None = None,
+    text_column: str = "text",
+    label_column: str = "labels",
+    output: Path | None = None,
+) -> int:
+    """Score a model on a file, print the tables, and write them into ``output``. Returns the exit code 0.
+
+    Args:
+        model: a package folder, ``user/model`` on the Hub, or the folder of a finished run.
+        data: a CSV, TSV, JSONL or Parquet file.
+        mapping: a mapping that ships, or a YAML file; None where the file's labels are the model's.
+        text_column: column of the texts.
+        label_column: column with names, ids or lists; where it is absent, one 0/1 column a label.
+        output: folder of ``evaluation.json``, ``.csv`` and ``.png``; None writes nothing.
+
+    Raises:
+        CorpusError: bad data, a bad mapping, or labels that no mapping explains.
+        RunFolderError: the run is not finished.
+        OSError: a folder is missing or cannot be written.
+    """
+    if not PartialState(cpu=not torch.cuda.is_available()).is_main_process:
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("training", "modeling"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    path = Path(data)
+    if not path.is_file() or path.suffix not in SUFFIXES:
+        raise CorpusError(f"--data {path}: no such file, or not one of {', '.join(SUFFIXES)}")
+    chosen = read_mapping(mapping) if mapping else None
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    classifier = load_classifier(model)
+    rows = read_rows(path, chosen, classifier.labels, text_column, label_column)
+    counts = Counter(label for row in rows for label in row.labels)
+    match = match_labels(chosen, classifier.labels, counts, data)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    inputs = {"model": model, "data": data, "data_sha256": sha256, "mapping": mapping}
+    result = inputs | score(classifier, rows, match)
+    sys.stdout.write(describe(result) + "\n")
+    if output is not None:
+        write(result, RunFolder(output))
+    return 0
+
+
+def load_classifier(model: str) -> EmotionClassifier:
+    """A package (folder or Hub id), or the model of a finished run, in float32 on every machine.
+
+    Raises:
+        RunFolderError: the run is not finished.
+        FileNotFoundError: neither a folder nor a Hub id.
+    """
+    if not (Path(model) / "recipe.yaml").is_file() or (Path(model) / "config.json").is_file():
+        return EmotionClassifier(model, dtype=torch.float32)
+    folder = Path(model) / "model"
+    if not (folder / "config.json").is_file():
+        raise RunFolderError(f"{model} is not a finished run: model/config.json is missing. Remedy: train to the end")
+    if not (folder / "adapter_config.json").is_file():
+        return EmotionClassifier(folder, dtype=torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = EmotionConfig.from_pretrained(folder)
+    backbone = load_frozen_backbone(config.model_name, config.base_model_revision, config.quantization, device)
+    whole = cast(Any, EmotionModel(config, backbone)).to(device)
+    trained = PeftModel.from_pretrained(whole, str(folder)).get_base_model()
+    return EmotionClassifier.from_model(cast(EmotionModel, trained))
+
+
+# File → rows
+
+
+@dataclass(frozen=True, order=True)
+class LabelledRow:
+    """A text and its labels, named, sorted, each once."""
+
+    text: str
+    labels: tuple[str, ...]
+
+
+def read_rows(
+    path: Path, mapping: LabelMapping | None, model_labels: Sequence[str], text_column: str, label_column: str
+) -> list[LabelledRow]:
+    """The rows of a file, sorted, so that the file's order changes no digit of a score or an interval.
+
+    Raises:
+        CorpusError: bad data.
+    """
+    columns: tuple[str, ...] = ()
+    if mapping is not None and mapping.columns and not _has_header(path, text_column):
+        columns = mapping.columns
+        logger.info("%s has no header with %r: its columns are %s", path, text_column, ", ".join(columns))
+    table, places = read_table(path, columns)
+    known = {*model_labels, *(mapping.names() if mapping else ())}
+    own = [column for column in table.columns if column in known]
+    raw = table_rows(str(path), table, places, own or None, text_column, label_column, None)
+    refuse_bad_texts(raw)
+    long = [row for row in raw if "\n" in row.text]
+    if long:
+        longest = max(long, key=lambda row: row.text.count("\n"))
+        logger.warning(
+            "%d texts run over several lines, the longest, %s, over %d: an unclosed quote swallows rows",
+            *(len(long), longest.place, longest.text.count("\n") + 1),
+        )
+    return sorted(LabelledRow(row.text, _names(row, mapping, ids_only=bool(columns))) for row in raw)
+
+
+def _has_header(path: Path, text_column: str) -> bool:
+    if path.suffix not in (".csv", ".tsv"):
+        return True
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        cells = next(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","), [])
+    return text_column in cells
+
+
+def _names(row: Row, mapping: LabelMapping | None, ids_only: bool) -> tuple[str, ...]:
+    names = {str(label).strip().removesuffix(".0") for label in row.labels}
+    if mapping is None or not mapping.ids:
+        return tuple(sorted(names))
+    for name in names - set(mapping.ids):
+        if ids_only or (name.lstrip("-").isdigit() and name not in mapping.names()):
+            raise CorpusError(
+                f"{row.place}: label {name!r} is none of the ids {', '.join(mapping.ids)}. Remedy: correct it, or add "
+                f"it to ids in {mapping.source}"
+            )
+    return tuple(sorted({mapping.ids.get(name, name) for name in names}))
+
+
+# Scores
+
+
+def score(classifier: EmotionClassifier, rows: Sequence[LabelledRow], match: LabelMatch) -> dict[str, Any]:
+    """The content of ``evaluation.json`` but for the names of its inputs.
+
+    A target's probability is the highest of its labels'; it is predicted where one of them reaches its own threshold.
+    Scored are the rows with at least one mapped label.
+    """
+    left = set(match.file_left)
+    scored = [row for row in rows if set(row.labels) - left]
+    some = sum(bool(set(row.labels) & left) for row in scored)
+    without = sum(not row.labels for row in rows)
+    places = {target: [classifier.labels.index(label) for label in match.model[target]] for target in match.model}
+    truth = np.array([[bool(set(row.labels) & set(match.file[t])) for t in places] for row in scored], dtype=np.int8)
+    vectors = encode(
+        [row.text for row in scored], cast(LoadedEncoder, classifier.encoder), cache_folder() / "embeddings"
+    )
+    probabilities = predict_probabilities(classifier.model, vectors, classifier.batch_size)
+    config = classifier.config
+    thresholds = {label: config.thresholds.get(label, config.threshold) for label in classifier.labels}
+    policies = {"package": np.array(list(thresholds.values())), "fixed": np.full(len(thresholds), 0.5)}
+    results = {}
+    for policy, cutoffs in policies.items():
+        reached = probabilities >= cutoffs
+        predictions = np.stack([reached[:, indices].any(axis=1) for indices in places.values()], axis=1)
+        results[policy] = scores_with_intervals(predictions.astype(np.int8), truth, list(places))
+    highest = np.stack([probabilities[:, indices].max(axis=1) for indices in places.values()], axis=1)
+    return {
+        "rows": {
+            "file": len(rows),
+            "scored": len(scored),
+            "fraction_scored": len(scored) / len(rows),
+            "all_labels_mapped": len(scored) - some,
+            "some_labels_mapped": some,
+            "no_label_mapped": len(rows) - len(scored) - without,
+            "without_label": without,
+        },
+        "targets": {target: {"model": match.model[target], "file": match.file[target]} for target in places},
+        "file_labels_not_mapped": match.file_left,
+        "model_labels_not_mapped": match.model_left,
+        "thresholds": thresholds,
+        "scores": results,
+        "without_thresholds": {t: _without_thresholds(highest[:, i], truth[:, i]) for i, t in enumerate(places)},
+    }
+
+
+def _without_thresholds(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
+    """What puts an F1 in its place: the F1 of saying the label of every row, and the area under the ROC curve.
+
+    Thresholds that were tuned on other rows may fit badly where the model still ranks well; 0.5 is chance.
+    """
+    positives = int(truth.sum())
+    area = float(roc_auc_score(truth, probabilities)) if 0 < positives < len(truth) else None
+    return {"f1_always": 2 * positives / (len(truth) + positives), "roc_auc": area}
+
+
+# Tables
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The scores, and what could not be mapped, as text."""
+    package, fixed, free = result["scores"]["package"], result["scores"]["fixed"], result["without_thresholds"]
+    lines = [
+        f"{'label':<16}{'support':>8}{'precision':>11}{'recall':>8}{'F1':>8}  {'95 % of F1':<16}{'F1@0.5':>8}{'always':>8}{'ROC':>7}"
+    ]
+    for label, row in package["per_label"].items():
+        lines.append(
+            f"{label:<16}{row['support']:>8}{row['precision']:>11.3f}{row['recall']:>8.3f}{row['f1']:>8.3f}  "
+            f"{_range(row['f1_95']):<16}{fixed['per_label'][label]['f1']:>8.3f}{free[label]['f1_always']:>8.3f}"
+            + ("      –" if free[label]["roc_auc"] is None else f"{free[label]['roc_auc']:>7.3f}")
+        )
+    for scores, name in ((package, "the model's thresholds"), (fixed, "at 0.5")):
+        lines.append(
+            f"{name:<24}macro F1 {scores['macro_f1']:.3f} {_range(scores['intervals_95']['macro_f1'])}  "
+            f"micro F1 {scores['micro_f1']:.3f} {_range(scores['intervals_95']['micro_f1'])}"
+        )
+    always = np.mean([values["f1_always"] for values in free.values()])
+    lines.append(
+        f"{'every label, every row':<24}macro F1 {always:.3f} (column always); ROC: area under it, 0.5 is chance"
+    )
+    return "\n".join([*lines, "", *_describe_mapping(result)])
+
+
+def _range(ends: Sequence[float]) -> str:
+    return f"[{ends[0]:.3f}, {ends[1]:.3f}]"
+
+
+def _describe_mapping(result: dict[str, Any]) -> list[str]:
+    lines = [f"mapping: {result['mapping'] or 'none, the labels are the same'}"]
+    lines += [
+        f"  {t:<16} model: {', '.join(s['model'])}; file: {', '.join(s['file'])}" for t, s in result["targets"].items()
+    ]
+    lines.append("labels of the file that could not be mapped:")
+    lines += [f"  {k:<16}{v['rows']:>8} rows  {v['why']}" for k, v in result["file_labels_not_mapped"].items()] or [
+        "  none"
+    ]
+    lines.append("labels of the model that could not be mapped:")
+    lines += [f"  {k:<16} {v}" for k, v in result["model_labels_not_mapped"].items()] or ["  none"]
+    rows = result["rows"]
+    lines.append(f"rows of the file: {rows['file']:,}")
+    for key in ("all_labels_mapped", "some_labels_mapped", "no_label_mapped", "without_label"):
+        lines.append(f"  {key.replace('_', ' '):<20}{rows[key]:>8,}  {rows[key] / rows['file']:>6.1%}")
+    left = "rows with none are left out of every score"
+    lines.append(f"scored: {rows['scored']:,} rows ({rows['fraction_scored']:.1%}), those with a mapped label; {left}")
+    return lines
+
+
+def write(result: dict[str, Any], folder: RunFolder) -> None:
+    """Write ``evaluation.json``, ``evaluation.csv`` and ``evaluation.png``, each whole or not at all."""
+    table = []
+    for policy, scores in result["scores"].items():
+        for label, values in scores["per_label"].items():
+            row = {"thresholds": policy, "label": label, "support": values["support"]}
+            for name in ("precision", "recall", "f1"):
+                low, high = values[f"{name}_95"]
+                row |= {name: values[name], f"{name}_low": low, f"{name}_high": high}
+            table.append(row)
+    with folder.replacing("evaluation.csv") as path:
+        pd.DataFrame(table).to_csv(path, index=False, float_format="%.4f")
+    package, fixed = (result["scores"][policy]["per_label"] for policy in ("package", "fixed"))
+    with folder.replacing("evaluation.png") as path:
+        plot_evaluation(path, package, fixed, f"{Path(result['model']).name} on {Path(result['data']).name}")
+    folder.write_json("evaluation.json", result)
+    logger.info("evaluation.json, .csv and .png are in %s", folder.path)
