@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score
+from scipy.special import expit, logit
+from sklearn.metrics import average_precision_score, f1_score
 
 from modeling.focal import alpha_per_label, focal_loss
-from training.scoring import MultiLabelScores, bootstrap_f1, report, scores
+from training.prepare import Prepared
+from training.results import build_report
+from training.scoring import (
+    MultiLabelScores,
+    Scored,
+    bootstrap_weights,
+    score_policies,
+    scores,
+    unreliable_labels,
+    weighted_average_precision,
+    weighted_scores,
+)
 from training.taxonomy import GOEMOTIONS_28
-from training.thresholds import tune_global, tune_per_label
+from training.thresholds import choose_thresholds, shrink, tune_global, tune_per_label
 
 
 def test_focal_loss_by_hand() -> None:
@@ -92,22 +107,83 @@ def test_scores_by_hand_and_through_evaluate() -> None:
     assert MultiLabelScores(keep_in_memory=True).compute(predictions=predictions, references=references) == result
 
 
-def test_bootstrap_holds_the_score_and_narrows_with_rows() -> None:
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_weighted_scores_are_scikit_learns(seed: int) -> None:
+    probabilities, labels = random_scores(seed)
+    predictions = probabilities >= 0.5
+    weights = bootstrap_weights(len(labels), draws=3, seed=seed)
+    whole, each = weighted_scores(predictions, labels, weights)
+    precision = weighted_average_precision(probabilities, labels, weights)
+    for draw, counts in enumerate(weights.astype(int)):
+        rows = np.repeat(np.arange(len(labels)), counts)
+        expected = scores(predictions[rows], labels[rows])
+        assert {name: value[draw] for name, value in whole.items()} == pytest.approx(expected, abs=1e-5)
+        f1 = f1_score(labels[rows], predictions[rows], average=None, zero_division=0)
+        np.testing.assert_allclose(each["f1"][draw], f1, atol=1e-5)
+        drawn = labels[rows].any(axis=0)
+        average = average_precision_score(labels[rows][:, drawn], probabilities[rows][:, drawn], average=None)
+        np.testing.assert_allclose(precision[draw, drawn], average, atol=1e-5)
+
+
+def test_intervals_hold_the_score_and_narrow_with_rows() -> None:
     widths = []
     for rows in (100, 1_600):
-        probabilities, labels = random_scores(3, rows)
-        predictions = (probabilities >= 0.5).astype(np.int8)
-        low, high = bootstrap_f1(predictions, labels)["macro_f1"]
-        assert low < scores(predictions, labels)["macro_f1"] < high
+        result, _ = score_policies(Scored(*random_scores(3, rows)), {"fixed": np.full(4, 0.5)}, list("abcd"))
+        low, high = result["fixed"]["intervals_95"]["macro_f1"]
+        assert low < result["fixed"]["macro_f1"] < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
 
 
-def test_report_uses_validation_thresholds_on_test() -> None:
+def test_labels_with_few_rows_or_wide_intervals_are_unreliable() -> None:
+    generator = np.random.default_rng(0)
+    labels = (generator.random((2_000, 3)) < (0.4, 0.06, 0.03)).astype(np.int8)
+    probabilities = np.clip(0.6 * labels + 0.4 * generator.random((2_000, 3)), 0, 1)
+    probabilities[:, 1] = generator.random(2_000)
+    _, table = score_policies(Scored(probabilities, labels), {"per_label": np.array([0.5, 0.99, 0.5])}, list("abc"))
+    own = table.set_index("label")
+    assert own.loc["b", "support"] >= 100 and own.loc["c", "support"] < 100
+    assert unreliable_labels(table.assign(split="test")) == ["c"]
+    own.loc["b", ["f1_low", "f1_high"]] = (0.3, 0.51)
+    assert unreliable_labels(own.reset_index().assign(split="test")) == ["b", "c"]
+    assert unreliable_labels(own.reset_index().assign(split="validation")) == []
+
+
+def test_shrinking_draws_rare_labels_to_the_common_threshold() -> None:
+    drawn = shrink(np.array([0.9, 0.9, 0.9, 0.0]), 0.2, np.array([0, 20, 100_000, 0]))
+    assert drawn[0] == pytest.approx(0.2) and drawn[2] == pytest.approx(0.9, abs=1e-3)
+    assert drawn[1] == pytest.approx(expit((logit(0.9) + logit(0.2)) / 2))
+
+
+def test_shrunk_thresholds_generalise_better_than_the_best_cut() -> None:
+    """Rare labels, calibrated probabilities, many small validation splits, one large test split."""
+    generator = np.random.default_rng(0)
+
+    def draw(rows: int) -> tuple[np.ndarray, np.ndarray]:
+        probabilities = expit(generator.normal(-4.0, 1.7, size=(rows, 6)))
+        return probabilities, (generator.random((rows, 6)) < probabilities).astype(np.int8)
+
+    test, gains = draw(20_000), []
+    for _ in range(20):
+        chosen = choose_thresholds(*draw(400))
+        found = [scores(test[0] >= cuts, test[1])["macro_f1"] for cuts in (chosen.own, chosen.best)]
+        gains.append(found[0] - found[1])
+    assert np.mean(gains) > 0.005
+
+
+def test_thresholds_see_validation_only() -> None:
     validation, test = random_scores(1), random_scores(2)
-    metrics, thresholds, table = report(validation, test, list("abcd"))
-    cutoffs = np.array([thresholds["per_label"][name] for name in "abcd"])
-    np.testing.assert_allclose(cutoffs, tune_per_label(*validation, fallback=thresholds["global"]))
-    assert metrics["test"]["per_label"]["macro_f1"] == scores(test[0] >= cutoffs, test[1])["macro_f1"]
-    assert metrics["test"]["fixed"]["macro_f1"] == scores(test[0] >= 0.5, test[1])["macro_f1"]
-    assert [row[1] for row in table] == test[1].sum(axis=0).tolist()
+    data = SimpleNamespace(corpus=SimpleNamespace(labels=tuple("abcd")), copies={"test": np.arange(len(test[0])) < 9})
+    found = build_report({"validation": Scored(*validation), "test": Scored(*test)}, cast(Prepared, data))
+    own = np.array([found.thresholds["per_label"][name] for name in "abcd"])
+    np.testing.assert_allclose(own, choose_thresholds(*validation).own)
+    metrics = found.metrics
+    assert metrics["test"]["per_label"]["macro_f1"] == pytest.approx(
+        scores(test[0] >= own, test[1])["macro_f1"], abs=1e-6
+    )
+    assert metrics["test"]["fixed"]["macro_f1"] == pytest.approx(scores(test[0] >= 0.5, test[1])["macro_f1"], abs=1e-6)
+    without = scores(test[0][9:] >= 0.5, test[1][9:])["macro_f1"]
+    assert metrics["test_without_copies"]["fixed"]["macro_f1"] == pytest.approx(without, abs=1e-6)
+    table = found.per_label.query("split == 'test' and thresholds == 'per_label'")
+    assert table["support"].tolist() == test[1].sum(axis=0).tolist()

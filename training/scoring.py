@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+import pandas as pd
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from transformers import EvalPrediction
 
-from training.thresholds import tune_global, tune_per_label
+from training.thresholds import tune_per_label
 
 AVERAGES = ("macro", "micro", "samples")
+POLICIES = ("fixed", "global", "per_label")
+LOW_SUPPORT = 100
+"""Positives under which a label's scores rest on too few rows, as in the reference."""
+WIDE_INTERVAL = 0.2
+DRAWS = 1_000
 
 
 def scores(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
@@ -64,68 +71,164 @@ def build_compute_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
     return compute_metrics
 
 
-def bootstrap_f1(
-    predictions: np.ndarray, references: np.ndarray, draws: int = 1_000, seed: int = 0
-) -> dict[str, list[float]]:
-    """95 % percentile intervals of macro and micro F1, rows resampled with replacement.
-
-    A draw is a vector of row weights, so that all draws are one matrix product of [draws, N] and [N, L].
-    """
-    weights = np.random.default_rng(seed).multinomial(
-        len(references), np.full(len(references), 1 / len(references)), draws
-    )
-    weights = weights.astype(np.float32)
-    hits = weights @ (predictions & references).astype(np.float32)
-    both = weights @ (predictions.astype(np.float32) + references.astype(np.float32))
-    macro = (2 * hits / np.maximum(both, 1)).mean(axis=1)
-    micro = 2 * hits.sum(axis=1) / np.maximum(both.sum(axis=1), 1)
-    return {
-        name: [float(value) for value in np.percentile(draw, [2.5, 97.5])]
-        for name, draw in (("macro_f1", macro), ("micro_f1", micro))
-    }
+# Intervals
 
 
-def report(
-    validation: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], labels: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, Any], list[list[Any]]]:
-    """Final scores: thresholds from validation, applied to validation and test.
+def bootstrap_weights(rows: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """How often each row is drawn in each bootstrap sample, float32 [draws, rows]."""
+    counts = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), draws)
+    return np.asarray(counts, dtype=np.float32)
+
+
+def weighted_scores(
+    predictions: np.ndarray, references: np.ndarray, weights: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The scores of :func:`scores` for many weightings of the rows at once, as matrix products.
 
     Args:
-        validation: probabilities and labels, both [N, L].
-        test: the same.
+        predictions: 0/1 [N, L].
+        references: 0/1 [N, L].
+        weights: [D, N]; a row of ones gives the plain scores.
+
+    Returns:
+        Scores of the whole, each [D], and precision, recall and f1 per label, each [D, L].
+    """
+    predicted, actual = predictions.astype(np.float32), references.astype(np.float32)
+    hits = predicted * actual
+    counts = [weights @ values for values in (hits, predicted, actual)]
+    labels = dict(zip(("precision", "recall", "f1"), _ratios(*counts), strict=True))
+    whole = {f"macro_{name}": values.mean(axis=1) for name, values in labels.items()}
+    micro = _ratios(*(count.sum(axis=1) for count in counts))
+    samples = _ratios(*(values.sum(axis=1) for values in (hits, predicted, actual)))
+    size = weights.sum(axis=1)
+    for name, one, each in zip(("precision", "recall", "f1"), micro, samples, strict=True):
+        whole[f"micro_{name}"], whole[f"samples_{name}"] = one, weights @ each / size
+    whole["exact_accuracy"] = weights @ (predicted == actual).all(axis=1).astype(np.float32) / size
+    return whole, labels
+
+
+def _ratios(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall and F1, 0 where they are not defined; hits are 0 there."""
+    return (
+        hits / np.maximum(predicted, 1e-9),
+        hits / np.maximum(actual, 1e-9),
+        2 * hits / np.maximum(predicted + actual, 1e-9),
+    )
+
+
+def weighted_average_precision(probabilities: np.ndarray, references: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Average precision per label for many weightings of the rows, [D, L]; rows of equal probability enter together.
+
+    Args:
+        probabilities: float [N, L].
+        references: 0/1 [N, L].
+        weights: [D, N].
+    """
+    result = np.zeros((len(weights), references.shape[1]), dtype=np.float32)
+    for label in range(references.shape[1]):
+        order = np.argsort(-probabilities[:, label], kind="stable")
+        falling, hit = probabilities[order, label], references[order, label].astype(bool)
+        drawn = weights[:, order]
+        last_equal = np.searchsorted(-falling, -falling[hit], side="right") - 1
+        above = np.cumsum(drawn, axis=1)[:, last_equal]
+        hits_above = np.cumsum(drawn * hit, axis=1)[:, last_equal]
+        positives = drawn[:, hit]
+        precision = hits_above / np.maximum(above, 1e-9)
+        result[:, label] = (positives * precision).sum(axis=1) / np.maximum(positives.sum(axis=1), 1e-9)
+    return result
+
+
+def _interval(draws: np.ndarray) -> list[Any]:
+    """95 % percentile interval over the first axis."""
+    return np.percentile(draws, [2.5, 97.5], axis=0).astype(float).tolist()
+
+
+# Reports
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Probabilities of one split, float [N, L], and its labels, 0/1 [N, L]."""
+
+    probabilities: np.ndarray
+    references: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Scored:
+        """The rows of a mask or an index."""
+        return Scored(self.probabilities[rows], self.references[rows])
+
+
+def score_policies(
+    scored: Scored, cutoffs: dict[str, np.ndarray], labels: Sequence[str]
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Scores of one split under each threshold policy, with 95 % bootstrap intervals.
+
+    Args:
+        scored: the split.
+        cutoffs: policy → thresholds [L].
         labels: the L names.
 
     Returns:
-        The content of ``metrics.json`` and of ``thresholds.json``, and the rows of ``per_label.csv``.
+        Scores by policy, each with ``intervals_95``; and one row for each policy and label. Where some labels have at
+        least :data:`LOW_SUPPORT` positives and others do not, ``macro_f1_frequent`` is the mean over the former.
     """
-    one = tune_global(*validation)
-    each = tune_per_label(*validation, fallback=one)
-    policies = {"fixed": np.full(len(labels), 0.5), "global": np.full(len(labels), one), "per_label": each}
-    metrics: dict[str, Any] = {}
-    for split, (probabilities, references) in (("validation", validation), ("test", test)):
-        metrics[split] = {}
-        for policy, cutoffs in policies.items():
-            predictions = (probabilities >= cutoffs).astype(np.int8)
-            intervals = bootstrap_f1(predictions, references.astype(np.int8))
-            metrics[split][policy] = {**scores(predictions, references), "intervals_95": intervals}
-    thresholds = {
-        "source": "tuned on the validation split: per label by F1, global by macro F1",
-        "global": one,
-        "per_label": dict(zip(labels, (float(value) for value in each), strict=True)),
+    weights = bootstrap_weights(len(scored.references))
+    once = np.ones((1, len(scored.references)), dtype=np.float32)
+    support = scored.references.sum(axis=0).astype(int)
+    frequent = support >= LOW_SUPPORT
+    precision = {
+        "average_precision": tuple(
+            weighted_average_precision(scored.probabilities, scored.references, w) for w in (once, weights)
+        )
     }
-    return metrics, thresholds, per_label_rows(*test, each, labels)
+    result: dict[str, Any] = {}
+    tables = []
+    for policy, thresholds in cutoffs.items():
+        predictions = scored.probabilities >= thresholds
+        (whole, each), (draws, each_draws) = (
+            weighted_scores(predictions, scored.references, w) for w in (once, weights)
+        )
+        if frequent.any() and not frequent.all():
+            whole["macro_f1_frequent"] = each["f1"][:, frequent].mean(axis=1)
+            draws["macro_f1_frequent"] = each_draws["f1"][:, frequent].mean(axis=1)
+        result[policy] = {name: float(value[0]) for name, value in whole.items()}
+        result[policy]["intervals_95"] = {name: _interval(value) for name, value in draws.items()}
+        table = pd.DataFrame({"thresholds": policy, "label": labels, "support": support, "threshold": thresholds})
+        columns = {name: (value, each_draws[name]) for name, value in each.items()} | precision
+        for name, (value, value_draws) in columns.items():
+            table[name] = value[0]
+            table[f"{name}_low"], table[f"{name}_high"] = _interval(value_draws)
+        tables.append(table)
+    return result, pd.concat(tables, ignore_index=True)
 
 
-PER_LABEL_HEADER = ("label", "support", "threshold", "precision", "recall", "f1", "f1_at_0.5")
+def scores_with_intervals(predictions: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+    """Macro and micro F1, and precision, recall and F1 of each label, with 95 % bootstrap intervals.
+
+    Args:
+        predictions: 0/1 [N, L].
+        references: 0/1 [N, L].
+        labels: the L names.
+
+    Returns:
+        ``macro_f1``, ``micro_f1``, their ``intervals_95``, and ``per_label``: label → ``support`` (rows) and
+        ``precision``, ``recall``, ``f1``, each with its ``…_95``.
+    """
+    once = np.ones((1, len(references)), dtype=np.float32)
+    whole, each = weighted_scores(predictions, references, once)
+    draws, each_draws = weighted_scores(predictions, references, bootstrap_weights(len(references)))
+    per_label: dict[str, dict[str, Any]] = {}
+    for i, label in enumerate(labels):
+        per_label[label] = {"support": int(references[:, i].sum())}
+        for name, values in each.items():
+            per_label[label] |= {name: float(values[0, i]), f"{name}_95": _interval(each_draws[name][:, i])}
+    names = ("macro_f1", "micro_f1")
+    intervals = {name: _interval(draws[name]) for name in names}
+    return {**{name: float(whole[name][0]) for name in names}, "intervals_95": intervals, "per_label": per_label}
 
 
-def per_label_rows(
-    probabilities: np.ndarray, references: np.ndarray, cutoffs: np.ndarray, labels: Sequence[str]
-) -> list[list[Any]]:
-    """One row per label of :data:`PER_LABEL_HEADER`."""
-    tuned = precision_recall_fscore_support(references, probabilities >= cutoffs, average=None, zero_division=0)
-    fixed = precision_recall_fscore_support(references, probabilities >= 0.5, average=None, zero_division=0)
-    return [
-        [label, int(tuned[3][i]), *(round(float(v), 4) for v in (cutoffs[i], *(t[i] for t in tuned[:3]), fixed[2][i]))]
-        for i, label in enumerate(labels)
-    ]
+def unreliable_labels(table: pd.DataFrame) -> list[str]:
+    """Labels whose test scores say little: few positives, or a wide interval of F1 with their own thresholds."""
+    own = table[(table["split"] == "test") & (table["thresholds"] == "per_label")]
+    wide = own["f1_high"] - own["f1_low"] > WIDE_INTERVAL
+    return own.loc[(own["support"] < LOW_SUPPORT) | wide, "label"].tolist()

@@ -1,0 +1,87 @@
+"""Calibration: it mends what is shifted, leaves what is right, and moves no decision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit, logit
+from torch import nn
+
+from training.calibration import (
+    calibration_error,
+    choose_calibration,
+    describe_calibration,
+    fit_platt,
+    fit_temperature,
+    fold_into,
+    log_loss_of_logits,
+)
+
+
+def draw(seed: int, rows: int = 4_000) -> tuple[np.ndarray, np.ndarray]:
+    """True logits and labels drawn from them."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal((-2.0, -1.0, 0.0), 1.5, size=(rows, 3))
+    return logits, (generator.random((rows, 3)) < expit(logits)).astype(np.int8)
+
+
+def test_platt_finds_the_scale_and_bias_of_each_label() -> None:
+    logits, labels = draw(0, 20_000)
+    scale, bias = np.array([0.5, 1.0, 2.0]), np.array([1.0, 0.0, -1.0])
+    found = fit_platt((logits - bias) / scale, labels)
+    np.testing.assert_allclose(found.scale, scale, rtol=0.1)
+    np.testing.assert_allclose(found.bias, bias, atol=0.12)
+
+
+def test_temperature_finds_one_scale() -> None:
+    logits, labels = draw(1, 20_000)
+    np.testing.assert_allclose(fit_temperature(logits / 3, labels).scale, [3, 3, 3], rtol=0.05)
+
+
+def test_the_method_is_chosen_on_held_out_rows() -> None:
+    logits, labels = draw(2)
+    assert choose_calibration(logits * 3, labels, 0)[1]["method"] == "temperature"
+    shifted, record = choose_calibration(logits + np.array([2.0, 0.0, -2.0]), labels, 0)
+    assert record["method"] == "platt"
+    np.testing.assert_allclose(shifted.bias, [-2, 0, 2], atol=0.35)
+    few, few_labels = logits[:30], labels[:30]
+    losses = choose_calibration(few, few_labels, 0)[1]["cross_fitted_log_loss"]
+    assert losses["none"] < losses["platt"]  # thirty rows do not support six numbers
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_every_decision_survives_with_a_moved_threshold(seed: int) -> None:
+    logits, labels = draw(seed, 200)
+    labels[:, 0] = 0
+    found = fit_platt(logits, labels)
+    assert (found.scale > 0).all() and found.scale[0] == pytest.approx(1) and found.bias[0] == pytest.approx(0)
+    for cut in (0.1, 0.5, 0.7):
+        moved = expit(found.scale * logit(cut) + found.bias)
+        np.testing.assert_array_equal(found(logits) >= moved, expit(logits) >= cut)
+    fitted = logits * found.scale + found.bias
+    assert log_loss_of_logits(fitted, labels) <= log_loss_of_logits(logits, labels) + 1e-9
+
+
+def test_folding_gives_the_calibrated_logits() -> None:
+    logits, labels = draw(3)
+    classifier = nn.Linear(5, 3)
+    hidden = torch.randn(7, 5)
+    before = classifier(hidden).detach().numpy()
+    found = fit_platt(logits * 2, labels)
+    fold_into(classifier, found)
+    after = torch.sigmoid(classifier(hidden)).detach().numpy()
+    np.testing.assert_allclose(after, found(before), atol=1e-6)
+
+
+def test_errors_by_hand() -> None:
+    probabilities = np.array([[0.1], [0.1], [0.9], [0.9]])
+    labels = np.array([[0], [1], [1], [1]])
+    # Bin of 0.1: half are positive, 0.4 away; bin of 0.9: all are, 0.1 away; two decisions each.
+    assert calibration_error(probabilities, labels) == pytest.approx(0.25)
+    described = describe_calibration(probabilities, labels)
+    assert described["brier_score"] == pytest.approx((0.01 + 0.81 + 0.01 + 0.01) / 4)
+    assert described["mean_label_calibration_error"] == pytest.approx(0.25)

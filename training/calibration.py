@@ -1,0 +1,157 @@
+"""Calibration: a map from logits to probabilities that mean what they say, fitted on validation rows only.
+
+Alpha, oversampling and thinning shift each label's probabilities by another amount, which one temperature for all
+labels cannot undo and a scale and a bias for each label (Platt) can; but Platt has 2·L numbers to learn. Which of them
+is used, or neither, is decided for each run by cross-fitted log loss on validation. Both are linear in the logit and
+rising, so they are folded into the classifier's weights, the order of the rows under each label stays, and every
+decision can be had with a threshold moved the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit
+from sklearn.model_selection import KFold
+from torch import nn
+
+_FOLDS = 5
+_BINS = 15
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """probability = sigmoid(scale · logit + bias), per label; scale > 0."""
+
+    scale: np.ndarray
+    bias: np.ndarray
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """Probabilities of logits [N, L]."""
+        return np.asarray(expit(logits * self.scale + self.bias))
+
+
+def keep(logits: np.ndarray, labels: np.ndarray) -> Calibration:
+    """No change."""
+    return Calibration(np.ones(labels.shape[1]), np.zeros(labels.shape[1]))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> Calibration:
+    """One scale for all labels (Guo et al., ICML 2017)."""
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        scaled = np.exp(parameters[0]) * logits
+        return log_loss_of_logits(scaled, labels), np.array([np.mean((expit(scaled) - labels) * scaled)])
+
+    best = minimize(loss, np.zeros(1), jac=True, method="L-BFGS-B").x[0]
+    return Calibration(np.full(labels.shape[1], np.exp(best)), np.zeros(labels.shape[1]))
+
+
+def fit_platt(logits: np.ndarray, labels: np.ndarray) -> Calibration:
+    """A scale and a bias for each label (Platt 1999), the logarithm of the scale held near 0.
+
+    The hold weighs as much as one row: nothing to a label with many positives, and what keeps one with a handful from
+    an extreme scale. The scale cannot turn negative. A label without positives or without negatives is left alone.
+    """
+    number, width = logits.shape
+    usable = labels.any(axis=0) & ~labels.all(axis=0)
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        log_scale, bias = parameters.reshape(2, width)
+        scale = np.exp(log_scale)
+        mapped = scale * logits + bias
+        error = (expit(mapped) - labels) * usable
+        value = np.sum(_log_loss_terms(mapped, labels) * usable) + 0.5 * np.sum(log_scale**2)
+        slope = np.concatenate([(error * logits).sum(axis=0) * scale + log_scale, error.sum(axis=0)])
+        return value / number, slope / number
+
+    log_scale, bias = minimize(loss, np.zeros(2 * width), jac=True, method="L-BFGS-B").x.reshape(2, width)
+    return Calibration(np.exp(log_scale), bias)
+
+
+METHODS: dict[str, Callable[[np.ndarray, np.ndarray], Calibration]] = {
+    "none": keep,
+    "temperature": fit_temperature,
+    "platt": fit_platt,
+}
+
+
+def choose_calibration(logits: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Calibration, dict[str, Any]]:
+    """The method with the lowest cross-fitted log loss, fitted on all rows; and why it was chosen.
+
+    Args:
+        logits: of validation rows, float [N, L].
+        labels: multi-hot [N, L].
+        seed: seed of the folds.
+    """
+    logits = logits.astype(np.float64)
+    losses = dict.fromkeys(METHODS, 0.0)
+    for train, held in KFold(min(_FOLDS, len(labels)), shuffle=True, random_state=seed).split(logits):
+        for name, fit in METHODS.items():
+            mapped = fit(logits[train], labels[train])
+            terms = _log_loss_terms(logits[held] * mapped.scale + mapped.bias, labels[held])
+            losses[name] += float(terms.sum()) / labels.size
+    chosen = min(losses, key=losses.__getitem__)
+    reason = f"lowest log loss on validation rows that it was not fitted on ({_FOLDS} folds)"
+    return METHODS[chosen](logits, labels), {"method": chosen, "reason": reason, "cross_fitted_log_loss": losses}
+
+
+def fold_into(classifier: nn.Module, calibration: Calibration) -> None:
+    """Change a trained linear classifier [L, H] in place so that its logits are the calibrated ones."""
+    trained = {name.rsplit(".", 1)[-1]: value for name, value in classifier.named_parameters() if value.requires_grad}
+    with torch.no_grad():
+        scale = torch.from_numpy(calibration.scale).to(trained["weight"])
+        trained["weight"].mul_(scale[:, None])
+        trained["bias"].mul_(scale).add_(torch.from_numpy(calibration.bias).to(trained["bias"]))
+
+
+# How well probabilities are calibrated
+
+
+def _log_loss_terms(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.asarray(np.logaddexp(0, np.where(labels > 0, -logits, logits)))
+
+
+def log_loss_of_logits(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean binary cross-entropy over all label decisions."""
+    return float(_log_loss_terms(logits, labels).mean())
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean probability, share of positives and number of decisions in 15 bins of equal width; empty bins left out.
+
+    Args:
+        probabilities: any shape.
+        labels: 0/1, the same shape.
+    """
+    bins = np.minimum((probabilities.ravel() * _BINS).astype(int), _BINS - 1)
+    number = np.bincount(bins, minlength=_BINS)
+    filled = number > 0
+    sums = [np.bincount(bins, weights=v.ravel().astype(float), minlength=_BINS) for v in (probabilities, labels)]
+    return sums[0][filled] / number[filled], sums[1][filled] / number[filled], number[filled]
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error: mean distance of probability and share of positives, bins weighted by size."""
+    predicted, observed, number = reliability(probabilities, labels)
+    return float(np.average(np.abs(predicted - observed), weights=number))
+
+
+def describe_calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """ECE over all decisions, its mean over labels, and the Brier score.
+
+    Args:
+        probabilities: [N, L].
+        labels: 0/1 [N, L].
+    """
+    each = [calibration_error(p, y) for p, y in zip(probabilities.T, labels.T, strict=True)]
+    return {
+        "expected_calibration_error": calibration_error(probabilities, labels),
+        "mean_label_calibration_error": float(np.mean(each)),
+        "brier_score": float(np.mean((probabilities - labels) ** 2)),
+    }
