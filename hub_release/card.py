@@ -16,6 +16,11 @@ from safetensors import safe_open
 from hub_release.package import LAYOUT, ReleaseError, template_path
 from modeling.infer import BUNDLED_BACKBONE
 
+CONTAMINATED = "pooled-r2"
+_WARNING = (
+    "> **These scores are contaminated.** The training rows were oversampled before the split, so that many stem from "
+    "test rows. The figures below do not measure the model.\n"
+)
 _POLICIES = {"fixed": "0.5", "global": "one for all labels", "per_label": "one per label"}
 _SHOWN = [
     "lora_rank",
@@ -60,7 +65,8 @@ def _collect(package: Path) -> dict[str, str]:
     )
     recipe = yaml.safe_load((package / LAYOUT.recipe).read_text(encoding="utf-8"))
     with (package / LAYOUT.per_label).open(encoding="utf-8", newline="") as file:
-        per_label = list(csv.reader(file))[1:]
+        per_label = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    calibration = read(LAYOUT.calibration)
     rows = audit["training_rows"]
     return {
         "metadata": _metadata(config, metrics),
@@ -69,21 +75,41 @@ def _collect(package: Path) -> dict[str, str]:
         "model_name": config["model_name"],
         "encoder": f"{config['encoder']} {config['encoder_version']}".strip(),
         "trained_parameters": f"{_count_weights(package):,}",
-        "unreliable_below": "100",
+        "warning": _WARNING if metrics["protocol"] == CONTAMINATED else "",
         "unreliable_labels": ", ".join(config["unreliable_labels"]) or "none",
         "dataset": config["dataset"],
         "score_rows": "\n".join(_score_row(name, metrics["test"][policy]) for policy, name in _POLICIES.items()),
-        "per_label_rows": "\n".join(f"| {' | '.join(row)} |" for row in per_label),
+        "per_label_rows": "\n".join(_label_row(label, per_label) for label in config["emotion_labels"]),
+        "calibration": calibration["method"],
+        "calibration_before": f"{calibration['test']['before']['expected_calibration_error']:.4f}",
+        "calibration_after": f"{calibration['test']['after']['expected_calibration_error']:.4f}",
+        "protocol": metrics["protocol"],
         "split_rows": "\n".join(
             f"- {name}: {split['rows']:,} rows, SHA-256 `{split['sha256'][:16]}…`"
             for name, split in audit["splits"].items()
         ),
         "real_rows": f"{rows['real']:,}",
         "synthetic_rows": f"{rows['synthetic']:,}",
+        "origin_of_synthetic_rows": _origin(rows),
         "test_copies": str(audit["splits"]["test"]["texts_also_in_train"]),
         "hyperparameters": "\n".join(f"- {key}: `{recipe[key]}`" for key in _SHOWN),
         "environment": ", ".join(f"{name} {version}" for name, version in environment["packages"].items()),
     }
+
+
+def _origin(rows: dict[str, int]) -> str:
+    outside = rows["synthetic_with_parent_outside_train"]
+    if outside:
+        return f"{outside:,} of the synthetic rows were made from rows outside train."
+    return "Every synthetic row stems from training rows alone, as the run's audit verified."
+
+
+def _label_row(label: str, rows: list[dict[str, str]]) -> str:
+    own, fixed = ({row["thresholds"]: row for row in rows if row["label"] == label}[p] for p in ("per_label", "fixed"))
+    f1 = f"{float(own['f1']):.3f} [{float(own['f1_low']):.3f}, {float(own['f1_high']):.3f}]"
+    others = [f"{float(row[key]):.3f}" for row, key in ((own, "average_precision"), (fixed, "f1"))]
+    cells = [own["support"], *(f"{float(own[key]):.3f}" for key in ("threshold", "precision", "recall")), f1, *others]
+    return f"| {' | '.join([label, *cells])} |"
 
 
 def _score_row(name: str, score: dict[str, Any]) -> str:

@@ -26,6 +26,10 @@ def export(run: Path, package: Path) -> None:
     Raises:
         ReleaseError: the run is not finished, or the package folder is not empty.
     """
+    if (run / "model" / "model.safetensors").is_file():
+        raise ReleaseError(
+            f"{run} is a baseline without a backbone, for comparison only. Remedy: train with head backbone"
+        )
     missing = [name for name in (*RECORDED, "model/config.json") if not (run / name).is_file()]
     if missing:
         raise ReleaseError(f"{run} is not a finished run: {', '.join(missing)} is missing. Remedy: train to the end")

@@ -26,6 +26,7 @@ class Layout:
     metrics: str = "metrics.json"
     thresholds: str = "thresholds.json"
     per_label: str = "per_label.csv"
+    calibration: str = "calibration.json"
     audit: str = "audit.json"
     recipe: str = "recipe.yaml"
     environment: str = "environment.json"
@@ -43,6 +44,7 @@ RECORDED = (
     LAYOUT.metrics,
     LAYOUT.thresholds,
     LAYOUT.per_label,
+    LAYOUT.calibration,
     LAYOUT.audit,
     LAYOUT.recipe,
     LAYOUT.environment,

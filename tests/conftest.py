@@ -12,10 +12,6 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralModel
 
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
 ROOT = Path(__file__).resolve().parent.parent
 EMBED_DIM = 12
 LABELS = ("joy", "anger", "fear")

@@ -221,7 +221,7 @@ def test_a_missing_backbone_names_the_install_command(monkeypatch: pytest.Monkey
 
 
 def test_the_wheel_holds_what_it_needs(tmp_path: Path) -> None:
-    """Build the wheel, install it in a fresh environment, and find the template, recipes and corpus from there."""
+    """Build the wheel, install it in a fresh environment, and find the template, recipes, mappings and corpus from there."""
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
         check=True,
@@ -241,7 +241,8 @@ path = template_path()
 assert "site-packages" in str(path) and "{{ metadata }}" in path.read_text()
 import training
 folder = Path(training.__file__).parent
-assert len(list(folder.glob("recipes/*.yaml"))) == 3 and len(list(folder.glob("starter/*.jsonl"))) == 3
+assert (folder / "published.yaml").is_file() and len(list(folder.glob("recipes/*.yaml"))) == 4 and len(list(folder.glob("starter/*.jsonl"))) == 3
+assert sorted(path.stem for path in folder.glob("mappings/*.yaml")) == ["ekman", "plutchik", "sentiment"]
 assert {str(f).split("/")[0] for f in files("goemotions-mistral")} - {"..", "goemotions_mistral-0.1.0.dist-info"} == {"modeling", "training", "hub_release"}
 assert [e.value for e in entry_points(group="console_scripts", name="hub_release")] == ["hub_release.cli:app"]
 """

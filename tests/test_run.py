@@ -12,6 +12,7 @@ from safetensors import safe_open
 from modeling.infer import EmotionModel, LoadedEncoder
 from tests.conftest import LABELS, fake_encoder, tiny_flags, write_corpus
 from training.encoding import encode
+from training.prepare import read_corpus
 from training.run import main
 
 FILES = [
@@ -26,6 +27,12 @@ FILES = [
     "golden.json",
     "train.log",
     "focal_config.json",
+    "calibration.json",
+    "predictions.npz",
+    "precision_recall.png",
+    "thresholds.png",
+    "confusions.png",
+    "reliability.png",
     "model/config.json",
     "model/adapter_model.safetensors",
 ]
@@ -34,7 +41,7 @@ FILES = [
 def test_the_run_folder_is_complete(finished_run: Path) -> None:
     assert [name for name in FILES if not (finished_run / name).is_file()] == []
     metrics = json.loads((finished_run / "metrics.json").read_text())
-    assert set(metrics) == {"validation", "test"}
+    assert metrics.pop("protocol") == "official" and set(metrics) == {"validation", "test"}
     for split in metrics.values():
         assert set(split) == {"fixed", "global", "per_label"}
         for policy in split.values():
@@ -60,6 +67,7 @@ def test_checkpoints_hold_trained_weights_only(finished_run: Path) -> None:
 def test_a_second_run_encodes_nothing_and_gives_the_same(finished_run: Path, tiny_backbone: Path) -> None:
     base = finished_run.parent
     flags = [*tiny_flags(base / "corpus", tiny_backbone, base / "again"), "--balance_target", "30"]
+    read_corpus.cache_clear()  # as in another process
     assert main(flags) == 0
     log = (base / "again" / "train.log").read_text()
     assert "encoded nothing, all 84 texts are cached" in log

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +18,9 @@ from transformers.hf_argparser import DataClassType
 
 from modeling.adapters import ALL_LINEAR
 from modeling.infer import ENCODERS
+from training.audit import POLICIES
+from training.balance import METHODS, MLSMOTE_LABELS, WHOLE_ROW_METHODS
+from training.splits import PROTOCOLS
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -39,7 +42,7 @@ class Recipe:
 
     # Corpus
     dataset: str = _setting("starter", "starter, goemotions, files (in data_dir) or a Hub dataset id")
-    data_dir: str | None = _setting(None, "folder of a local corpus")
+    data_dir: str | None = _setting(None, "folder of a local corpus; for dataset files also one file, to be split")
     dataset_config: str | None = _setting(None, "configuration (subset) of a Hub dataset")
     dataset_revision: str | None = _setting(None, "revision of a Hub dataset")
     text_column: str = _setting("text", "column of the texts")
@@ -47,16 +50,34 @@ class Recipe:
     id_column: str | None = _setting(None, "column of unique row ids")
     labels: list[str] = _setting(["goemotions-28"], "goemotions-28, goemotions-15, ekman, sentiment, or your labels")
     unlabelled: str = _setting("keep", "rows without a label of the run: keep (all-zero) or drop", ("keep", "drop"))
+    split: str = _setting(
+        "official",
+        "official: the corpus's own; stratified: made anew, copies kept together; pooled-r2: the reference's order, "
+        "whose scores are contaminated",
+        PROTOCOLS,
+    )
+    audit_policy: str = _setting(
+        "report",
+        "training rows whose text stands in an evaluation split: report, drop-from-train or fail",
+        POLICIES,
+    )
     # Encoder
     encoder: str = _setting(
         "use-multilingual-v3", "use-multilingual-v3, use-v4, minilm or sentence-transformers/<model>"
     )
     # Balance, on training rows only
-    balance: str = _setting("ismote", "oversampling: ismote or none", ("ismote", "none"))
-    balance_target: int = _setting(0, "positive rows per label to oversample up to")
-    balance_neighbours: int = _setting(5, "neighbours k of ISMOTE")
-    neutral_keep: float = _setting(1.0, "fraction of the rows labelled neutral alone to keep")
+    balance: str = _setting("none", "oversampling of rare labels", METHODS)
+    balance_target: int = _setting(0, "positive rows per label to oversample up to; 0 leaves it to balance_ratio")
+    balance_ratio: float = _setting(
+        0.0, "oversample until no label is rarer than the most frequent one by more; 0 means the mean ratio, as ML-ROS"
+    )
+    balance_labels: list[str] = _setting([], "labels to oversample; none named means all but neutral")
+    balance_neighbours: int = _setting(5, "neighbours k of smote, mlsmote and ismote")
+    mlsmote_labels: str = _setting("ranking", "labels of a row made by mlsmote", MLSMOTE_LABELS)
+    neutral_keep: float = _setting(1.0, "rows labelled neutral alone to keep: up to 1 a fraction, above 1 a number")
     # Model
+    head: str = _setting("backbone", "backbone, or mlp: a baseline without one, in seconds", ("backbone", "mlp"))
+    mlp_hidden_size: int = _setting(576, "width of the mlp baseline")
     model_name: str = _setting("smollm2-135m", "backbone: a Hub id, a folder or smollm2-135m (bundled)")
     model_revision: str | None = _setting(None, "revision of a Hub backbone")
     quantization: str = _setting("none", "none, nf4 or 8bit", ("none", "nf4", "8bit"))
@@ -110,7 +131,9 @@ class Recipe:
 RANGES: dict[str, tuple[float, float | None]] = {
     "balance_target": (0, None),
     "balance_neighbours": (1, None),
-    "neutral_keep": (0, 1),
+    "balance_ratio": (0, None),
+    "neutral_keep": (0, None),
+    "mlp_hidden_size": (2, None),
     "token_norm": (0, None),
     "embedding_noise": (0, None),
     "head_dropout": (0, 1),
@@ -136,12 +159,33 @@ RANGES: dict[str, tuple[float, float | None]] = {
 
 @dataclass
 class RunOptions:
-    """Where the run goes; not part of the recipe."""
+    """Where the run goes, or what is evaluated instead of trained; not part of the recipe."""
 
     recipe: str = field(default="quickstart", metadata={"help": "a name in training/recipes, or a YAML file"})
-    output_dir: str | None = field(default=None, metadata={"help": "run folder (default: runs/<recipe>)"})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "run folder (default: runs/<recipe>), or where --evaluate writes"}
+    )
     resume: bool = field(default=False, metadata={"help": "continue from the last complete checkpoint"})
     overwrite: bool = field(default=False, metadata={"help": "train anew in a folder that holds a run"})
+    null_test: bool = field(
+        default=False,
+        metadata={"help": "run the recipe on noise and on shuffled labels; fails where it finds anything"},
+    )
+    compare: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "a grid of runs: field=value,value … for any field of a recipe, and loss=bce,focal-uniform,focal-r2"
+        },
+    )
+    seeds: list[int] = field(default_factory=list, metadata={"help": "seeds of every setting of --compare"})
+    evaluate: str | None = field(
+        default=None, metadata={"help": "train nothing: score this package, Hub id or run folder on --data"}
+    )
+    data: str | None = field(default=None, metadata={"help": "labelled file to evaluate on: CSV, TSV, JSONL, Parquet"})
+    mapping: str | None = field(
+        default=None,
+        metadata={"help": "from the model's labels to the file's: ekman, plutchik, sentiment or a YAML file"},
+    )
 
 
 class _Parser(HfArgumentParser):
@@ -170,20 +214,35 @@ def _read_yaml(path: Path) -> list[str]:
     if not isinstance(content, dict):
         raise RecipeError("a mapping key: value is expected")
     known = [item.name for item in dataclasses.fields(Recipe)]
-    flags: list[str] = []
-    for key, value in content.items():
+    for key in content:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise RecipeError(f"unknown key {key!r}; {hint}The keys are {', '.join(known)}")
-        if value is None:
+    return _to_flags(content)
+
+
+def _to_flags(content: Mapping[str, Any]) -> list[str]:
+    flags: list[str] = []
+    for key, value in content.items():
+        if value is None or value == []:
             continue
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         flags += [f"--{key}", *map(str, values)]
     return flags
 
 
-def _check_ranges(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse values out of range and settings that do not go together.
+
+    Raises:
+        RecipeError: the message names the field and the accepted values.
+    """
+    if recipe.input != "embedding" and recipe.balance not in WHOLE_ROW_METHODS:
+        raise RecipeError(
+            f"balance: {recipe.balance} makes rows between embeddings, which have no words to read. Remedy: with input "
+            f"{recipe.input} use one of {', '.join(WHOLE_ROW_METHODS)}"
+        )
     if recipe.encoder not in ENCODERS and not recipe.encoder.startswith("sentence-transformers/"):
         accepted = f"{', '.join(ENCODERS)} or sentence-transformers/<model>"
         raise RecipeError(f"encoder: {recipe.encoder!r} is unknown; accepted: {accepted}")
@@ -215,18 +274,38 @@ def parse_recipe(argv: Sequence[str] | None = None) -> tuple[Recipe, RunOptions]
     try:
         settings = _read_yaml(path)
         file_recipe, _ = parser.parse_args_into_dataclasses(settings)
-        _check_ranges(file_recipe)
+        check_recipe(file_recipe)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
     try:
         recipe, options = parser.parse_args_into_dataclasses([*settings, *flags])
     except ValueError as error:  # a flag that no field has
         raise RecipeError(f"{error} See --help") from None
-    _check_ranges(recipe)
+    check_recipe(recipe)
     if recipe.data_dir and recipe.dataset not in ("files", "goemotions"):
         raise RecipeError(f"data_dir is not read by dataset {recipe.dataset!r}; use --dataset files or goemotions")
-    options.output_dir = options.output_dir or f"runs/{path.stem}"
+    if options.evaluate and not options.data:
+        raise RecipeError("--evaluate needs rows: add --data FILE, a labelled CSV, TSV, JSONL or Parquet file")
+    if not options.evaluate and (options.data or options.mapping):
+        raise RecipeError("--data and --mapping belong to --evaluate PACKAGE_OR_RUN; a training corpus is --data_dir")
+    if not options.evaluate:
+        options.output_dir = options.output_dir or f"runs/{'compare-' if options.compare else ''}{path.stem}"
     return recipe, options
+
+
+def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
+    """The recipe with some fields changed, each given as a flag's text.
+
+    Raises:
+        RecipeError: unknown field, wrong type, or a value out of range.
+    """
+    flags = _to_flags({**dataclasses.asdict(recipe), **changes})
+    try:
+        changed, _ = _parser().parse_args_into_dataclasses(flags)
+    except ValueError as error:  # a flag that no field has
+        raise RecipeError(f"{error} See --help") from None
+    check_recipe(changed)
+    return changed
 
 
 def _options_only() -> argparse.ArgumentParser:

@@ -10,11 +10,12 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -43,6 +44,8 @@ RESULTS = [
     "golden.json",
     "focal_config.json",
     "timing.json",
+    "calibration.json",
+    "predictions.npz",
 ]
 """What only a finished run has."""
 
@@ -129,10 +132,15 @@ class RunFolder:
         """Write the resolved recipe, which gives the same run again."""
         self.write_text("recipe.yaml", yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True))
 
-    def write_table(self, name: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-        """Write a CSV file of plain cells."""
-        lines = [",".join(header), *(",".join(map(str, row)) for row in rows)]
-        self.write_text(name, "\n".join(lines) + "\n")
+    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write named arrays as ``.npz``."""
+        with self.replacing(name) as path:
+            np.savez_compressed(path, allow_pickle=False, **arrays)
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Read named arrays."""
+        with np.load(self.path / name, allow_pickle=False) as file:
+            return dict(file)
 
 
 def describe_environment(seed: int, processes: int) -> dict[str, Any]:

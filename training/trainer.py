@@ -17,6 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from modeling.adapters import learning_rate_groups
 from modeling.focal import focal_loss
+from modeling.infer import EmotionModel
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class FocalTrainer(Trainer):
     way to cut a batch.
 
     Args:
-        model: an emotion model with LoRA attached.
+        model: an emotion model, with LoRA attached where it has a backbone.
         args: training arguments.
         alpha: weight of a positive per label, [L].
         gamma: focusing exponent.
@@ -67,7 +68,7 @@ class FocalTrainer(Trainer):
 
     def __init__(
         self,
-        model: PeftModel,
+        model: PeftModel | EmotionModel,
         args: TrainingArguments,
         alpha: Sequence[float],
         gamma: float,

@@ -1,0 +1,92 @@
+"""Grids of runs and the null test, through the real entry point, on the backbone-free baseline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import LABELS, write_corpus
+from training.compare import build_cells
+from training.null_test import chance_scores
+from training.recipe import RecipeError
+from training.run import main
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    base = tmp_path_factory.mktemp("compare")
+    corpus = write_corpus(base / "corpus", rows=90)
+    return (
+        f"--recipe goemotions_mlp --dataset files --data_dir {corpus} --labels {' '.join(LABELS)} --neutral_keep 1 "
+        "--epochs 4 --batch_size 16 --mlp_hidden_size 32 --balance_target 60"
+    ).split()
+
+
+def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    command = [*flags, "--compare", "balance=none,smote", "loss=bce,focal-uniform", "--seeds", "0", "1"]
+    command += ["--output_dir", str(tmp_path)]
+    assert main(command) == 0
+    table = pd.read_csv(tmp_path / "comparison.csv")
+    assert len(table) == 4 and (table["seeds"] == 2).all()
+    assert np.isnan(table.loc[0, "difference"]) and not table.loc[1:, "difference"].isna().any()
+    assert (table["test_low"] <= table["test"]).all() and (table["test"] <= table["test_high"]).all()
+    assert (tmp_path / "comparison.png").stat().st_size > 5_000
+    assert "balance none, loss bce" in (tmp_path / "comparison.md").read_text()
+    runs = sorted(tmp_path.glob("*/seed-*/timing.json"))
+    assert len(runs) == 8 and not list(tmp_path.glob("*/seed-*/checkpoints"))
+    metrics = json.loads((runs[0].parent / "metrics.json").read_text())
+    found = [
+        json.loads(run.with_name("metrics.json").read_text())
+        for run in tmp_path.glob("balance=none_loss=bce/*/timing.json")
+    ]
+    mean = np.mean([entry["test"]["per_label"]["macro_f1"] for entry in found])
+    assert table.loc[0, "test"] == pytest.approx(mean, abs=1e-4) and metrics["protocol"] == "official"
+    # A run that is missing is made again, and nothing else.
+    stamps = {run: run.stat().st_mtime_ns for run in runs}
+    runs[3].unlink()
+    assert main(command) == 0
+    assert [run for run in runs if run.stat().st_mtime_ns != stamps[run]] == [runs[3]]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "comparison.csv"), table)
+
+
+def test_bad_axes(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for axis, message in (("balance", "write field=value,value"), ("loss=hinge", "unknown loss hinge")):
+        with pytest.raises(RecipeError, match=message):
+            build_cells([axis], [0], tmp_path)
+    assert main([*flags, "--compare", "colour=red", "--output_dir", str(tmp_path)]) == 2
+    assert "--colour" in capsys.readouterr().err
+
+
+def test_null_test_passes_the_honest_order_and_fails_the_references(
+    flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = [*flags, "--null_test", "--embedding_noise", "0", "--epochs", "12", "--mlp_hidden_size", "256"]
+    assert main([*shared, "--output_dir", str(tmp_path / "honest")]) == 0
+    pooled = ["--split", "pooled-r2", "--balance", "ismote-r2", "--balance_target", "400"]
+    assert main([*shared, *pooled, "--output_dir", str(tmp_path / "pooled")]) == 1
+    outcome = json.loads((tmp_path / "pooled" / "null_test" / "null_test.json").read_text())
+    assert outcome["protocol"] == "pooled-r2"
+    for name in ("noise", "labels"):
+        assert outcome[name]["macro_f1"] > outcome[name]["chance_limit"] > outcome[name]["chance_mean"] > 0
+    honest = json.loads((tmp_path / "honest" / "null_test" / "null_test.json").read_text())
+    assert all(honest[name]["passed"] for name in ("noise", "labels"))
+    audit = json.loads((tmp_path / "pooled" / "null_test" / "noise" / "audit.json").read_text())
+    assert audit["training_rows"]["synthetic_with_parent_outside_train"] > 0
+
+
+def test_chance_is_what_no_skill_gives() -> None:
+    from tests.test_splits import make
+    from training.prepare import Prepared
+
+    corpus = make(0, 4_000)
+    generator = np.random.default_rng(0)
+    embeddings = {name: generator.normal(size=(len(split), 8)) for name, split in corpus.splits.items()}
+    data = Prepared(corpus, embeddings, None, {}, {}, "")  # type: ignore[arg-type]
+    found = chance_scores(data, seed=0, readouts=20)
+    share = corpus["test"].labels.mean(axis=0)
+    # Tagging every row gives recall 1 and precision p: the best F1 that noise can have, 2p / (1 + p).
+    assert found.mean() == pytest.approx((2 * share / (1 + share)).mean(), abs=0.03)

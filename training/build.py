@@ -1,0 +1,127 @@
+"""Model and trainer of a recipe."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+
+from modeling.adapters import attach_lora, count_parameters
+from modeling.backbones import load_frozen_backbone, read_backbone_config
+from modeling.focal import alpha_per_label
+from modeling.infer import EmotionConfig, EmotionModel
+from modeling.projection import standardise_projection
+from training.prepare import Prepared
+from training.recipe import Recipe, RecipeError
+from training.run_folder import RunFolder
+from training.scoring import build_compute_metrics
+from training.trainer import EmbeddingDataset, FocalTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftModel | EmotionModel:
+    """Projection, frozen backbone with LoRA, classifier; or the baseline without a backbone."""
+    config = _build_config(recipe, data)
+    backbone = None
+    if recipe.head == "backbone":
+        backbone = load_frozen_backbone(recipe.model_name, recipe.model_revision, recipe.quantization, state.device)
+    set_seed(recipe.seed)
+    model = EmotionModel(config, backbone)
+    if recipe.token_norm:
+        standardise_projection(model.projection, data.rows.embeddings, recipe.token_norm, recipe.seed)
+    trained = _attach_lora(model, recipe) if backbone is not None else model
+    logger.info("%s", count_parameters(trained))
+    return trained
+
+
+def _build_config(recipe: Recipe, data: Prepared) -> EmotionConfig:
+    config = EmotionConfig(
+        hidden_size=recipe.mlp_hidden_size,
+        embed_dim=data.rows.embeddings.shape[1],
+        emotion_labels=data.corpus.labels,
+        encoder=recipe.encoder,
+        encoder_version=data.encoder_version,
+        prefix=recipe.prefix,
+        embedding_noise=recipe.embedding_noise,
+        head_dropout=recipe.head_dropout,
+        head=recipe.head,
+        quantization=recipe.quantization,
+        dataset=data.corpus.name,
+        dataset_revision=data.corpus.revision,
+    )
+    if recipe.head == "backbone":
+        backbone = read_backbone_config(recipe.model_name, recipe.model_revision)
+        config.model_name, config.base_model_revision = recipe.model_name, recipe.model_revision
+        config.hidden_size = backbone.hidden_size
+        config.backbone_config = backbone.to_diff_dict() | {"model_type": backbone.model_type}
+    return config
+
+
+def _attach_lora(model: EmotionModel, recipe: Recipe) -> PeftModel:
+    try:
+        peft_model = attach_lora(
+            model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, recipe.lora_target_modules
+        )
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    if recipe.gradient_checkpointing:
+        # The re-entrant kind trains nothing where the backbone's input needs no gradient.
+        cast(Any, model.backbone).gradient_checkpointing_enable({"use_reentrant": False})
+    return peft_model
+
+
+def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepared, run: RunFolder) -> FocalTrainer:
+    """The trainer of a recipe."""
+    arguments = TrainingArguments(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=256,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        learning_rate=recipe.learning_rate_lora,
+        lr_scheduler_type=recipe.lr_scheduler_type,
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optim=recipe.optim,
+        bf16=recipe.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model=recipe.metric_for_best_model,
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=recipe.early_stopping_patience > 0,
+        save_total_limit=recipe.save_total_limit,
+        logging_steps=50,
+        report_to=recipe.report_to,
+        seed=recipe.seed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+    )
+    rows, labels = data.rows, data.corpus.labels
+    positives = rows.labels.sum(axis=0).tolist()
+    try:
+        alpha = alpha_per_label(recipe.alpha, labels, positives, len(rows))
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    return FocalTrainer(
+        model=model,
+        args=arguments,
+        alpha=alpha,
+        gamma=recipe.gamma,
+        learning_rates={
+            "projection": recipe.learning_rate_projection,
+            "classifier": recipe.learning_rate_classifier,
+            "lora": recipe.learning_rate_lora,
+        },
+        train_dataset=EmbeddingDataset(rows.embeddings, rows.labels),
+        eval_dataset=EmbeddingDataset(data.embeddings["validation"], data.corpus["validation"].labels),
+        compute_metrics=build_compute_metrics(),
+        callbacks=[EarlyStoppingCallback(recipe.early_stopping_patience)] if recipe.early_stopping_patience else [],
+    )

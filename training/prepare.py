@@ -1,0 +1,174 @@
+"""What a run learns from: corpus, embeddings, balanced training rows, and the audit of all three."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from modeling.infer import cache_folder, load_encoder
+from training.audit import CorpusAudit, apply_policy, audit_corpus, audit_rows
+from training.balance import Rows, imbalance, oversample, real_rows, thin_label
+from training.corpus import SPLITS, Corpus, load_corpus
+from training.encoding import encode
+from training.label_order import suspect_labels
+from training.recipe import Recipe
+from training.splits import CONTAMINATED, pooled_r2, stratified
+
+logger = logging.getLogger(__name__)
+
+NULL_TESTS = ("noise", "labels")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a run.
+
+    Attributes:
+        corpus: the splits; ``train`` has its rows before balancing.
+        embeddings: float32 [N, E] of each split's rows.
+        rows: the training rows after balancing.
+        audit: the content of ``audit.json``.
+        copies: bool [N] for each evaluation split: does the row's text stand in train too?
+        encoder_version: what identifies the encoder's weights.
+    """
+
+    corpus: Corpus
+    embeddings: dict[str, np.ndarray]
+    rows: Rows
+    audit: dict[str, Any]
+    copies: dict[str, np.ndarray]
+    encoder_version: str
+
+
+def prepare(recipe: Recipe, null_test: str | None = None) -> Prepared:
+    """Load, encode, audit and balance.
+
+    Args:
+        recipe: the recipe.
+        null_test: ``noise`` puts noise in place of the embeddings, ``labels`` deals the training labels out at random;
+            either leaves nothing in train that says anything of another row.
+
+    Raises:
+        CorpusError: bad data.
+        BalanceError: a label that cannot be oversampled.
+        LeakError: an evaluation row, a copy or a child of one in train, where the recipe does not accept it.
+    """
+    corpus, vectors, version, audit = read_corpus(_corpus_key(recipe))
+    contaminated = recipe.split == CONTAMINATED
+    if null_test == "noise":
+        vectors = np.random.default_rng(recipe.seed).standard_normal(vectors.shape, dtype=np.float32) * vectors.std()
+    if null_test == "labels":  # before a pooled split every row is a training row
+        corpus = _shuffle_labels(corpus, SPLITS if contaminated else ("train",), recipe.seed)
+    if contaminated:
+        corpus, vectors, rows = pooled_r2(
+            corpus, vectors, lambda embeddings, labels: balance(embeddings, labels, corpus.labels, recipe), recipe.seed
+        )
+        audit = audit_corpus(corpus)
+    else:
+        rows = balance(vectors[: len(corpus["train"])], corpus["train"].labels, corpus.labels, recipe)
+    ends = np.cumsum([len(corpus[split]) for split in SPLITS])[:-1]
+    embeddings = dict(zip(SPLITS, np.split(vectors, ends), strict=True))
+    report = {
+        **audit.report,
+        **audit_rows(corpus, vectors, rows, own_labels=recipe.balance != "mlsmote", contaminated=contaminated),
+        "protocol": recipe.split,
+        "imbalance": {"before": imbalance(corpus["train"].labels), "after": imbalance(rows.labels)},
+        "suspected_label_permutations": {s: _suspects(embeddings, corpus, s) for s in ("validation", "test")},
+    }
+    return Prepared(corpus, embeddings, rows, report, audit.copies, version)
+
+
+def balance(embeddings: np.ndarray, labels: np.ndarray, names: tuple[str, ...], recipe: Recipe) -> Rows:
+    """Thin neutral and oversample rare labels, as the recipe says."""
+    rows = real_rows(embeddings, labels)
+    if recipe.neutral_keep != 1 and "neutral" in names:
+        rows = thin_label(rows, names.index("neutral"), recipe.neutral_keep, recipe.seed)
+    rows = oversample(
+        rows,
+        names,
+        recipe.balance,
+        recipe.seed,
+        recipe.balance_target,
+        recipe.balance_ratio,
+        recipe.balance_neighbours,
+        recipe.balance_labels,
+        recipe.mlsmote_labels,
+    )
+    logger.info("training rows: %d real, %d synthetic", (~rows.synthetic).sum(), rows.synthetic.sum())
+    return rows
+
+
+_CORPUS_FIELDS = (
+    "dataset",
+    "data_dir",
+    "dataset_config",
+    "dataset_revision",
+    "text_column",
+    "label_column",
+    "id_column",
+    "labels",
+    "unlabelled",
+    "split",
+    "audit_policy",
+    "encoder",
+)
+
+
+def _corpus_key(recipe: Recipe) -> tuple[tuple[str, Any], ...]:
+    """The fields that decide corpus and embeddings; a stratified split depends on the seed too."""
+    fields = {name: getattr(recipe, name) for name in _CORPUS_FIELDS}
+    fields["labels"] = tuple(recipe.labels)
+    return tuple({**fields, "seed": recipe.seed if recipe.split == "stratified" else 0}.items())
+
+
+@lru_cache(maxsize=1)
+def read_corpus(key: tuple[tuple[str, Any], ...]) -> tuple[Corpus, np.ndarray, str, CorpusAudit]:
+    """Corpus, embeddings of its splits one after the other, encoder version and audit; runs of a grid share them."""
+    fields = dict(key)
+    corpus = load_corpus(
+        fields["dataset"],
+        fields["labels"],
+        fields["data_dir"],
+        fields["dataset_revision"],
+        fields["dataset_config"],
+        fields["text_column"],
+        fields["label_column"],
+        fields["id_column"],
+        fields["unlabelled"],
+    )
+    if fields["split"] == "stratified":
+        corpus = stratified(corpus, fields["seed"])
+    corpus.require_splits()
+    audit = audit_corpus(corpus)
+    kept = apply_policy(corpus, audit, fields["audit_policy"])
+    if kept is not corpus:
+        corpus, audit = kept, audit_corpus(kept)
+    sizes = ", ".join(f"{split} {len(corpus[split]):,}" for split in SPLITS)
+    logger.info("corpus %s, %d labels: %s", corpus.name, len(corpus.labels), sizes)
+    encoder = load_encoder(fields["encoder"])
+    texts = [text for split in SPLITS for text in corpus[split].texts]
+    return corpus, encode(texts, encoder, cache_folder() / "embeddings"), encoder.version, audit
+
+
+def _shuffle_labels(corpus: Corpus, splits: Iterable[str], seed: int) -> Corpus:
+    generator = np.random.default_rng(seed)
+    shuffled = {
+        name: dataclasses.replace(split, labels=generator.permutation(split.labels)) if name in splits else split
+        for name, split in corpus.splits.items()
+    }
+    return dataclasses.replace(corpus, splits=shuffled)
+
+
+def _suspects(embeddings: dict[str, np.ndarray], corpus: Corpus, split: str) -> list[dict[str, Any]]:
+    found = suspect_labels(
+        embeddings["train"], corpus["train"].labels, embeddings[split], corpus[split].labels, corpus.labels
+    )
+    for suspect in found:
+        logger.warning("%s: labels that look exchanged against those of train: %s", split, suspect)
+    return [dataclasses.asdict(suspect) for suspect in found]

@@ -1,0 +1,195 @@
+"""What a trained model leaves behind: calibration, thresholds, scores, pictures, and the best weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from peft import PeftModel
+from scipy.special import expit, logit
+
+from modeling.infer import EmotionConfig, EmotionModel, predict_logits
+from training import plots
+from training.calibration import choose_calibration, describe_calibration, fold_into
+from training.prepare import Prepared
+from training.published import read_published
+from training.recipe import Recipe
+from training.run_folder import RunFolder
+from training.scoring import POLICIES, Scored, score_policies, unreliable_labels
+from training.splits import CONTAMINATED
+from training.thresholds import choose_thresholds
+from training.trainer import FocalTrainer
+
+logger = logging.getLogger(__name__)
+
+GOLDEN_TEXTS = 8
+_POLICY_NAMES = {"fixed": "at 0.5", "global": "one threshold", "per_label": "threshold per label"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Scores of a run: the content of ``metrics.json``, ``per_label.csv`` and ``thresholds.json``."""
+
+    metrics: dict[str, Any]
+    per_label: pd.DataFrame
+    thresholds: dict[str, Any]
+
+
+def finish(run: RunFolder, trainer: FocalTrainer, data: Prepared, recipe: Recipe, seconds: float) -> None:
+    """Calibrate and score the best model, write the results, and say what to type next."""
+    # The base model's own forward: the wrapped one computes under autocast, what is published does not.
+    assert isinstance(trainer.model, (PeftModel, EmotionModel))
+    model = trainer.model
+    plain = cast(EmotionModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    uncalibrated, scored, calibration = calibrate(plain, data, recipe.seed)
+    found = build_report(scored, data)
+    found.metrics["protocol"] = recipe.split
+    run.write_json("calibration.json", calibration)
+    run.write_json("metrics.json", found.metrics)
+    run.write_json("thresholds.json", found.thresholds)
+    run.write_text("per_label.csv", found.per_label.round(4).to_csv(index=False))
+    run.write_arrays(
+        "predictions.npz",
+        {
+            f"{split}_{name}": getattr(s, name)
+            for split, s in scored.items()
+            for name in ("probabilities", "references")
+        },
+    )
+    draw(run, found, uncalibrated["test"], scored, data, recipe)
+    write_model(run, trainer, model, cast(EmotionConfig, plain.config), found)
+    golden = [
+        {"text": text, "probabilities": [float(value) for value in row]}
+        for text, row in zip(data.corpus["test"].texts[:GOLDEN_TEXTS], scored["test"].probabilities, strict=False)
+    ]
+    run.write_json("golden.json", {"labels": list(data.corpus.labels), "rows": golden})
+    run.write_json("timing.json", {"seconds_of_training": round(seconds, 1), "epochs": trainer.state.epoch})
+    print_results(run, found, seconds, recipe)
+
+
+def calibrate(
+    model: EmotionModel, data: Prepared, seed: int
+) -> tuple[dict[str, Scored], dict[str, Scored], dict[str, Any]]:
+    """Fit a calibration on validation and fold it into the classifier.
+
+    Returns:
+        What the model said of validation and test before, what it says after, and the content of ``calibration.json``.
+    """
+    before = _predict(model, data)
+    logits = logit(before["validation"].probabilities)
+    calibration, record = choose_calibration(logits, before["validation"].references, seed)
+    fold_into(model.classifier, calibration)
+    after = _predict(model, data)
+    for split in after:
+        record[split] = {
+            name: describe_calibration(scored[split].probabilities, scored[split].references)
+            for name, scored in (("before", before), ("after", after))
+        }
+    return before, after, record | {"scale": calibration.scale.tolist(), "bias": calibration.bias.tolist()}
+
+
+def _predict(model: EmotionModel, data: Prepared) -> dict[str, Scored]:
+    return {
+        split: Scored(expit(predict_logits(model, data.embeddings[split]).astype(float)), data.corpus[split].labels)
+        for split in ("validation", "test")
+    }
+
+
+def build_report(scored: dict[str, Scored], data: Prepared) -> Report:
+    """Thresholds from validation, applied to validation, test, and test without the texts that stand in train."""
+    labels = data.corpus.labels
+    chosen = choose_thresholds(scored["validation"].probabilities, scored["validation"].references)
+    constant = [np.full(len(labels), value) for value in (0.5, chosen.common)]
+    cutoffs = dict(zip(POLICIES, (*constant, chosen.own), strict=True))
+    parts = dict(scored)
+    if data.copies["test"].any() and not data.copies["test"].all():
+        parts["test_without_copies"] = scored["test"].take(~data.copies["test"])
+    metrics, tables = {}, []
+    for split, rows in parts.items():
+        metrics[split], table = score_policies(rows, cutoffs, labels)
+        tables.append(table.assign(split=split))
+    thresholds = {
+        "source": "tuned on the validation split: one for all labels by macro F1; per label by F1, drawn towards the "
+        "common one where positives are few",
+        "global": chosen.common,
+        "per_label": dict(zip(labels, chosen.own.tolist(), strict=True)),
+        "per_label_unshrunk": dict(zip(labels, chosen.best.tolist(), strict=True)),
+    }
+    return Report(metrics, pd.concat(tables, ignore_index=True), thresholds)
+
+
+def warning_of(recipe: Recipe) -> str:
+    """What every picture of a contaminated run says; empty for an honest one."""
+    if recipe.split == CONTAMINATED:
+        return "CONTAMINATED: oversampled before the split; these scores do not measure the model"
+    return ""
+
+
+def draw(
+    run: RunFolder, found: Report, uncalibrated: Scored, scored: dict[str, Scored], data: Prepared, recipe: Recipe
+) -> None:
+    """Pictures of the scores."""
+    labels, note = data.corpus.labels, warning_of(recipe)
+    own = found.thresholds["per_label"]
+    cutoffs = np.array([own[label] for label in labels])
+    pictures: dict[str, Callable[[Path], None]] = {
+        "per_label.png": lambda path: plots.plot_per_label(path, found.per_label, read_published(labels), note),
+        "precision_recall.png": lambda path: plots.plot_precision_recall(path, scored["test"], labels, note),
+        "thresholds.png": lambda path: plots.plot_threshold_curves(path, scored["validation"], labels, own, note),
+        "confusions.png": lambda path: plots.plot_confusions(path, scored["test"], cutoffs, labels, note),
+        "reliability.png": lambda path: plots.plot_reliability(path, uncalibrated, scored["test"], note),
+    }
+    for name, picture in pictures.items():
+        with run.replacing(name) as path:
+            picture(path)
+
+
+def write_model(
+    run: RunFolder, trainer: FocalTrainer, model: PeftModel | EmotionModel, config: EmotionConfig, found: Report
+) -> None:
+    """Write the best model (trained weights only) and its configuration with thresholds into ``model/``."""
+    config.thresholds = found.thresholds["per_label"]
+    config.threshold_source = found.thresholds["source"]
+    config.unreliable_labels = unreliable_labels(found.per_label)
+    config.architectures = ["EmotionModel"]
+    with run.replacing("model") as folder:
+        model.save_pretrained(str(folder))
+        (folder / "README.md").unlink(missing_ok=True)
+        config.to_json_file(folder / "config.json", use_diff=False)
+    alpha = dict(zip(config.emotion_labels, trainer.alpha, strict=True))
+    run.write_json("focal_config.json", {"alpha": alpha, "gamma": trainer.gamma})
+
+
+def print_results(run: RunFolder, found: Report, seconds: float, recipe: Recipe) -> None:
+    """The per-label table, the scores, and the next commands."""
+    test = found.per_label[found.per_label["split"] == "test"]
+    own = test[test["thresholds"] == "per_label"].assign(
+        **{"F1@0.5": test.loc[test["thresholds"] == "fixed", "f1"].to_numpy()}
+    )
+    columns = ["label", "support", "threshold", "precision", "recall", "f1", "f1_low", "f1_high", "F1@0.5"]
+    lines = [own[columns].to_string(index=False, float_format="{:.3f}".format)]
+    for split, name in (("test", "test"), ("test_without_copies", "test without texts of train")):
+        for policy in POLICIES if split in found.metrics else ():
+            score = found.metrics[split][policy]
+            low, high = score["intervals_95"]["macro_f1"]
+            lines.append(
+                f"{name}, {_POLICY_NAMES[policy]:<20} macro F1 {score['macro_f1']:.3f} [{low:.3f}, {high:.3f}]  "
+                f"micro F1 {score['micro_f1']:.3f}"
+            )
+    logger.info("trained in %.1f min; everything is in %s\n%s", seconds / 60, run.path, "\n".join(lines))
+    if warning_of(recipe):
+        logger.warning("%s", warning_of(recipe))
+    package = Path("packages") / run.path.name
+    if recipe.head == "backbone":
+        logger.info(
+            'next:\n  hub_release export %s %s\n  hub_release check %s\n  python %s/infer.py "I passed the exam!"',
+            run.path,
+            package,
+            package,
+            package,
+        )
