@@ -91,7 +91,8 @@ class RunFolder:
         """
         stored = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
         free = {"data_dir", "report_to", "save_total_limit"}
-        other = sorted(key for key in fields if key not in free and stored.get(key) != fields[key])
+        # A field that the run's version did not have cannot differ.
+        other = sorted(key for key in fields if key in stored and key not in free and stored[key] != fields[key])
         if other:
             raise RunFolderError(
                 f"--resume with other settings than those of {self.path}: {', '.join(other)}. Remedy: give the same "
