@@ -24,7 +24,8 @@ from hub_release.export import export
 from hub_release.package import LAYOUT, ReleaseError
 from modeling import infer
 from modeling.infer import EmotionClassifier
-from tests.conftest import LABELS, ROOT
+from tests.conftest import LABELS, ROOT, tiny_flags
+from training.run import main
 
 TEXTS = [
     "sunny cake",
@@ -224,6 +225,25 @@ def test_export_refuses(finished_run: Path, package: Path, tmp_path: Path) -> No
     with pytest.raises(ReleaseError, match=r"metrics\.json is missing"):
         export(half, tmp_path / "package")
     assert not (tmp_path / "package").exists() and not list(tmp_path.glob(".export*"))
+
+
+def test_a_contaminated_run_says_so_everywhere(finished_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "pooled"
+    flags = [*tiny_flags(finished_run.parent / "corpus", tiny_backbone, run), "--balance_target", "90"]
+    assert main([*flags, "--split", "pooled-r2", "--balance", "ismote-r2"]) == 0
+    assert "CONTAMINATED" in (run / "train.log").read_text(encoding="utf-8")
+    assert json.loads((run / "metrics.json").read_text())["protocol"] == "pooled-r2"
+    export(run, tmp_path / "package")
+    card = (tmp_path / "package" / "README.md").read_text(encoding="utf-8")
+    assert "These scores are contaminated" in card and "were made from rows outside train" in card
+    assert "contaminated" not in (finished_run.parent / "package" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_baseline_is_no_package(finished_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    flags = tiny_flags(finished_run.parent / "corpus", tiny_backbone, tmp_path / "mlp")
+    assert main([*flags, "--head", "mlp", "--mlp_hidden_size", "16"]) == 0
+    with pytest.raises(ReleaseError, match="baseline without a backbone"):
+        export(tmp_path / "mlp", tmp_path / "package")
 
 
 def test_card_holds_the_recorded_figures(package: Path) -> None:

@@ -55,7 +55,11 @@ def test_from_a_file_of_tickets_to_a_scored_package(
     assert 4 <= len(typed) < 10
     for command in typed:
         if command[:3] == ["accelerate", "launch", "training/run.py"]:
-            smaller = [] if "--evaluate" in command else ["--model_name", str(tiny_backbone), "--token_norm", "20", "--epochs", "20"]
+            smaller = (
+                []
+                if "--evaluate" in command
+                else ["--model_name", str(tiny_backbone), "--token_norm", "20", "--epochs", "20"]
+            )
             assert main([*command[3:], *smaller]) == 0, capsys.readouterr().err
         elif command[0] == "hub_release":
             assert CliRunner().invoke(app, command[1:]).exit_code == 0
