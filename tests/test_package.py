@@ -227,7 +227,9 @@ def test_export_refuses(finished_run: Path, package: Path, tmp_path: Path) -> No
     assert not (tmp_path / "package").exists() and not list(tmp_path.glob(".export*"))
 
 
-def test_a_contaminated_run_says_so_everywhere(finished_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_a_contaminated_run_says_so_everywhere(
+    finished_run: Path, package: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "pooled"
     flags = [*tiny_flags(finished_run.parent / "corpus", tiny_backbone, run), "--balance_target", "90"]
     assert main([*flags, "--split", "pooled-r2", "--balance", "ismote-r2"]) == 0
@@ -236,7 +238,7 @@ def test_a_contaminated_run_says_so_everywhere(finished_run: Path, tiny_backbone
     export(run, tmp_path / "package")
     card = (tmp_path / "package" / "README.md").read_text(encoding="utf-8")
     assert "These scores are contaminated" in card and "were made from rows outside train" in card
-    assert "contaminated" not in (finished_run.parent / "package" / "README.md").read_text(encoding="utf-8")
+    assert "contaminated" not in (package / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_baseline_is_no_package(finished_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
