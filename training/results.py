@@ -11,9 +11,9 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 from peft import PeftModel
-from scipy.special import expit, logit
+from scipy.special import expit
 
-from modeling.infer import EmotionConfig, EmotionModel, predict_logits
+from modeling.infer import EmotionConfig, EmotionModel, predict_logits, predict_probabilities
 from training import plots
 from training.calibration import choose_calibration, describe_calibration, fold_into
 from training.prepare import Prepared
@@ -63,11 +63,7 @@ def finish(run: RunFolder, trainer: FocalTrainer, data: Prepared, recipe: Recipe
     )
     draw(run, found, uncalibrated["test"], scored, data, recipe)
     write_model(run, trainer, model, cast(EmotionConfig, plain.config), found)
-    golden = [
-        {"text": text, "probabilities": [float(value) for value in row]}
-        for text, row in zip(data.corpus["test"].texts[:GOLDEN_TEXTS], scored["test"].probabilities, strict=False)
-    ]
-    run.write_json("golden.json", {"labels": list(data.corpus.labels), "rows": golden})
+    run.write_json("golden.json", golden_rows(plain, data))
     run.write_json("timing.json", {"seconds_of_training": round(seconds, 1), "epochs": trainer.state.epoch})
     print_results(run, found, seconds, recipe)
 
@@ -80,11 +76,12 @@ def calibrate(
     Returns:
         What the model said of validation and test before, what it says after, and the content of ``calibration.json``.
     """
-    before = _predict(model, data)
-    logits = logit(before["validation"].probabilities)
-    calibration, record = choose_calibration(logits, before["validation"].references, seed)
+    references = {split: data.corpus[split].labels for split in ("validation", "test")}
+    logits = {split: predict_logits(model, data.embeddings[split]).astype(float) for split in references}
+    calibration, record = choose_calibration(logits["validation"], references["validation"], seed)
     fold_into(model.classifier, calibration)
-    after = _predict(model, data)
+    before = {split: Scored(expit(values), references[split]) for split, values in logits.items()}
+    after = {split: Scored(calibration(values), references[split]) for split, values in logits.items()}
     for split in after:
         record[split] = {
             name: describe_calibration(scored[split].probabilities, scored[split].references)
@@ -93,10 +90,13 @@ def calibrate(
     return before, after, record | {"scale": calibration.scale.tolist(), "bias": calibration.bias.tolist()}
 
 
-def _predict(model: EmotionModel, data: Prepared) -> dict[str, Scored]:
+def golden_rows(model: EmotionModel, data: Prepared) -> dict[str, Any]:
+    """A few texts of test and what the finished model says of them, for whoever loads it to reproduce."""
+    said = predict_probabilities(model, data.embeddings["test"][:GOLDEN_TEXTS])
+    rows = zip(data.corpus["test"].texts, said.tolist(), strict=False)
     return {
-        split: Scored(expit(predict_logits(model, data.embeddings[split]).astype(float)), data.corpus[split].labels)
-        for split in ("validation", "test")
+        "labels": list(data.corpus.labels),
+        "rows": [{"text": text, "probabilities": probabilities} for text, probabilities in rows],
     }
 
 
