@@ -53,6 +53,8 @@ def test_rows_are_what_their_parents_give(method: str, seed: int, size: int, tar
     counts = rows.labels.sum(axis=0)
     np.testing.assert_array_equal(counts, labels.sum(axis=0) + rows.labels[new].sum(axis=0))
     assert (counts[:2] >= target).all()
+    if method == "ismote-r2":  # what a new row adds to other labels does not count
+        assert rows.synthetic.sum() == np.maximum(target - labels.sum(axis=0)[:2], 0).sum()
     again = oversample(real_rows(embeddings, labels), NAMES, method, seed, target, neighbours=neighbours)
     for one, other in zip(columns(rows), columns(again), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -129,6 +131,9 @@ def test_thinning_takes_only_rows_of_that_label_alone(keep: float, seed: int) ->
     assert len(rows) == (~alone).sum() + round(alone.sum() * keep)
     assert not rows.synthetic.any()
     assert len(thin_label(real_rows(embeddings, labels), 2, 3, seed)) == (~alone).sum() + min(3, alone.sum())
+    having = labels[:, 2] == 1
+    both = thin_label(real_rows(embeddings, labels), 2, keep, seed, alone=False)
+    assert len(both) == (~having).sum() + round(having.sum() * keep)
 
 
 def test_rows_between_embeddings_are_refused_for_words() -> None:

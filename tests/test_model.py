@@ -241,7 +241,7 @@ path = template_path()
 assert "site-packages" in str(path) and "{{ metadata }}" in path.read_text()
 import training
 folder = Path(training.__file__).parent
-assert (folder / "published.yaml").is_file() and len(list(folder.glob("recipes/*.yaml"))) == 4 and len(list(folder.glob("starter/*.jsonl"))) == 3
+assert (folder / "published.yaml").is_file() and len(list(folder.glob("recipes/*.yaml"))) == 5 and len(list(folder.glob("starter/*.jsonl"))) == 3
 assert sorted(path.stem for path in folder.glob("mappings/*.yaml")) == ["ekman", "plutchik", "sentiment"]
 assert {str(f).split("/")[0] for f in files("goemotions-mistral")} - {"..", "goemotions_mistral-0.1.0.dist-info"} == {"modeling", "training", "hub_release"}
 assert [e.value for e in entry_points(group="console_scripts", name="hub_release")] == ["hub_release.cli:app"]

@@ -64,19 +64,21 @@ def real_rows(embeddings: np.ndarray, labels: np.ndarray) -> Rows:
     return Rows(embeddings, labels, np.stack([index, index], axis=1), zeros.astype(np.float32), zeros.astype(bool))
 
 
-def thin_label(rows: Rows, label: int, keep: float, seed: int) -> Rows:
-    """Keep some of the rows whose only label is ``label``, drawn at random.
+def thin_label(rows: Rows, label: int, keep: float, seed: int, alone: bool = True) -> Rows:
+    """Keep some of the rows with ``label``, drawn at random.
 
     Args:
         rows: the rows.
         label: index of the label.
         keep: up to 1 the fraction to keep, above 1 how many rows.
         seed: seed of the draw.
+        alone: draw from the rows that have no other label, and keep all that have one; the reference draws from both.
     """
-    alone = np.flatnonzero((rows.labels[:, label] == 1) & (rows.labels.sum(axis=1) == 1))
-    number = round(len(alone) * keep) if keep <= 1 else int(keep)
-    kept = np.random.default_rng(seed).permutation(alone)[:number]
-    others = np.setdiff1d(np.arange(len(rows)), alone, assume_unique=True)
+    having = rows.labels[:, label] == 1
+    drawn = np.flatnonzero(having & (rows.labels.sum(axis=1) == 1) if alone else having)
+    number = round(len(drawn) * keep) if keep <= 1 else int(keep)
+    kept = np.random.default_rng(seed).permutation(drawn)[:number]
+    others = np.setdiff1d(np.arange(len(rows)), drawn, assume_unique=True)
     return rows.take(np.sort(np.concatenate([others, kept])))
 
 
@@ -133,8 +135,8 @@ def oversample(
     - ``smote``: t = a, between the two (Chawla et al., JAIR 16, 2002).
     - ``ismote``: t = a − b where a ≥ 0.5, else a + b: around both, up to half their distance past each ("An improved
       SMOTE … by expanding sample generation space", Scientific Reports 15:23521, 2025).
-    - ``ismote-r2``: the same with the sign of the reference's published code, which walks away from x_j; only to
-      reproduce it.
+    - ``ismote-r2``: the same with the sign of the reference's published code, which walks away from x_j, and as there
+      without counting what new rows add to other labels; only to reproduce it.
     - ``mlsmote``: t = a; the labels are those of more than half of x_q and its neighbours (``ranking``), of any
       (``union``) or of all (``intersection``) of them (Charte et al., Knowledge-Based Systems 89, 2015; one step for
       all dimensions where the paper draws one for each, so that the row has two parents and a step).
@@ -172,7 +174,8 @@ def oversample(
                 "labels"
             )
         new = _make(positives, int(goal - counts[label]), method, neighbours, mlsmote_labels, generator)
-        counts = counts + new.labels.sum(axis=0, dtype=np.int64)
+        if method != "ismote-r2":
+            counts = counts + new.labels.sum(axis=0, dtype=np.int64)
         made.append(new)
     return rows.extended(made)
 

@@ -88,7 +88,8 @@ def balance(embeddings: np.ndarray, labels: np.ndarray, names: tuple[str, ...], 
     """Thin neutral and oversample rare labels, as the recipe says."""
     rows = real_rows(embeddings, labels)
     if recipe.neutral_keep != 1 and "neutral" in names:
-        rows = thin_label(rows, names.index("neutral"), recipe.neutral_keep, recipe.seed)
+        alone = recipe.split != CONTAMINATED
+        rows = thin_label(rows, names.index("neutral"), recipe.neutral_keep, recipe.seed, alone)
     rows = oversample(
         rows,
         names,
