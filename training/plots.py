@@ -55,12 +55,14 @@ def plot_per_label(path: Path, table: pd.DataFrame, published: Sequence[Publishe
         width = np.abs(own[["f1_low", "f1_high"]].to_numpy().T - own["f1"].to_numpy())
         axes.barh(names, own["f1"], xerr=width, color="tab:blue", ecolor="0.4", label="threshold from validation, 95 %")
         axes.plot(fixed, names, "k|", markersize=9, label="threshold 0.5")
-        for system, marker in zip((s for s in published if s.per_label), "dx", strict=False):
+        styles = (("d", "tab:red"), ("x", "tab:orange"))
+        for system, (marker, colour) in zip((s for s in published if s.per_label), styles, strict=False):
             values = [system.per_label.get(label, np.nan) for label in own["label"]]
-            axes.plot(values, names, marker, markersize=4, label=f"{system.system}: {system.protocol}")
+            axes.plot(values, names, marker, color=colour, markersize=5, label=f"{system.system}: {system.protocol}")
         axes.set_xlim(0, 1)
+        axes.margins(y=0.01)
         axes.set_xlabel("test F1 (support in brackets)")
-        axes.legend(loc="lower right", fontsize=7)
+        figure.legend(loc="outside lower center", fontsize=8)
 
 
 def plot_precision_recall(path: Path, test: Scored, labels: Sequence[str], note: str) -> None:
