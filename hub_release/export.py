@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -33,6 +34,8 @@ def export(run: Path, package: Path) -> None:
     missing = [name for name in (*RECORDED, "model/config.json") if not (run / name).is_file()]
     if missing:
         raise ReleaseError(f"{run} is not a finished run: {', '.join(missing)} is missing. Remedy: train to the end")
+    if json.loads((run / LAYOUT.metrics).read_text(encoding="utf-8")).get("null_test"):
+        raise ReleaseError(f"{run} is a null test: it was trained on nothing. Remedy: export the run that it tests")
     if package.exists() and any(package.iterdir()):
         raise ReleaseError(f"{package} exists already. Remedy: delete it, or name another folder")
     package.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +53,7 @@ def _write(run: Path, package: Path) -> None:
     for name in RECORDED:
         shutil.copyfile(run / name, package / name)
     _hide_local_paths(package / LAYOUT.recipe)
+    _hide_examples(package / LAYOUT.audit)
     assert modeling.infer.__file__ is not None
     shutil.copyfile(modeling.infer.__file__, package / LAYOUT.code)
     config = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
@@ -77,6 +81,18 @@ def _write_adapter_config(run: Path, package: Path, model_name: str) -> None:
     trained.auto_mapping = None
     trained.inference_mode = True
     trained.save_pretrained(str((package / LAYOUT.adapter_config).parent))
+
+
+def _hide_examples(audit: Path) -> None:
+    """Take the texts out of the audit: they are rows of the corpus, which may be private."""
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without(item) for key, item in value.items() if key != "examples"}
+        return value
+
+    content = without(json.loads(audit.read_text(encoding="utf-8")))
+    audit.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _hide_local_paths(recipe: Path) -> None:

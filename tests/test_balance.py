@@ -75,6 +75,15 @@ def test_label_sets_of_mlsmote_lie_within_each_other(seed: int, size: int) -> No
     assert (few <= (labels[first] & labels[second])).all()
 
 
+def test_mlsmote_takes_the_labels_of_more_than_half() -> None:
+    # Four rows share b; of a row and its three neighbours, a is on three, c on two, d on one.
+    labels = np.array([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 0, 0], [0, 1, 0, 1]], dtype=np.int8)
+    rows = real_rows(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), labels)
+    for kind, expected in (("ranking", [1, 1, 0, 0]), ("union", [1, 1, 1, 1]), ("intersection", [0, 1, 0, 0])):
+        made = oversample(rows, tuple("abcd"), "mlsmote", 0, 6, neighbours=3, only=("b",), mlsmote_labels=kind)
+        assert made.labels[4:].tolist() == [expected] * 2
+
+
 def test_ismote_steps_reach_past_both_ends_and_the_references_walk_away() -> None:
     embeddings, labels = make(0, 40)
     steps = oversample(real_rows(embeddings, labels), NAMES, "ismote", 0, 5_000).steps[40:]

@@ -32,7 +32,14 @@ def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, caplog: pyt
     assert main(command) == 0
     table = pd.read_csv(tmp_path / "comparison.csv")
     assert len(table) == 4 and (table["seeds"] == 2).all()
-    assert np.isnan(table.loc[0, "difference"]) and not table.loc[1:, "difference"].isna().any()
+    assert np.isnan(table.loc[0, "difference"])
+    others = table.loc[1:]
+    np.testing.assert_allclose(others["difference"], others["test"] - table.loc[0, "test"], atol=1e-3)
+    assert (others["difference_low"] <= others["difference"]).all()
+    assert (others["difference"] <= others["difference_high"]).all()
+    # Rows are resampled together: the interval of a difference is narrower than if they were drawn apart.
+    apart = np.hypot(table.loc[0, "test_high"] - table.loc[0, "test_low"], others["test_high"] - others["test_low"])
+    assert (others["difference_high"] - others["difference_low"] < apart).all()
     assert (table["test_low"] <= table["test"]).all() and (table["test"] <= table["test_high"]).all()
     assert (tmp_path / "comparison.png").stat().st_size > 5_000
     assert "balance none, loss bce" in (tmp_path / "comparison.md").read_text()
@@ -51,12 +58,38 @@ def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, caplog: pyt
     assert main(command) == 0
     assert [run for run in runs if run.stat().st_mtime_ns != stamps[run]] == [runs[3]]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "comparison.csv"), table)
+    # Other settings are other runs.
+    stamps = {run: run.stat().st_mtime_ns for run in runs}
+    assert main([*command, "--epochs", "1"]) == 0
+    assert all(run.stat().st_mtime_ns != stamps[run] for run in runs)
+
+
+def test_a_setting_against_itself_differs_by_nothing(flags: list[str], tmp_path: Path) -> None:
+    command = [*flags, "--compare", "mlsmote_labels=ranking,union", "labels=[joy,anger,fear]"]
+    assert main([*command, "--output_dir", str(tmp_path)]) == 0  # with balance ismote the two are the same
+    table = pd.read_csv(tmp_path / "comparison.csv")
+    assert table.loc[1, ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
 
 
 def test_bad_axes(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    for axis, message in (("balance", "write field=value,value"), ("loss=hinge", "unknown loss hinge")):
+    for axes, message in (
+        (["balance"], "write field=value,value"),
+        (["loss=hinge"], "unknown loss hinge"),
+        (["seed=0,1"], "seeds of every setting are --seeds"),
+        (["balance=none", "balance=smote"], "given twice"),
+        (["loss=bce", "gamma=0,2"], "loss sets alpha and gamma"),
+    ):
         with pytest.raises(RecipeError, match=message):
-            build_cells([axis], [0], tmp_path)
+            build_cells(axes, [0], tmp_path)
+    cells = build_cells(["labels=[joy,anger],ekman", 'alpha={"joy":0.7},r2'], [0], tmp_path)
+    assert [cell.overrides["labels"] for cell in cells] == [["joy", "anger"]] * 2 + ["ekman"] * 2
+    assert cells[0].overrides["alpha"] == {"joy": 0.7} and len({cell.runs[0].path for cell in cells}) == 4
+    for bad, message in (
+        (["--seeds", "1"], "belongs to --compare"),
+        (["--compare", "gamma=1", "--null_test"], "three"),
+    ):
+        assert main([*flags, *bad, "--output_dir", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
     assert main([*flags, "--compare", "colour=red", "--output_dir", str(tmp_path)]) == 2
     assert "--colour" in capsys.readouterr().err
 

@@ -130,6 +130,7 @@ def test_a_hand_worked_mapping(
         "two": (0.4, 0.1, 0.7, 0.1),  # happy by joy at its own 0.3 alone; cross
         "three": (0.0, 0.0, 0.0, 0.9),
         "four": (0.9, 0.9, 0.9, 0.9),
+        "five": (0.1, 0.1, 0.1, 0.1),  # of no label, and none is said
     }
     config = EmotionConfig(
         emotion_labels=["joy", "love", "anger", "boredom"], thresholds={"joy": 0.3, "love": 0.55}, threshold=0.5
@@ -157,8 +158,8 @@ def test_a_hand_worked_mapping(
     result = score(classifier, rows, match)
     assert result["rows"] == {
         "file": 5,
-        "scored": 3,
-        "fraction_scored": 0.6,
+        "scored": 4,
+        "fraction_scored": 0.8,
         "all_labels_mapped": 2,
         "some_labels_mapped": 1,
         "no_label_mapped": 1,
@@ -176,13 +177,13 @@ def test_a_hand_worked_mapping(
     assert result["scores"]["package"]["macro_f1"] == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert result["scores"]["package"]["micro_f1"] == pytest.approx(2 * 2 / (3 + 4))
     free = result["without_thresholds"]
-    # happy: two of three rows; of its best probabilities .6 and 0 (true) and .4 (false), one pair of two is in order
-    assert free["happy"] == {"f1_always": pytest.approx(2 * 2 / (3 + 2)), "roc_auc": 0.5}
+    # happy: two of four rows; of its best probabilities .6 and 0 (true), .4 and .1 (false), two pairs of four are in order
+    assert free["happy"] == {"f1_always": pytest.approx(2 * 2 / (4 + 2)), "roc_auc": 0.5}
     shown = evaluation.describe(result | {"mapping": str(path)})
     assert (
         "tired                  2 rows  not in the mapping" in shown and "boredom          not in the mapping" in shown
     )
-    assert "scored: 3 rows (60.0%)" in shown and "without label" in shown
+    assert "scored: 4 rows (80.0%)" in shown and "without label" in shown
 
 
 def test_mappings_are_read_from_either_side() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ from training.plots import plot_comparison
 from training.recipe import Recipe, RecipeError, RunOptions, override
 from training.run_folder import RunFolder
 from training.scoring import bootstrap_weights, weighted_scores
-
-logger = logging.getLogger(__name__)
+from training.splits import CONTAMINATED
 
 LOSSES = {
     "bce": {"alpha": "uniform", "gamma": "0"},
@@ -34,14 +34,15 @@ class Cell:
     """One setting of the grid: its name, its overrides, and a run folder for each seed."""
 
     name: str
-    overrides: dict[str, str]
+    overrides: dict[str, Any]
     runs: dict[int, RunFolder]
 
 
 def compare(recipe: Recipe, options: RunOptions, train: Train) -> int:
     """Run the grid and write ``comparison.md``, ``.csv`` and ``.png``.
 
-    A run that is there with the same settings is not run again, so a stopped comparison goes on where it was.
+    A run that is there with the same settings is not run again, so a stopped comparison goes on where it was;
+    ``--overwrite`` runs all of them anew.
 
     Raises:
         RecipeError: an axis or a value that no recipe has.
@@ -50,9 +51,12 @@ def compare(recipe: Recipe, options: RunOptions, train: Train) -> int:
     cells = build_cells(options.compare, options.seeds or [recipe.seed], folder)
     settings = {(cell.name, seed): _settings(recipe, cell, seed) for cell in cells for seed in cell.runs}
     todo = [
-        (cell, seed) for cell in cells for seed in cell.runs if not _is_done(cell.runs[seed], settings[cell.name, seed])
+        (cell, seed)
+        for cell in cells
+        for seed in cell.runs
+        if options.overwrite or not _is_done(cell.runs[seed], settings[cell.name, seed])
     ]
-    logger.info("%d of %d runs are to be made", len(todo), len(settings))
+    sys.stdout.write(f"{len(todo)} of {len(settings)} runs are to be made\n")
     for number, (cell, seed) in enumerate(todo, start=1):
         run = cell.runs[seed]
         code = train(
@@ -62,45 +66,60 @@ def compare(recipe: Recipe, options: RunOptions, train: Train) -> int:
         if code:
             return code
         shutil.rmtree(run.checkpoints)
-        logger.info("%d of %d: %s, seed %d is done", number, len(todo), cell.name, seed)
+        sys.stdout.write(f"{number} of {len(todo)} is done: {cell.name}, seed {seed}\n")
     table = summarise(cells)
     result = RunFolder(folder)
     result.write_text("comparison.csv", table.round(4).to_csv(index=False))
     result.write_text("comparison.md", to_markdown(table))
     with result.replacing("comparison.png") as path:
-        plot_comparison(path, table, {cell.name: list(_test_scores(cell).values()) for cell in cells})
-    logger.info("%s\nthe comparison is in %s", to_markdown(table), folder)
+        plot_comparison(path, table, {cell.name: _scores(cell, "test") for cell in cells})
+    sys.stdout.write(f"{to_markdown(table)}the comparison is in {folder}\n")
     return 0
 
 
 def build_cells(axes: list[str], seeds: list[int], folder: Path) -> list[Cell]:
-    """The grid of ``field=value,value`` axes.
+    """The grid of ``field=value,value`` axes; a value that is a list or a mapping stands in brackets, as in YAML.
 
     Raises:
-        RecipeError: an axis that is not of this form, or an unknown loss.
+        RecipeError: an axis that is not of this form, is given twice, or sets what another one sets.
     """
-    values: dict[str, list[str]] = {}
+    values: dict[str, list[Any]] = {}
     for axis in axes:
-        field, _, listed = axis.partition("=")
-        values[field] = [value for value in listed.split(",") if value]
-        if not values[field]:
-            raise RecipeError(f"--compare {axis}: write field=value,value, such as balance=none,smote")
-        unknown = sorted(set(values[field]) - set(LOSSES)) if field == "loss" else []
-        if unknown:
-            raise RecipeError(f"--compare {axis}: unknown loss {', '.join(unknown)}; accepted: {', '.join(LOSSES)}")
+        field, chosen = _parse_axis(axis)
+        if field in values:
+            raise RecipeError(f"--compare {axis}: {field} is given twice. Remedy: list all its values in one axis")
+        values[field] = chosen
+    if "loss" in values and {"alpha", "gamma"} & set(values):
+        raise RecipeError("--compare: loss sets alpha and gamma; give either loss, or alpha and gamma")
     cells = []
     for choice in itertools.product(*values.values()):
-        chosen = dict(zip(values, choice, strict=True))
-        name = ", ".join(f"{field} {value}" for field, value in chosen.items())
-        place = folder / "_".join(f"{field}={value}".replace("/", "-") for field, value in chosen.items())
-        overrides = {**chosen, **LOSSES[chosen["loss"]]} if "loss" in chosen else chosen
+        settings = dict(zip(values, choice, strict=True))
+        name = ", ".join(f"{field} {value}" for field, value in settings.items())
+        place = folder / "_".join(re.sub(r"[^\w.=+-]+", "-", f"{f}={v}").strip("-") for f, v in settings.items())
+        overrides = settings | LOSSES[settings["loss"]] if "loss" in settings else settings
         overrides.pop("loss", None)
         cells.append(Cell(name, overrides, {seed: RunFolder(place / f"seed-{seed}") for seed in seeds}))
     return cells
 
 
+def _parse_axis(axis: str) -> tuple[str, list[Any]]:
+    field, _, listed = axis.partition("=")
+    try:
+        values = yaml.safe_load(f"[{listed}]")
+    except yaml.YAMLError:
+        values = []
+    if not values:
+        raise RecipeError(f"--compare {axis}: write field=value,value, such as balance=none,smote")
+    if field == "seed":
+        raise RecipeError(f"--compare {axis}: the seeds of every setting are --seeds 0 1 2")
+    unknown = sorted({str(value) for value in values} - set(LOSSES)) if field == "loss" else []
+    if unknown:
+        raise RecipeError(f"--compare {axis}: unknown loss {', '.join(unknown)}; accepted: {', '.join(LOSSES)}")
+    return field, values
+
+
 def _settings(recipe: Recipe, cell: Cell, seed: int) -> Recipe:
-    return override(recipe, {**cell.overrides, "seed": str(seed)})
+    return override(recipe, {**cell.overrides, "seed": seed})
 
 
 def _is_done(run: RunFolder, recipe: Recipe) -> bool:
@@ -110,50 +129,56 @@ def _is_done(run: RunFolder, recipe: Recipe) -> bool:
     return bool(stored == dataclasses.asdict(recipe))
 
 
-def _test_scores(cell: Cell) -> dict[int, float]:
-    return {seed: run.read_json("metrics.json")["test"]["per_label"]["macro_f1"] for seed, run in cell.runs.items()}
-
-
 def summarise(cells: list[Cell]) -> pd.DataFrame:
     """One row for each cell: macro F1 over the seeds, and the paired difference to the first cell.
 
-    Thresholds are each run's own, from validation. Intervals are of 1,000 bootstrap samples of the test rows, the
-    same rows for every cell, of the mean over the seeds; a difference is paired by rows.
+    Thresholds are each run's own, from validation (of which validation's own score is tuned on itself). Intervals are
+    of 1,000 bootstrap samples of the rows, the same samples for every cell, of the mean over the seeds; a difference
+    is paired by rows, and given where both cells have the same test labels.
     """
-    first_draws, first_references = _draws(cells[0])
+    first, first_references = _draws(cells[0], "test")
     rows: list[dict[str, Any]] = []
     for cell in cells:
         metrics = [run.read_json("metrics.json") for run in cell.runs.values()]
-        test = np.array([entry["test"]["per_label"]["macro_f1"] for entry in metrics])
-        draws, references = _draws(cell)
-        low, high = np.percentile(draws, [2.5, 97.5])
+        test = np.array(_scores(cell, "test"))
+        draws, references = _draws(cell, "test")
+        validation = _interval(_draws(cell, "validation")[0])
         row = {
             "setting": cell.name,
             "seeds": len(test),
-            "validation": np.mean([entry["validation"]["per_label"]["macro_f1"] for entry in metrics]),
+            "validation": np.mean(_scores(cell, "validation")),
+            "validation_low": validation[0],
+            "validation_high": validation[1],
             "test": test.mean(),
             "test_sd": test.std(ddof=1) if len(test) > 1 else np.nan,
-            "test_low": low,
-            "test_high": high,
+            **dict(zip(("test_low", "test_high"), _interval(draws), strict=True)),
             "test_at_0.5": np.mean([entry["test"]["fixed"]["macro_f1"] for entry in metrics]),
-            "contaminated": any(entry["protocol"] == "pooled-r2" for entry in metrics),
+            "contaminated": any(entry["protocol"] == CONTAMINATED for entry in metrics),
+            **dict.fromkeys(("difference", "difference_low", "difference_high"), np.nan),
         }
-        if cell is not cells[0] and np.array_equal(references, first_references):
-            difference = draws - first_draws
+        if rows and np.array_equal(references, first_references):
             row["difference"] = test.mean() - rows[0]["test"]
-            row["difference_low"], row["difference_high"] = np.percentile(difference, [2.5, 97.5])
+            row["difference_low"], row["difference_high"] = _interval(draws - first)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _draws(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
-    """Macro F1 of bootstrap samples, the mean over the seeds, [draws]; and the test labels."""
+def _scores(cell: Cell, split: str) -> list[float]:
+    return [run.read_json("metrics.json")[split]["per_label"]["macro_f1"] for run in cell.runs.values()]
+
+
+def _interval(draws: np.ndarray) -> list[float]:
+    return [float(value) for value in np.percentile(draws, [2.5, 97.5])]
+
+
+def _draws(cell: Cell, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Macro F1 of bootstrap samples, the mean over the seeds, [draws]; and the labels of the split."""
     draws = []
     for run in cell.runs.values():
         arrays = run.read_arrays("predictions.npz")
-        references = arrays["test_references"]
+        references = arrays[f"{split}_references"]
         own = run.read_json("thresholds.json")["per_label"]
-        predictions = arrays["test_probabilities"] >= np.array(list(own.values()))
+        predictions = arrays[f"{split}_probabilities"] >= np.array(list(own.values()))
         whole, _ = weighted_scores(predictions, references, bootstrap_weights(len(references)))
         draws.append(whole["macro_f1"])
     return np.mean(draws, axis=0), references
@@ -162,18 +187,25 @@ def _draws(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
 def to_markdown(table: pd.DataFrame) -> str:
     """The table for people; a difference whose interval leaves out 0 is bold."""
     lines = [
-        "| setting | seeds | validation | test (sd) [95 %] | test at 0.5 | against the first [95 %] |",
+        "| setting | seeds | validation [95 %] | test (sd) [95 %] | test at 0.5 | against the first [95 %] |",
         "|---|---|---|---|---|---|",
     ]
     for row in table.to_dict("records"):
-        difference = "–"
-        if not np.isnan(row.get("difference", np.nan)):
-            low, high = row["difference_low"], row["difference_high"]
-            difference = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-            difference = f"**{difference}**" if low > 0 or high < 0 else difference
         spread = "" if np.isnan(row["test_sd"]) else f" ({row['test_sd']:.3f})"
-        name = row["setting"] + (" (contaminated)" if row["contaminated"] else "")
-        test = f"{row['test']:.3f}{spread} [{row['test_low']:.3f}, {row['test_high']:.3f}]"
-        cells = [name, str(row["seeds"]), f"{row['validation']:.3f}", test, f"{row['test_at_0.5']:.3f}", difference]
+        cells = [
+            row["setting"] + (" (contaminated)" if row["contaminated"] else ""),
+            str(row["seeds"]),
+            f"{row['validation']:.3f} [{row['validation_low']:.3f}, {row['validation_high']:.3f}]",
+            f"{row['test']:.3f}{spread} [{row['test_low']:.3f}, {row['test_high']:.3f}]",
+            f"{row['test_at_0.5']:.3f}",
+            _difference(row),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _difference(row: dict[Any, Any]) -> str:
+    if np.isnan(row["difference"]):
+        return "–"
+    text = f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+    return f"**{text}**" if row["difference_low"] > 0 or row["difference_high"] < 0 else text

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -456,7 +457,7 @@ def refuse_bad_texts(rows: Iterable[Row]) -> None:
 def _vector(row: Row, taxonomy: Taxonomy) -> list[int]:
     names: list[str] = []
     for label in row.labels:
-        name = str(label).removesuffix(".0")
+        name = label_text(label)
         if name not in taxonomy.sources and name.lstrip("-").isdigit():
             if not 0 <= int(name) < len(taxonomy.ids):
                 raise CorpusError(
@@ -471,6 +472,11 @@ def _vector(row: Row, taxonomy: Taxonomy) -> list[int]:
         raise CorpusError(
             f"{row.place}: unknown label {error}. Remedy: correct it, or add it to labels ({known})"
         ) from None
+
+
+def label_text(label: Any) -> str:
+    """A label as written; a whole number that a table turned into 3.0 is 3 again."""
+    return re.sub(r"^(-?\d+)\.0$", r"\1", str(label).strip())
 
 
 def _refuse_duplicate_ids(rows: Iterable[Row]) -> None:

@@ -31,7 +31,16 @@ from modeling.infer import (
     cache_folder,
     predict_probabilities,
 )
-from training.corpus import SUFFIXES, CorpusError, Row, read_table, refuse_bad_texts, table_rows
+from training.corpus import (
+    SUFFIXES,
+    CorpusError,
+    Row,
+    label_text,
+    read_goemotions,
+    read_table,
+    refuse_bad_texts,
+    table_rows,
+)
 from training.encoding import encode
 from training.label_mapping import LabelMapping, LabelMatch, match_labels, read_mapping
 from training.plots import plot_evaluation
@@ -48,6 +57,7 @@ def evaluate(
     text_column: str = "text",
     label_column: str = "labels",
     output: Path | None = None,
+    dataset: str = "files",
 ) -> int:
     """Score a model on a file, print the tables, and write them into ``output``. Returns the exit code 0.
 
@@ -58,6 +68,7 @@ def evaluate(
         text_column: column of the texts.
         label_column: column with names, ids or lists; where it is absent, one 0/1 column a label.
         output: folder of ``evaluation.json``, ``.csv`` and ``.png``; None writes nothing.
+        dataset: ``goemotions`` for a TSV file of GoEmotions, which has no header and has ``labels.txt`` beside it.
 
     Raises:
         CorpusError: bad data, a bad mapping, or labels that no mapping explains.
@@ -76,7 +87,7 @@ def evaluate(
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     classifier = load_classifier(model)
-    rows = read_rows(path, chosen, classifier.labels, text_column, label_column)
+    rows = read_rows(path, chosen, classifier.labels, text_column, label_column, dataset)
     counts = Counter(label for row in rows for label in row.labels)
     match = match_labels(chosen, classifier.labels, counts, data)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -122,13 +133,21 @@ class LabelledRow:
 
 
 def read_rows(
-    path: Path, mapping: LabelMapping | None, model_labels: Sequence[str], text_column: str, label_column: str
+    path: Path,
+    mapping: LabelMapping | None,
+    model_labels: Sequence[str],
+    text_column: str,
+    label_column: str,
+    dataset: str = "files",
 ) -> list[LabelledRow]:
     """The rows of a file, sorted, so that the file's order changes no digit of a score or an interval.
 
     Raises:
         CorpusError: bad data.
     """
+    if dataset == "goemotions":
+        goemotions = read_goemotions(path)
+        return sorted(LabelledRow(row.text, tuple(sorted(map(str, row.labels)))) for row in goemotions)
     columns: tuple[str, ...] = ()
     if mapping is not None and mapping.columns and not _has_header(path, text_column):
         columns = mapping.columns
@@ -145,7 +164,7 @@ def read_rows(
             "%d texts run over several lines, the longest, %s, over %d: an unclosed quote swallows rows",
             *(len(long), longest.place, longest.text.count("\n") + 1),
         )
-    return sorted(LabelledRow(row.text, _names(row, mapping, ids_only=bool(columns))) for row in raw)
+    return sorted(LabelledRow(row.text, _names(row, mapping, model_labels, ids_only=bool(columns))) for row in raw)
 
 
 def _has_header(path: Path, text_column: str) -> bool:
@@ -156,9 +175,20 @@ def _has_header(path: Path, text_column: str) -> bool:
     return text_column in cells
 
 
-def _names(row: Row, mapping: LabelMapping | None, ids_only: bool) -> tuple[str, ...]:
-    names = {str(label).strip().removesuffix(".0") for label in row.labels}
-    if mapping is None or not mapping.ids:
+def _model_label(name: str, model_labels: Sequence[str], row: Row) -> str:
+    """A label as it is; an id becomes the model's label of that place, as in training."""
+    if name in model_labels or not name.lstrip("-").isdigit():
+        return name
+    if not 0 <= int(name) < len(model_labels):
+        raise CorpusError(f"{row.place}: label id {name} is out of range, 0 to {len(model_labels) - 1} are valid")
+    return model_labels[int(name)]
+
+
+def _names(row: Row, mapping: LabelMapping | None, model_labels: Sequence[str], ids_only: bool) -> tuple[str, ...]:
+    names = {label_text(label) for label in row.labels}
+    if mapping is None:
+        return tuple(sorted({_model_label(name, model_labels, row) for name in names}))
+    if not mapping.ids:
         return tuple(sorted(names))
     for name in names - set(mapping.ids):
         if ids_only or (name.lstrip("-").isdigit() and name not in mapping.names()):
@@ -176,10 +206,10 @@ def score(classifier: EmotionClassifier, rows: Sequence[LabelledRow], match: Lab
     """The content of ``evaluation.json`` but for the names of its inputs.
 
     A target's probability is the highest of its labels'; it is predicted where one of them reaches its own threshold.
-    Scored are the rows with at least one mapped label.
+    Scored are the rows with at least one mapped label, and those without any label, which every label is wrong for.
     """
     left = set(match.file_left)
-    scored = [row for row in rows if set(row.labels) - left]
+    scored = [row for row in rows if not row.labels or set(row.labels) - left]
     some = sum(bool(set(row.labels) & left) for row in scored)
     without = sum(not row.labels for row in rows)
     places = {target: [classifier.labels.index(label) for label in match.model[target]] for target in match.model}
@@ -202,9 +232,9 @@ def score(classifier: EmotionClassifier, rows: Sequence[LabelledRow], match: Lab
             "file": len(rows),
             "scored": len(scored),
             "fraction_scored": len(scored) / len(rows),
-            "all_labels_mapped": len(scored) - some,
+            "all_labels_mapped": len(scored) - some - without,
             "some_labels_mapped": some,
-            "no_label_mapped": len(rows) - len(scored) - without,
+            "no_label_mapped": len(rows) - len(scored),
             "without_label": without,
         },
         "targets": {target: {"model": match.model[target], "file": match.file[target]} for target in places},
@@ -272,8 +302,8 @@ def _describe_mapping(result: dict[str, Any]) -> list[str]:
     lines.append(f"rows of the file: {rows['file']:,}")
     for key in ("all_labels_mapped", "some_labels_mapped", "no_label_mapped", "without_label"):
         lines.append(f"  {key.replace('_', ' '):<20}{rows[key]:>8,}  {rows[key] / rows['file']:>6.1%}")
-    left = "rows with none are left out of every score"
-    lines.append(f"scored: {rows['scored']:,} rows ({rows['fraction_scored']:.1%}), those with a mapped label; {left}")
+    left = "rows whose labels could not be mapped are left out of every score"
+    lines.append(f"scored: {rows['scored']:,} rows ({rows['fraction_scored']:.1%}); {left}")
     return lines
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.copies import Copy, find_copies, summarise
-from training.corpus import SUFFIXES, CorpusError, read_goemotions, read_table, split_labels
+from training.corpus import SUFFIXES, CorpusError, label_text, read_goemotions, read_table, split_labels
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _read_file(path: Path, arguments: argparse.Namespace) -> _File:
     if column not in table.columns:
         return _File(path, places, texts, None)
     cells = zip(table[column], places, strict=True)
-    labels = [{str(label).removesuffix(".0") for label in split_labels(cell, place)} for cell, place in cells]
+    labels = [{label_text(label) for label in split_labels(cell, place)} for cell, place in cells]
     return _File(path, places, texts, labels)
 
 

@@ -146,18 +146,21 @@ def plot_reliability(path: Path, before: Scored, after: Scored, note: str) -> No
 
 
 def plot_comparison(path: Path, table: pd.DataFrame, scores: dict[str, list[float]]) -> None:
-    """Test macro F1 of each setting with its 95 % interval, and of each seed."""
-    names = table["setting"].tolist()[::-1]
+    """Test macro F1 of each setting with its 95 % interval and each seed; a star where it differs from the first."""
     rows = table.iloc[::-1]
+    differs = (rows["difference_low"] > 0) | (rows["difference_high"] < 0)
+    names = [f"{name} *" if star else name for name, star in zip(rows["setting"], differs, strict=True)]
     with _figure(path, 8.5, 0.32 * len(names) + 1.4) as figure:
         axes = figure.subplots()
         width = np.abs(rows[["test_low", "test_high"]].to_numpy().T - rows["test"].to_numpy())
         colours = ["tab:red" if contaminated else "tab:blue" for contaminated in rows["contaminated"]]
         axes.errorbar(rows["test"], names, xerr=width, fmt="none", ecolor="0.6", label="95 %, rows resampled")
         axes.scatter(rows["test"], names, color=colours, zorder=3, label="mean over seeds (red: contaminated)")
-        for name in names:
-            axes.plot(scores[name], [name] * len(scores[name]), "k|", markersize=7)
-        axes.set_xlabel("test macro F1, thresholds from validation")
+        for name, setting in zip(names, rows["setting"], strict=True):
+            axes.plot(scores[setting], [name] * len(scores[setting]), "k|", markersize=7)
+        axes.set_xlabel(
+            "test macro F1, thresholds from validation (*: the paired 95 % interval to the first leaves out 0)"
+        )
         axes.legend(fontsize=7)
 
 

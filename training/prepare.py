@@ -148,8 +148,12 @@ def read_corpus(key: tuple[tuple[str, Any], ...]) -> tuple[Corpus, np.ndarray, s
     corpus.require_splits()
     audit = audit_corpus(corpus)
     kept = apply_policy(corpus, audit, fields["audit_policy"])
-    if kept is not corpus:
+    dropped = len(corpus["train"]) - len(kept["train"])
+    before = audit.report["copies"]
+    if dropped:
         corpus, audit = kept, audit_corpus(kept)
+    policy = {"policy": fields["audit_policy"], "rows_dropped": dropped}
+    audit.report["audit_policy"] = {**policy, "copies_before": before} if dropped else policy
     sizes = ", ".join(f"{split} {len(corpus[split]):,}" for split in SPLITS)
     logger.info("corpus %s, %d labels: %s", corpus.name, len(corpus.labels), sizes)
     encoder = load_encoder(fields["encoder"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import DataClassType
+from transformers.training_args import OptimizerNames
 
 from modeling.adapters import ALL_LINEAR
 from modeling.infer import ENCODERS
@@ -209,7 +211,7 @@ def _read_yaml(path: Path) -> list[str]:
     """The settings of a recipe file as flags."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"not YAML: {error}") from None
     if not isinstance(content, dict):
         raise RecipeError("a mapping key: value is expected")
@@ -246,11 +248,27 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.encoder not in ENCODERS and not recipe.encoder.startswith("sentence-transformers/"):
         accepted = f"{', '.join(ENCODERS)} or sentence-transformers/<model>"
         raise RecipeError(f"encoder: {recipe.encoder!r} is unknown; accepted: {accepted}")
+    if recipe.optim not in set(OptimizerNames):
+        raise RecipeError(f"optim: {recipe.optim!r} is unknown; accepted: {', '.join(OptimizerNames)}")
+    if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
+        raise RecipeError(f"report_to: {recipe.report_to} is not installed. Remedy: pip install {recipe.report_to}")
+    if recipe.alpha.startswith("{"):
+        _check_alpha(recipe.alpha)
     for name, (low, high) in RANGES.items():
         value = getattr(recipe, name)
         if not low <= value <= (math.inf if high is None else high):
             accepted = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
             raise RecipeError(f"{name}: {value} is out of range; accepted: {accepted}")
+
+
+def _check_alpha(alpha: str) -> None:
+    try:
+        values = json.loads(alpha)
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"alpha: {alpha!r} is not JSON ({error}); accepted: a preset, or label: value") from None
+    for label, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise RecipeError(f"alpha: {label}: {value!r} is not a number from 0 to 1")
 
 
 def parse_recipe(argv: Sequence[str] | None = None) -> tuple[Recipe, RunOptions]:
@@ -284,6 +302,10 @@ def parse_recipe(argv: Sequence[str] | None = None) -> tuple[Recipe, RunOptions]
     check_recipe(recipe)
     if recipe.data_dir and recipe.dataset not in ("files", "goemotions"):
         raise RecipeError(f"data_dir is not read by dataset {recipe.dataset!r}; use --dataset files or goemotions")
+    if bool(options.compare) + options.null_test + bool(options.evaluate) > 1:
+        raise RecipeError("--compare, --null_test and --evaluate are three things to do: give one of them")
+    if options.seeds and not options.compare:
+        raise RecipeError("--seeds belongs to --compare; the seed of one run is --seed")
     if options.evaluate and not options.data:
         raise RecipeError("--evaluate needs rows: add --data FILE, a labelled CSV, TSV, JSONL or Parquet file")
     if not options.evaluate and (options.data or options.mapping):
@@ -293,8 +315,8 @@ def parse_recipe(argv: Sequence[str] | None = None) -> tuple[Recipe, RunOptions]
     return recipe, options
 
 
-def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
-    """The recipe with some fields changed, each given as a flag's text.
+def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with some fields changed; a value may also be a flag's text.
 
     Raises:
         RecipeError: unknown field, wrong type, or a value out of range.

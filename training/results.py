@@ -13,7 +13,7 @@ import pandas as pd
 from peft import PeftModel
 from scipy.special import expit
 
-from modeling.infer import EmotionConfig, EmotionModel, predict_logits, predict_probabilities
+from modeling.infer import EmotionConfig, EmotionModel, load_encoder, predict_logits, predict_probabilities
 from training import plots
 from training.calibration import choose_calibration, describe_calibration, fold_into
 from training.prepare import Prepared
@@ -27,7 +27,17 @@ from training.trainer import FocalTrainer
 
 logger = logging.getLogger(__name__)
 
-GOLDEN_TEXTS = 8
+GOLDEN_TEXTS = (
+    "I passed the exam!",
+    "He left without a word, and I still wait for him every evening.",
+    "Why was I charged twice for the same parcel? This is ridiculous.",
+    "Thank you so much, you saved my weekend 😀",
+    "The meeting is on Tuesday at ten.",
+    "Che bella sorpresa, non me l'aspettavo!",
+    "What?!",
+    "I am scared of what they will say. " * 40,
+)
+"""Texts of our own: a package is published, and the rows that it was tested on may be private."""
 _POLICY_NAMES = {"fixed": "at 0.5", "global": "one threshold", "per_label": "threshold per label"}
 
 
@@ -40,7 +50,9 @@ class Report:
     thresholds: dict[str, Any]
 
 
-def finish(run: RunFolder, trainer: FocalTrainer, data: Prepared, recipe: Recipe, seconds: float) -> None:
+def finish(
+    run: RunFolder, trainer: FocalTrainer, data: Prepared, recipe: Recipe, null_test: str | None, seconds: float
+) -> None:
     """Calibrate and score the best model, write the results, and say what to type next."""
     # The base model's own forward: the wrapped one computes under autocast, what is published does not.
     assert isinstance(trainer.model, (PeftModel, EmotionModel))
@@ -48,7 +60,7 @@ def finish(run: RunFolder, trainer: FocalTrainer, data: Prepared, recipe: Recipe
     plain = cast(EmotionModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     uncalibrated, scored, calibration = calibrate(plain, data, recipe.seed)
     found = build_report(scored, data)
-    found.metrics["protocol"] = recipe.split
+    found.metrics.update(protocol=recipe.split, null_test=null_test)
     run.write_json("calibration.json", calibration)
     run.write_json("metrics.json", found.metrics)
     run.write_json("thresholds.json", found.thresholds)
@@ -63,7 +75,7 @@ def finish(run: RunFolder, trainer: FocalTrainer, data: Prepared, recipe: Recipe
     )
     draw(run, found, uncalibrated["test"], scored, data, recipe)
     write_model(run, trainer, model, cast(EmotionConfig, plain.config), found)
-    run.write_json("golden.json", golden_rows(plain, data))
+    run.write_json("golden.json", golden_rows(plain, recipe))
     run.write_json("timing.json", {"seconds_of_training": round(seconds, 1), "epochs": trainer.state.epoch})
     print_results(run, found, seconds, recipe)
 
@@ -90,14 +102,11 @@ def calibrate(
     return before, after, record | {"scale": calibration.scale.tolist(), "bias": calibration.bias.tolist()}
 
 
-def golden_rows(model: EmotionModel, data: Prepared) -> dict[str, Any]:
-    """A few texts of test and what the finished model says of them, for whoever loads it to reproduce."""
-    said = predict_probabilities(model, data.embeddings["test"][:GOLDEN_TEXTS])
-    rows = zip(data.corpus["test"].texts, said.tolist(), strict=False)
-    return {
-        "labels": list(data.corpus.labels),
-        "rows": [{"text": text, "probabilities": probabilities} for text, probabilities in rows],
-    }
+def golden_rows(model: EmotionModel, recipe: Recipe) -> dict[str, Any]:
+    """A few fixed texts and what the finished model says of them, for whoever loads it to reproduce."""
+    said = predict_probabilities(model, load_encoder(recipe.encoder)(GOLDEN_TEXTS)).tolist()
+    rows = [{"text": text, "probabilities": row} for text, row in zip(GOLDEN_TEXTS, said, strict=True)]
+    return {"labels": list(model.config.emotion_labels), "rows": rows}
 
 
 def build_report(scored: dict[str, Scored], data: Prepared) -> Report:

@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.evaluate and options.data:
             output = Path(options.output_dir) if options.output_dir else None
             columns = (recipe.text_column, recipe.label_column)
-            return evaluate(options.evaluate, options.data, options.mapping, *columns, output)
+            return evaluate(options.evaluate, options.data, options.mapping, *columns, output, recipe.dataset)
+        if (options.compare or options.null_test) and PartialState(cpu=not torch.cuda.is_available()).num_processes > 1:
+            raise RecipeError("--compare and --null_test are many runs of one process each: launch one process")
         if options.compare:
             return compare(recipe, options, train)
         if options.null_test:
@@ -57,9 +59,11 @@ def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> 
         if state.is_main_process:
             if options.resume and (run.path / "recipe.yaml").exists():
                 run.refuse_other_recipe(dataclasses.asdict(recipe))
-            run.prepare(options.resume, options.overwrite)
+            run.open(options.resume, options.overwrite)
         log_to(run, state)
         data = prepare(recipe, null_test)
+        if state.is_main_process:  # only now: bad data must not cost the run that is there
+            run.clear(checkpoints=options.overwrite)
     started = time.perf_counter()
     if state.is_main_process:
         describe_run(run, recipe, data, state)
@@ -70,7 +74,7 @@ def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> 
         logger.info("resuming from %s", checkpoint or "the start: no complete checkpoint is there")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if state.is_main_process:
-        finish(run, trainer, data, recipe, time.perf_counter() - started)
+        finish(run, trainer, data, recipe, null_test, time.perf_counter() - started)
     return 0
 
 

@@ -46,6 +46,10 @@ RESULTS = [
     "timing.json",
     "calibration.json",
     "predictions.npz",
+    "precision_recall.png",
+    "thresholds.png",
+    "confusions.png",
+    "reliability.png",
 ]
 """What only a finished run has."""
 
@@ -65,23 +69,34 @@ class RunFolder:
         """Folder of the trainer's checkpoints."""
         return self.path / "checkpoints"
 
-    def prepare(self, resume: bool, overwrite: bool) -> None:
-        """Create the folder.
+    def open(self, resume: bool, overwrite: bool) -> None:
+        """Create the folder, or make sure that it may be written to; nothing is deleted yet.
 
         Raises:
-            RunFolderError: it holds a run already, and neither ``resume`` nor ``overwrite`` says what to do with it.
+            RunFolderError: it holds a run already, and neither ``resume`` nor ``overwrite`` says what to do with it; or
+                files of somebody else that a run would replace.
         """
-        if (self.path / "recipe.yaml").exists() and not resume and not overwrite:
+        is_run = (self.path / "recipe.yaml").exists()
+        if is_run and not resume and not overwrite:
             raise RunFolderError(
                 f"{self.path} holds a run already. Remedy: --resume to continue it, --overwrite to train it anew, or "
                 "another --output_dir"
             )
-        for name in RESULTS:  # an interrupted run must not be taken for the finished one before it
+        foreign = [name for name in (*RESULTS, "model", "checkpoints") if (self.path / name).exists()]
+        if foreign and not is_run:
+            raise RunFolderError(
+                f"{self.path} is no run folder, but has {', '.join(foreign)}. Remedy: another --output_dir"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def clear(self, checkpoints: bool) -> None:
+        """Delete results, which an interrupted run must not be taken for, and ``checkpoints`` too where asked."""
+        for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "model", ignore_errors=True)
-        if overwrite:
+        if checkpoints:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
 
     def refuse_other_recipe(self, fields: Mapping[str, Any]) -> None:
         """Refuse to resume with settings that are not those of the run.

@@ -7,6 +7,7 @@ to show by how much.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ import numpy as np
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
 from training.balance import Rows
-from training.copies import normalise
+from training.copies import match_key
 from training.corpus import SPLITS, Corpus, CorpusError, Split
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def stratified(corpus: Corpus, seed: int) -> Corpus:
         CorpusError: fewer different texts than folds.
     """
     rows = pool(corpus)
-    groups = np.unique([normalise(text) for text in rows.texts], return_inverse=True)[1]
+    groups = np.unique([match_key(text) for text in rows.texts], return_inverse=True)[1]
     labels = np.zeros((groups.max() + 1, rows.labels.shape[1]), dtype=np.int8)
     np.maximum.at(labels, groups, rows.labels)
     if len(labels) < _FOLDS:
@@ -90,8 +91,9 @@ def pooled_r2(
 
 
 def _resplit(corpus: Corpus, rows: Split, parts: dict[str, np.ndarray]) -> Corpus:
+    counted = dataclasses.replace(rows, without_label=int((~rows.labels.any(axis=1)).sum()))
+
     def take(chosen: np.ndarray) -> Split:
-        indices = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
-        return Split([rows.ids[i] for i in indices], [rows.texts[i] for i in indices], rows.labels[indices])
+        return counted.take(np.flatnonzero(chosen) if chosen.dtype == bool else chosen)
 
     return Corpus(corpus.name, corpus.revision, corpus.labels, {split: take(chosen) for split, chosen in parts.items()})
