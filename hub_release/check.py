@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hub_release.card import render_card
+from hub_release.card import CONTAMINATED, render_card
 from hub_release.package import LAYOUT, ReleaseError
 
 TOLERANCE = 1e-4
@@ -45,8 +45,10 @@ print(json.dumps({"rows": len(texts), "difference": difference}))
 '''
 
 
-def check(package: Path) -> list[str]:
+def check(package: Path, allow_contaminated: bool = False) -> list[str]:
     """Everything that is wrong with a package, each with its remedy; an empty list where nothing is.
+
+    Contaminated scores (made from rows of test, see the card) are wrong unless ``allow_contaminated`` is given.
 
     The golden probabilities are reproduced in a fresh ``python -I`` process, in another directory, in which neither
     the repository nor its installed packages can be imported.
@@ -55,6 +57,11 @@ def check(package: Path) -> list[str]:
     if missing:
         return [f"{name} is missing. Remedy: hub_release export again" for name in missing]
     problems = []
+    if not allow_contaminated and json.loads((package / LAYOUT.metrics).read_text())["protocol"] == CONTAMINATED:
+        problems.append(
+            "the scores are contaminated (split protocol pooled-r2). Remedy: train with split official, or "
+            "--allow-contaminated to accept a card that says so"
+        )
     try:
         if render_card(package) != (package / LAYOUT.card).read_text(encoding="utf-8"):
             problems.append(f"{LAYOUT.card} does not say what the recorded files say. Remedy: hub_release export again")

@@ -33,9 +33,14 @@ def export(
 
 
 @app.command()
-def check(package: Annotated[Path, typer.Argument(help="Package folder.")]) -> None:
+def check(
+    package: Annotated[Path, typer.Argument(help="Package folder.")],
+    allow_contaminated: Annotated[
+        bool, typer.Option(help="Accept scores of the protocol pooled-r2; the card carries a banner.")
+    ] = False,
+) -> None:
     """Load a package in a fresh, isolated process and compare its golden probabilities; list all that is wrong."""
-    problems = check_package(package)
+    problems = check_package(package, allow_contaminated)
     for problem in problems:
         typer.echo(f"✗ {problem}", err=True)
     if problems:

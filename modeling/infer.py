@@ -22,6 +22,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -467,7 +468,7 @@ def _local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or str(folder_or_hub_id).count("/") != 1:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_hub_id)):
         raise FileNotFoundError(f"{folder} is neither a folder nor a Hub id such as user/model")
     return Path(snapshot_download(str(folder_or_hub_id), revision=revision, **hub))
 

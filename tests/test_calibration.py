@@ -47,6 +47,9 @@ def test_the_method_is_chosen_on_held_out_rows() -> None:
     shifted, record = choose_calibration(logits + np.array([2.0, 0.0, -2.0]), labels, 0)
     assert record["method"] == "platt"
     np.testing.assert_allclose(shifted.bias, [-2, 0, 2], atol=0.35)
+    assert choose_calibration(logits[:4], labels[:4], 0)[1]["method"] == "none"
+    saturated = np.concatenate([logits, [[80.0, -80.0, 80.0]]])  # certain, and wrong of the last label
+    assert np.isfinite(choose_calibration(saturated, np.concatenate([labels, [[1, 0, 0]]]), 0)[0].scale).all()
     few, few_labels = logits[:30], labels[:30]
     losses = choose_calibration(few, few_labels, 0)[1]["cross_fitted_log_loss"]
     assert losses["none"] < losses["platt"]  # thirty rows do not support six numbers

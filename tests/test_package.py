@@ -236,9 +236,32 @@ def test_a_contaminated_run_says_so_everywhere(
     assert "CONTAMINATED" in (run / "train.log").read_text(encoding="utf-8")
     assert json.loads((run / "metrics.json").read_text())["protocol"] == "pooled-r2"
     export(run, tmp_path / "package")
+    refused = CliRunner().invoke(app, ["check", str(tmp_path / "package")])
+    assert refused.exit_code == 1 and "the scores are contaminated" in refused.output
+    accepted = CliRunner().invoke(app, ["check", str(tmp_path / "package"), "--allow-contaminated"])
+    assert accepted.exit_code == 0, accepted.output
     card = (tmp_path / "package" / "README.md").read_text(encoding="utf-8")
     assert "These scores are contaminated" in card and "were made from rows outside train" in card
     assert "contaminated" not in (package / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_package_carries_no_rows_of_the_corpus(finished_run: Path, package: Path) -> None:
+    rows = [
+        json.loads(line)["text"] for path in (finished_run.parent / "corpus").glob("*.jsonl") for line in path.open()
+    ]
+    written = [
+        path.read_text(encoding="utf-8") for path in package.rglob("*") if path.suffix in (".json", ".md", ".csv")
+    ]
+    assert len(rows) == 84 and len(written) >= 8
+    assert not any(row in text for row in rows for text in written)
+
+
+def test_a_null_test_is_no_package(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "null")
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"null_test": "noise"}))
+    with pytest.raises(ReleaseError, match="is a null test"):
+        export(run, tmp_path / "package")
 
 
 def test_a_baseline_is_no_package(finished_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,38 @@ def test_the_run_folder_is_complete(finished_run: Path) -> None:
     assert audit["training_rows"]["synthetic"] > 0
     log = (finished_run / "train.log").read_text()
     assert "parameters train" in log and "eval_macro_f1" in log and "hub_release export" in log
+
+
+def test_bad_input_costs_no_finished_run(finished_run: Path, tmp_path: Path, tiny_backbone: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = sorted(path.relative_to(run) for path in run.rglob("*"))
+    flags = tiny_flags(tmp_path / "nothing", tiny_backbone, run)
+    assert main([*flags, "--overwrite"]) == 2
+    assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
+    mine = tmp_path / "mine"
+    (mine / "model").mkdir(parents=True)
+    (mine / "model" / "weights.txt").write_text("mine")
+    assert main(tiny_flags(finished_run.parent / "corpus", tiny_backbone, mine)) == 2
+    assert (mine / "model" / "weights.txt").read_text() == "mine"
+
+
+def test_dropped_copies_are_on_record(finished_run: Path, tmp_path: Path) -> None:
+    corpus = shutil.copytree(finished_run.parent / "corpus", tmp_path / "corpus")
+    copies = (corpus / "test.jsonl").read_text().splitlines()[:3]
+    with (corpus / "train.jsonl").open("a") as file:
+        file.write("\n".join(copies) + "\n")
+    shared = ["--head", "mlp", "--epochs", "1", "--audit_policy"]
+    flags = [*tiny_flags(corpus, tmp_path, tmp_path / "kept"), *shared, "report"]
+    assert main(flags) == 0
+    metrics = json.loads((tmp_path / "kept" / "metrics.json").read_text())
+    assert "test_without_copies" in metrics
+    assert main([*tiny_flags(corpus, tmp_path, tmp_path / "dropped"), *shared, "drop-from-train"]) == 0
+    audit = json.loads((tmp_path / "dropped" / "audit.json").read_text())
+    assert audit["audit_policy"]["rows_dropped"] == 3 and audit["splits"]["train"]["rows"] == 48
+    assert audit["audit_policy"]["copies_before"]["test_in_train"]["exact"] == 3
+    assert audit["suspected_label_permutations"] == {"validation": [], "test": []}
+    assert audit["imbalance"]["before"]["MeanIR"] >= 1
+    assert main([*tiny_flags(corpus, tmp_path, tmp_path / "refused"), *shared, "fail"]) == 2
 
 
 def test_checkpoints_hold_trained_weights_only(finished_run: Path) -> None:

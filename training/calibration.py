@@ -90,8 +90,10 @@ def choose_calibration(logits: np.ndarray, labels: np.ndarray, seed: int) -> tup
         seed: seed of the folds.
     """
     logits = logits.astype(np.float64)
+    if len(labels) < _FOLDS:
+        return keep(logits, labels), {"method": "none", "reason": f"fewer than {_FOLDS} validation rows"}
     losses = dict.fromkeys(METHODS, 0.0)
-    for train, held in KFold(min(_FOLDS, len(labels)), shuffle=True, random_state=seed).split(logits):
+    for train, held in KFold(_FOLDS, shuffle=True, random_state=seed).split(logits):
         for name, fit in METHODS.items():
             mapped = fit(logits[train], labels[train])
             terms = _log_loss_terms(logits[held] * mapped.scale + mapped.bias, labels[held])

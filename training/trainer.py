@@ -55,7 +55,8 @@ class FocalTrainer(Trainer):
     The loss is Trainer's own ``compute_loss_func`` and the learning rates are its own ``optimizer_cls_and_kwargs``;
     saving, resuming and loading the best model are untouched. Trainer counts the label decisions of all micro-batches
     and processes of a step (``num_items_in_batch``), and the loss divides by that count: the step is exact for every
-    way to cut a batch.
+    way to cut a batch. (Over several processes accelerate fills the last batch of an epoch with repeated rows where
+    it does not divide; that one step is then that of the filled batch.)
 
     Args:
         model: an emotion model, with LoRA attached where it has a backbone.
