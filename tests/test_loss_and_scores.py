@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from modeling.focal import alpha_per_label, focal_loss
 from training.prepare import Prepared
+from training.published import read_published, to_markdown
 from training.results import build_report
 from training.scoring import (
     MultiLabelScores,
@@ -26,7 +27,7 @@ from training.scoring import (
     weighted_average_precision,
     weighted_scores,
 )
-from training.taxonomy import GOEMOTIONS_28
+from training.taxonomy import GOEMOTIONS_28, TAXONOMIES
 from training.thresholds import choose_thresholds, shrink, tune_global, tune_per_label
 
 
@@ -185,5 +186,11 @@ def test_thresholds_see_validation_only() -> None:
     assert metrics["test"]["fixed"]["macro_f1"] == pytest.approx(scores(test[0] >= 0.5, test[1])["macro_f1"], abs=1e-6)
     without = scores(test[0][9:] >= 0.5, test[1][9:])["macro_f1"]
     assert metrics["test_without_copies"]["fixed"]["macro_f1"] == pytest.approx(without, abs=1e-6)
+    shown = to_markdown(found.per_label, metrics | {"protocol": "official"}, [])
+    assert f"**{metrics['test']['per_label']['macro_f1']:.3f} [" in shown and shown.count("\n") == 3 + 4
+    systems = read_published(GOEMOTIONS_28)
+    assert len(systems) == 8 and sum(bool(system.per_label) for system in systems) == 2
+    assert all(set(system.per_label) <= set(GOEMOTIONS_28) for system in systems)
+    assert len(read_published(TAXONOMIES["ekman"].labels)) == 2 and read_published(["a", "b"]) == []
     table = found.per_label.query("split == 'test' and thresholds == 'per_label'")
     assert table["support"].tolist() == test[1].sum(axis=0).tolist()

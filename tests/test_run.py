@@ -28,6 +28,7 @@ FILES = [
     "golden.json",
     "train.log",
     "focal_config.json",
+    "scores.md",
     "calibration.json",
     "predictions.npz",
     "precision_recall.png",

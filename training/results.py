@@ -17,7 +17,7 @@ from modeling.infer import EmotionConfig, EmotionModel, load_encoder, predict_lo
 from training import plots
 from training.calibration import choose_calibration, describe_calibration, fold_into
 from training.prepare import Prepared
-from training.published import read_published
+from training.published import read_published, to_markdown
 from training.recipe import Recipe
 from training.run_folder import RunFolder
 from training.scoring import POLICIES, Scored, score_policies, unreliable_labels
@@ -65,6 +65,8 @@ def finish(
     run.write_json("metrics.json", found.metrics)
     run.write_json("thresholds.json", found.thresholds)
     run.write_text("per_label.csv", found.per_label.round(4).to_csv(index=False))
+    published = read_published(data.corpus.labels)
+    run.write_text("scores.md", to_markdown(found.per_label, found.metrics, published))
     run.write_arrays(
         "predictions.npz",
         {

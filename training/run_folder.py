@@ -40,6 +40,7 @@ RESULTS = [
     "metrics.json",
     "per_label.csv",
     "per_label.png",
+    "scores.md",
     "thresholds.json",
     "golden.json",
     "focal_config.json",
