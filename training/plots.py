@@ -110,7 +110,7 @@ def _grid(
                 panel.plot(*curve(scored.probabilities[:, i], scored.references[:, i]), linewidth=1)
             if marks:
                 panel.axvline(marks[label], color="tab:red", linewidth=0.8)
-            panel.set(xlim=(0, 1), ylim=(0, 1))
+            panel.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
             panel.tick_params(labelsize=6)
         figure.supxlabel(axes_names.split(", ")[0], fontsize=9)
         figure.supylabel(axes_names.split(", ")[1], fontsize=9)

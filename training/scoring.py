@@ -125,16 +125,23 @@ def weighted_average_precision(probabilities: np.ndarray, references: np.ndarray
         weights: [D, N].
     """
     result = np.zeros((len(weights), references.shape[1]), dtype=np.float32)
+    by_row = np.ascontiguousarray(weights.T)
     for label in range(references.shape[1]):
         order = np.argsort(-probabilities[:, label], kind="stable")
-        falling, hit = probabilities[order, label], references[order, label].astype(bool)
-        drawn = weights[:, order]
-        last_equal = np.searchsorted(-falling, -falling[hit], side="right") - 1
-        above = np.cumsum(drawn, axis=1)[:, last_equal]
-        hits_above = np.cumsum(drawn * hit, axis=1)[:, last_equal]
-        positives = drawn[:, hit]
+        falling = -probabilities[order, label]
+        hits = np.flatnonzero(references[order, label])
+        if not len(hits):
+            continue
+        drawn = by_row[order]
+        # Precision is needed at the positives alone: rows between two of them are summed in one piece.
+        last_equal = np.searchsorted(falling, falling[hits], side="right") - 1
+        ends, place = np.unique(last_equal, return_inverse=True)
+        pieces = np.add.reduceat(drawn[: ends[-1] + 1], np.append(0, ends[:-1] + 1), axis=0)
+        above = np.cumsum(pieces, axis=0)[place]
+        positives = drawn[hits]
+        hits_above = np.cumsum(positives, axis=0)[np.searchsorted(hits, last_equal, side="right") - 1]
         precision = hits_above / np.maximum(above, 1e-9)
-        result[:, label] = (positives * precision).sum(axis=1) / np.maximum(positives.sum(axis=1), 1e-9)
+        result[:, label] = (positives * precision).sum(axis=0) / np.maximum(positives.sum(axis=0), 1e-9)
     return result
 
 
