@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from training.corpus import SPLITS, STARTER_FOLDER, CorpusError, load_corpus
+from training.corpus import STARTER_FOLDER, load_corpus
+from training.reading import SPLITS, CorpusError
 from training.taxonomy import GOEMOTIONS_15, GOEMOTIONS_28, TAXONOMIES
 
 OWN = ["happy", "angry"]

@@ -13,9 +13,9 @@ import pytest
 
 from modeling.infer import EmotionClassifier, EmotionConfig
 from training import evaluation
-from training.corpus import CorpusError
 from training.evaluation import LabelledRow, load_classifier, read_rows, score
 from training.label_mapping import LabelMapping, MappingError, match_labels, read_mapping, shipped_mappings
+from training.reading import CorpusError
 from training.recipe import RecipeError, parse_recipe
 from training.run import main
 from training.scoring import Scored, score_policies, scores_with_intervals

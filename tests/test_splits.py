@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.balance import Rows, oversample, real_rows
-from training.corpus import Corpus, CorpusError, Split
+from training.corpus import Corpus, Split
+from training.reading import CorpusError
 from training.splits import pooled_r2, stratified
 
 NAMES = ("a", "b", "c")

@@ -16,8 +16,9 @@ import numpy as np
 
 from training.balance import Rows
 from training.copies import KINDS, Copy, find_copies, find_copies_both_ways, match_key, summarise
-from training.corpus import SPLITS, Corpus, Split, label_counts
+from training.corpus import Corpus, Split, label_counts
 from training.file_audit import main
+from training.reading import SPLITS
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,10 @@ from modeling.infer import (
     cache_folder,
     predict_probabilities,
 )
-from training.corpus import (
+from training.encoding import encode
+from training.label_mapping import LabelMapping, LabelMatch, match_labels, read_mapping
+from training.plots import plot_evaluation
+from training.reading import (
     SUFFIXES,
     CorpusError,
     Row,
@@ -41,9 +44,6 @@ from training.corpus import (
     refuse_bad_texts,
     table_rows,
 )
-from training.encoding import encode
-from training.label_mapping import LabelMapping, LabelMatch, match_labels, read_mapping
-from training.plots import plot_evaluation
 from training.run_folder import RunFolder, RunFolderError
 from training.scoring import scores_with_intervals
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.copies import Copy, find_copies, summarise
-from training.corpus import SUFFIXES, CorpusError, label_text, read_goemotions, read_table, split_labels
+from training.reading import SUFFIXES, CorpusError, label_text, read_goemotions, read_table, split_labels
 
 
 @dataclass(frozen=True)

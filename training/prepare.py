@@ -14,9 +14,10 @@ import numpy as np
 from modeling.infer import cache_folder, load_encoder
 from training.audit import CorpusAudit, apply_policy, audit_corpus, audit_rows
 from training.balance import Rows, imbalance, oversample, real_rows, thin_label
-from training.corpus import SPLITS, Corpus, load_corpus
+from training.corpus import Corpus, load_corpus
 from training.encoding import encode
 from training.label_order import suspect_labels
+from training.reading import SPLITS
 from training.recipe import Recipe
 from training.splits import CONTAMINATED, pooled_r2, stratified
 

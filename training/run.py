@@ -20,11 +20,11 @@ from training.audit import LeakError
 from training.balance import BalanceError
 from training.build import build_model, build_trainer
 from training.compare import compare
-from training.corpus import CorpusError
 from training.evaluation import evaluate
 from training.null_test import run_null_tests
 from training.plots import plot_label_frequencies
 from training.prepare import Prepared, prepare
+from training.reading import CorpusError
 from training.recipe import Recipe, RecipeError, RunOptions, parse_recipe
 from training.results import finish, warning_of
 from training.run_folder import RunFolder, RunFolderError, describe_environment

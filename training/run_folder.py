@@ -83,7 +83,7 @@ class RunFolder:
                 f"{self.path} holds a run already. Remedy: --resume to continue it, --overwrite to train it anew, or "
                 "another --output_dir"
             )
-        foreign = [name for name in (*RESULTS, "model", "checkpoints") if (self.path / name).exists()]
+        foreign = [name for name in (*RESULTS, "model") if (self.path / name).exists()]
         if foreign and not is_run:
             raise RunFolderError(
                 f"{self.path} is no run folder, but has {', '.join(foreign)}. Remedy: another --output_dir"

@@ -16,7 +16,8 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
 from training.balance import Rows
 from training.copies import match_key
-from training.corpus import SPLITS, Corpus, CorpusError, Split
+from training.corpus import Corpus, Split
+from training.reading import SPLITS, CorpusError
 
 logger = logging.getLogger(__name__)
 
