@@ -198,7 +198,7 @@ def print_results(run: RunFolder, found: Report, seconds: float, recipe: Recipe)
     package = Path("packages") / run.path.name
     if recipe.head == "backbone":
         logger.info(
-            'next:\n  hub_release export %s %s\n  hub_release check %s\n  python %s/infer.py "I passed the exam!"',
+            'next:\n  hub_release export %s %s\n  hub_release check %s\n  python %s/infer.py "Thank you so much, this made my day!"',
             run.path,
             package,
             package,
