@@ -159,9 +159,9 @@ def plot_comparison(path: Path, table: pd.DataFrame, scores: dict[str, list[floa
         for name, setting in zip(names, rows["setting"], strict=True):
             axes.plot(scores[setting], [name] * len(scores[setting]), "k|", markersize=7)
         axes.set_xlabel(
-            "test macro F1, thresholds from validation (*: the paired 95 % interval to the first leaves out 0)"
+            "test macro F1, thresholds from validation\n*: the paired 95 % interval to the first leaves out 0"
         )
-        axes.legend(fontsize=7)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
 
 
 def plot_evaluation(
