@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from training.null_test import Train
 from training.plots import plot_comparison
-from training.recipe import Recipe, RecipeError, RunOptions, override
+from training.recipe import Recipe, RecipeError, RunOptions, Train, override
 from training.run_folder import RunFolder
 from training.scoring import bootstrap_weights, weighted_scores
 from training.splits import CONTAMINATED

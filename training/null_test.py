@@ -13,13 +13,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
 from training.prepare import NULL_TESTS, Prepared, prepare
-from training.recipe import Recipe, RunOptions
+from training.recipe import Recipe, RunOptions, Train
 from training.run_folder import RunFolder
 from training.scoring import weighted_scores
 from training.thresholds import choose_thresholds
@@ -29,14 +29,6 @@ logger = logging.getLogger(__name__)
 READOUTS = 100
 DEVIATIONS = 4
 """A score is at chance up to so many standard deviations above the mean of the readouts."""
-
-
-class Train(Protocol):
-    """Runs a recipe; see :func:`training.run.train`."""
-
-    def __call__(self, recipe: Recipe, options: RunOptions, null_test: str | None = None) -> int:
-        """Run."""
-        ...
 
 
 def chance_scores(data: Prepared, seed: int, readouts: int = READOUTS) -> np.ndarray:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import yaml
 from transformers import HfArgumentParser
@@ -188,6 +188,14 @@ class RunOptions:
         default=None,
         metadata={"help": "from the model's labels to the file's: ekman, plutchik, sentiment or a YAML file"},
     )
+
+
+class Train(Protocol):
+    """Runs a recipe; see :func:`training.run.train`."""
+
+    def __call__(self, recipe: Recipe, options: RunOptions, null_test: str | None = None) -> int:
+        """Run."""
+        ...
 
 
 class _Parser(HfArgumentParser):
