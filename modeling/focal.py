@@ -37,6 +37,9 @@ REFERENCE_HIGH_ALPHA = frozenset(
 REFERENCE_CARD_HIGH_ALPHA = (REFERENCE_HIGH_ALPHA - {"disapproval"}) | {"desire"}
 """The same by the reference's model card, which differs from its code in one label."""
 
+IGNORED_LABEL = -100
+"""A target that gives no loss, as everywhere in transformers: for rows that only fill up a batch."""
+
 ALPHA_PRESETS = ("r2", "r2-card", "uniform", "inverse-frequency")
 
 
@@ -51,19 +54,20 @@ def focal_loss(
 
     Args:
         logits: float [B, L].
-        targets: multi-hot [B, L].
+        targets: multi-hot [B, L]; decisions marked :data:`IGNORED_LABEL` give nothing.
         alpha: weight of a positive per label, [L] in [0, 1]; a negative weighs 1 − alpha.
         gamma: focusing exponent ≥ 0; 0 gives alpha-weighted binary cross-entropy.
         num_items: decisions in the whole optimizer step, B×L summed over micro-batches and processes; default this
             batch's own, which makes the result a mean.
     """
-    targets = targets.to(logits.dtype)
+    counted = targets != IGNORED_LABEL
+    targets = torch.where(counted, targets, 0).to(logits.dtype)
     cross_entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     # 1 − p_t = sigmoid of the logit turned away from the target: exact where 1 − sigmoid(x) would cancel.
     distance = torch.sigmoid(logits * (1 - 2 * targets))
     weight = alpha * targets + (1 - alpha) * (1 - targets)
-    total = (weight * distance.pow(gamma) * cross_entropy).sum()
-    return total / (targets.numel() if num_items is None else num_items)
+    total = (counted * weight * distance.pow(gamma) * cross_entropy).sum()
+    return total / (counted.sum() if num_items is None else num_items)
 
 
 def alpha_per_label(

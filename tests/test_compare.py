@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,21 @@ def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, caplog: pyt
     stamps = {run: run.stat().st_mtime_ns for run in runs}
     assert main([*command, "--epochs", "1"]) == 0
     assert all(run.stat().st_mtime_ns != stamps[run] for run in runs)
+
+
+def test_compare_runs_again_where_the_data_changed(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = shutil.copytree(flags[flags.index("--data_dir") + 1], tmp_path / "corpus")
+    command = [*flags, "--data_dir", str(corpus), "--epochs", "1", "--compare", "balance=none"]
+    command += ["--output_dir", str(tmp_path / "grid")]
+    told = []
+    for touched in (False, False, True):
+        if touched:
+            (corpus / "train.jsonl").touch()
+        assert main(command) == 0
+        told.append(capsys.readouterr().out.partition(" of 1 runs")[0][-1])
+    assert told == ["1", "0", "1"]
 
 
 def test_a_setting_against_itself_differs_by_nothing(flags: list[str], tmp_path: Path) -> None:

@@ -84,15 +84,14 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def launch(flags: list[str], cache: Path, processes: int = 1) -> subprocess.Popen[bytes]:
-    launcher = ["accelerate.commands.launch", "--cpu", "--num_cpu_threads_per_process", "1"]
-    if processes > 1:  # on a CPU `accelerate launch --num_processes 2` starts one process unless MPI is there
-        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29533"]
-    command = [sys.executable, "-m", *launcher]
+    launcher = ["--num_cpu_threads_per_process", "1", "--num_processes", str(processes)]
+    # Without --multi_gpu accelerate starts a single process on a machine without GPUs, whatever the number says.
+    launcher += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher]
     environment = {
         **os.environ,
         "GOEMOTIONS_MISTRAL_CACHE": str(cache),
         "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "1",
     }
     log = (cache / "launch.log").open("ab")
     return subprocess.Popen(
@@ -145,11 +144,12 @@ def test_early_stopping_keeps_its_patience_over_a_resume(tmp_path: Path, tiny_ba
 
 
 def test_two_processes_equal_one(tmp_path: Path, tiny_backbone: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus")
+    corpus = write_corpus(tmp_path / "corpus", rows=58)  # of the last 2 rows one process gets both
     one, two = tmp_path / "one", tmp_path / "two"
     shared = ["--head_dropout", "0", "--embedding_noise", "0"]
     assert launch([*tiny_flags(corpus, tiny_backbone, one), *shared, "--batch_size", "16"], tmp_path).wait() == 0
-    done = launch([*tiny_flags(corpus, tiny_backbone, two), *shared, "--batch_size", "8"], tmp_path, processes=2).wait()
+    cut = ["--batch_size", "4", "--gradient_accumulation_steps", "2"]
+    done = launch([*tiny_flags(corpus, tiny_backbone, two), *shared, *cut], tmp_path, processes=2).wait()
     assert done == 0, (tmp_path / "launch.log").read_text()[-3000:]
     assert RunFolder(two).read_json("environment.json")["processes"] == 2
     first, second = weights_of(one), weights_of(two)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from modeling.adapters import learning_rate_groups
-from modeling.focal import focal_loss
+from modeling.focal import IGNORED_LABEL, focal_loss
 from modeling.infer import EmotionModel
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,7 @@ class FocalTrainer(Trainer):
     The loss is Trainer's own ``compute_loss_func`` and the learning rates are its own ``optimizer_cls_and_kwargs``;
     saving, resuming and loading the best model are untouched. Trainer counts the label decisions of all micro-batches
     and processes of a step (``num_items_in_batch``), and the loss divides by that count: the step is exact for every
-    way to cut a batch. (Over several processes accelerate fills the last batch of an epoch with repeated rows where
-    it does not divide; that one step is then that of the filled batch.)
+    way to cut a batch, the last of an epoch included.
 
     Args:
         model: an emotion model, with LoRA attached where it has a backbone.
@@ -87,6 +86,22 @@ class FocalTrainer(Trainer):
             callbacks=[*kwargs.pop("callbacks", []), PlainLog()],
             **kwargs,
         )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The micro-batches of a step and their label decisions, over all processes.
+
+        Over several processes accelerate fills the last micro-batch of an epoch with rows that were seen already;
+        they get the label that neither the count nor the loss reads.
+        """
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        loader = self.accelerator.gradient_state
+        if not loader.end_of_dataloader or loader.remainder <= 0:
+            return batches, num_items
+        own = len(batches[-1]["labels"])
+        batches[-1]["labels"][max(loader.remainder - self.args.process_index * own, 0) :] = IGNORED_LABEL
+        return batches, self._get_num_items_in_batch(batches, device)
 
 
 class PlainLog(TrainerCallback):
