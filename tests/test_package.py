@@ -146,6 +146,8 @@ def test_thresholds(classifier: EmotionClassifier) -> None:
     for row, result in zip(probabilities, classifier.predict(TEXTS, threshold={"joy": 0.0}), strict=True):
         assert "joy" in result
         assert ("fear" in result) == (row[2] >= own["fear"])
+    reached = {"joy": float(classifier.predict_proba(TEXTS[:1])[0, 0])}
+    assert "joy" in classifier.predict(TEXTS[:1], threshold=reached)[0]  # a threshold is reached, not passed
     assert all(len(result) == 1 for result in classifier.predict(TEXTS, threshold=0.0, top_k=1))
     assert set(classifier.config.unreliable_labels) == set(LABELS)  # 18 test rows
     assert classifier.predict(TEXTS, threshold=0.0, exclude_unreliable=True) == [{}] * len(TEXTS)
