@@ -2,22 +2,73 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import LoraConfig, PeftMixedModel, PeftModel, get_peft_model
+from peft.tuners import lora
 from torch import nn
+from torch.nn import functional
 
-from modeling.infer import EmotionModel
+from modeling.infer import EmotionModel, OneTokenMistral
+
+logger = logging.getLogger(__name__)
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The reference's LoRA targets."""
 
+IDLE = frozenset(["q_proj", "k_proj"])
+"""What attention over a single key never uses."""
+
 HEAD_PARTS = ("projection", "classifier")
 _PEFT_PREFIX = "base_model.model."
 _BACKBONE_PREFIX = f"{_PEFT_PREFIX}backbone."
+
+
+class _LoraProduct(torch.autograd.Function):
+    """x Wᵀ + h Bᵀ with h = x Aᵀ, and its gradients, each sum done within a matrix product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        inner = functional.linear(x, a)
+        ctx.save_for_backward(x, weight, a, b, inner)
+        return functional.linear(x, weight).addmm_(inner, b.t())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, a, b, inner = ctx.saved_tensors
+        inner_gradient = gradient @ b
+        x_gradient = (gradient @ weight).addmm_(inner_gradient, a) if ctx.needs_input_grad[0] else None
+        return x_gradient, None, inner_gradient.t() @ x, gradient.t() @ inner
+
+
+class LoraLinear(lora.Linear):
+    """PEFT's LoRA on a linear layer, computed without its casts to float32 and its passes over the whole output.
+
+    Where anything but plain LoRA on a frozen layer without bias is asked of it, PEFT computes.
+    """
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Linear layer plus update, [B, in] → [B, out]."""
+        base: Any = self.get_base_layer()
+        name = self.active_adapters[0]
+        plain = (
+            len(self.active_adapters) == 1
+            and isinstance(self.lora_dropout[name], nn.Identity)
+            and base.bias is None
+            and not (self.disable_adapters or self.merged or self.lora_variant or base.weight.requires_grad)
+        )
+        if not plain or args or kwargs or x.ndim != 2:
+            return super().forward(x, *args, **kwargs)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
+        a, b = (cast(torch.Tensor, part[name].weight) for part in (self.lora_A, self.lora_B))
+        scaled = (b * self.scaling[name]).to(dtype)
+        product = cast(Any, _LoraProduct).apply(x.to(dtype), base.weight.to(dtype), a.to(dtype), scaled)
+        return cast(torch.Tensor, product)
 
 
 class ParameterCount(NamedTuple):
@@ -46,6 +97,9 @@ def attach_lora(
         ValueError: a name that the backbone does not have.
     """
     suffixes = {name.rsplit(".", 1)[-1] for name, _ in model.backbone.named_modules()}
+    if isinstance(model.backbone, OneTokenMistral) and IDLE & set(target_modules):
+        logger.info("no LoRA on %s: the weights of one token's attention are 1 without them", ", ".join(sorted(IDLE)))
+        target_modules = [name for name in target_modules if name not in IDLE]
     missing = sorted(set(target_modules) - suffixes)
     if missing:
         raise ValueError(f"lora_target_modules: the backbone has no {', '.join(missing)}")
@@ -59,6 +113,8 @@ def attach_lora(
         target_modules=rf"backbone\.layers\.\d+\.\w+\.({names})",
         modules_to_save=list(HEAD_PARTS),
     )
+    if model.config.quantization == "none":
+        config._register_custom_module({nn.Linear: LoraLinear})
     peft_model = get_peft_model(model, config)
     assert not isinstance(peft_model, PeftMixedModel)
     return peft_model

@@ -39,7 +39,9 @@ def read_backbone_config(name: str, revision: str | None = None) -> PreTrainedCo
     return AutoConfig.from_pretrained(source, revision=revision).get_text_config()
 
 
-def load_frozen_backbone(name: str, revision: str | None, quantization: str, device: str | torch.device) -> nn.Module:
+def load_frozen_backbone(
+    name: str, revision: str | None, quantization: str, device: str | torch.device, one_token: bool = False
+) -> nn.Module:
     """Load a backbone whose weights do not train, and whose gradients are right after an evaluation too.
 
     Weights that are not quantised stay in float32, on a GPU too: training may compute in bfloat16 by autocast, but
@@ -52,7 +54,7 @@ def load_frozen_backbone(name: str, revision: str | None, quantization: str, dev
         raise RuntimeError(
             f"quantization {quantization} on a {platform.machine()} CPU is not verified: use quantization none, or a GPU"
         )
-    backbone = load_backbone(name, revision, quantization, device=device)
+    backbone = load_backbone(name, revision, quantization, device=device, one_token=one_token)
     backbone.requires_grad_(False)
     for module in backbone.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

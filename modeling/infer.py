@@ -39,7 +39,9 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, MistralConfig, MistralModel, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ class EmotionConfig(PreTrainedConfig):
         head_dropout: dropout before the classifier.
         head: ``backbone``, or ``mlp``: no backbone, the classifier reads the projection; a baseline for comparison.
         quantization: ``none``, ``nf4`` or ``8bit``.
+        one_token: leave out of the backbone what a lone token does not need, see :class:`OneTokenMistral`; the outputs
+            are the same. Without effect where ``prefix`` makes it two tokens.
         backbone_config: the backbone's own configuration, needed only to build one without its weights.
     """
 
@@ -91,6 +95,7 @@ class EmotionConfig(PreTrainedConfig):
         head_dropout: float = 0.1,
         head: str = "backbone",
         quantization: str = "none",
+        one_token: bool = True,
         base_model_revision: str | None = None,
         dataset: str = "",
         dataset_revision: str = "",
@@ -118,6 +123,7 @@ class EmotionConfig(PreTrainedConfig):
         self.head_dropout = head_dropout
         self.head = head
         self.quantization = quantization
+        self.one_token = one_token
         self.base_model_revision = base_model_revision
         self.dataset = dataset
         self.dataset_revision = dataset_revision
@@ -129,6 +135,11 @@ class EmotionConfig(PreTrainedConfig):
             kwargs.pop("num_labels", None)
         kwargs.setdefault("problem_type", "multi_label_classification")
         super().__init__(**kwargs)
+
+    @property
+    def reads_one_token(self) -> bool:
+        """Is the backbone an :class:`OneTokenMistral`?"""
+        return self.one_token and self.prefix == "none"
 
 
 # Sentence encoders
@@ -306,12 +317,175 @@ def convert_bundled_backbone() -> Path:
     return folder
 
 
+class _OneTokenAttention(nn.Module):
+    """Attention over a single key: its softmax is 1, so that what is left is ``o_proj(repeat(v_proj(x)))``."""
+
+    def __init__(self, config: MistralConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+        self.groups = config.num_attention_heads // config.num_key_value_heads
+        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        values = self.v_proj(hidden).unflatten(-1, (-1, 1, self.head_dim))
+        return cast(torch.Tensor, self.o_proj(values.expand(*values.shape[:-2], self.groups, -1).flatten(-3)))
+
+
+class _OneTokenLayer(GradientCheckpointingLayer):
+    def __init__(self, config: MistralConfig) -> None:
+        super().__init__()
+        self.self_attn = _OneTokenAttention(config)
+        self.mlp = MistralMLP(config)
+        self.input_layernorm = MistralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = MistralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        # The residual stream keeps the norms' float32 where the matrices are bfloat16.
+        weight = self.self_attn.v_proj.weight
+        dtype = weight.dtype if weight.is_floating_point() else hidden.dtype
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden).to(dtype))
+        return cast(torch.Tensor, hidden + self.mlp(self.post_attention_layernorm(hidden).to(dtype)))
+
+
+class OneTokenMistral(PreTrainedModel):
+    """``MistralModel`` for sequences of one embedded token, without the weights that such a token never meets.
+
+    Attention over one key gives its value, whatever query and key are, and no rotation touches values. So ``q_proj``,
+    ``k_proj``, rotary tables, masks, ``embed_tokens`` and ``lm_head`` are neither loaded nor computed; the other
+    modules have their names in ``MistralModel``. Outputs and gradients are those of the whole model.
+
+    Args:
+        config: configuration of the language model.
+    """
+
+    config_class = MistralConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    # Lists, as the parent declares them.
+    _no_split_modules = ["_OneTokenLayer"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["input_layernorm", "post_attention_layernorm", "norm"]  # noqa: RUF012
+    # Whatever else lies in the checkpoint is not read, a vision tower included.
+    _keys_to_ignore_on_load_unexpected = [r".*"]  # noqa: RUF012
+
+    def __init__(self, config: MistralConfig) -> None:
+        super().__init__(config)
+        self.layers = nn.ModuleList(_OneTokenLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = MistralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_init()
+
+    def forward(self, inputs_embeds: torch.Tensor, use_cache: bool = False) -> BaseModelOutput:
+        """Last hidden state [B, 1, H], after the final norm, of one embedded token a row, [B, 1, H].
+
+        Raises:
+            ValueError: a row has more than one token.
+        """
+        if inputs_embeds.shape[1] != 1:
+            raise ValueError(f"this backbone reads one token, got {inputs_embeds.shape[1]}: load it with one_token off")
+        hidden = inputs_embeds.flatten(0, 1).to(self.norm.weight.dtype)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return BaseModelOutput(last_hidden_state=self.norm(hidden).unsqueeze(1))
+
+
+def _merged_weight(linear: nn.Module) -> torch.Tensor:
+    """Weight of a linear layer, float32, with its LoRA update where it has one."""
+    base: Any = getattr(linear, "base_layer", linear)
+    updates = [cast(Any, linear).get_delta_weight(name) for name in getattr(linear, "active_adapters", ())]
+    return cast(torch.Tensor, sum((update.float() for update in updates), base.weight.float()))
+
+
+class FusedOneTokenMistral(nn.Module):
+    """An :class:`OneTokenMistral` for inference alone: the same function in fewer and larger matrix products.
+
+    The adapter is merged; each norm's weight goes into the matrix that reads the norm; the blocks of ``o_proj`` that
+    read the same repeated value are added up. For bfloat16 on a CPU the matrices lie in oneDNN's own layout, so that
+    they are not laid out anew at every call.
+
+    Args:
+        backbone: the model, with or without LoRA, not quantised. Its layers are taken away, one after the other.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        model = cast(OneTokenMistral, backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone)
+        self.config = model.config
+        self.norm = model.norm
+        weight = cast(Any, model.layers[0]).self_attn.v_proj.weight
+        self.dtype = weight.dtype
+        self.packs = (
+            weight.device.type == "cpu"
+            and self.dtype == torch.bfloat16
+            and torch.backends.mkldnn.is_available()
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
+        self.matrices = []
+        while len(model.layers):
+            matrices = (matrix.to(self.dtype).contiguous() for matrix in self._fuse(cast(Any, model.layers[0])))
+            self.matrices.append([torch.ops.mkldnn._reorder_linear_weight(m) if self.packs else m for m in matrices])
+            del model.layers[0]
+
+    @staticmethod
+    @torch.no_grad()
+    def _fuse(layer: _OneTokenLayer) -> tuple[torch.Tensor, ...]:
+        attention, mlp = layer.self_attn, cast(Any, layer.mlp)
+        output = _merged_weight(attention.o_proj).unflatten(1, (-1, attention.groups, attention.head_dim))
+        before_attention = layer.input_layernorm.weight.float()
+        before_mlp = layer.post_attention_layernorm.weight.float()
+        return (
+            _merged_weight(attention.v_proj) * before_attention,
+            output.sum(2).flatten(1),
+            _merged_weight(mlp.gate_proj) * before_mlp,
+            _merged_weight(mlp.up_proj) * before_mlp,
+            _merged_weight(mlp.down_proj),
+        )
+
+    @torch.inference_mode()
+    def forward(self, inputs_embeds: torch.Tensor, use_cache: bool = False) -> BaseModelOutput:
+        """Last hidden state [B, 1, H], after the final norm, of one embedded token a row, [B, 1, H]."""
+        hidden = inputs_embeds.flatten(0, 1).to(self.norm.weight.dtype)
+        linear = self._packed_linear if self.packs else nn.functional.linear
+        for value, output, gate, up, down in self.matrices:
+            hidden = hidden + linear(linear(self._normalise(hidden), value), output)
+            normalised = self._normalise(hidden)
+            hidden = hidden + linear(nn.functional.silu(linear(normalised, gate)).mul_(linear(normalised, up)), down)
+        return BaseModelOutput(last_hidden_state=self.norm(hidden).unsqueeze(1))
+
+    def _normalise(self, hidden: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=self.config.rms_norm_eps).to(self.dtype)
+
+    @staticmethod
+    def _packed_linear(hidden: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(hidden, matrix, None, "none", [], ""))
+
+
+def _quantization_config(quantization: str) -> BitsAndBytesConfig | None:
+    if quantization == "none":
+        return None
+    if quantization not in ("nf4", "8bit"):
+        raise ValueError(f"unknown quantization {quantization!r}: use none, nf4 or 8bit")
+    _import("bitsandbytes", "bitsandbytes")
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+_LANGUAGE_MODEL = r"^(?:model\.)?(?:language_model\.)?(?:model\.)?(?=layers\.|norm\.)"
+"""What stands before a layer's name in a checkpoint: nothing, or the places of the headed and the vision models."""
+
+
 def load_backbone(
     name: str,
     revision: str | None = None,
     quantization: str = "none",
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    one_token: bool = False,
 ) -> PreTrainedModel:
     """Load the language model ``name`` without its output layer, in ``dtype`` or quantised.
 
@@ -321,35 +495,31 @@ def load_backbone(
         name: a Hub id, a folder or ``smollm2-135m``.
         revision: branch, tag or commit of a Hub id.
         quantization: ``none``, ``nf4`` (4-bit, double quantisation, bfloat16 compute) or ``8bit``.
+        dtype: precision of what is not quantised.
+        device: where to.
+        one_token: load an :class:`OneTokenMistral`.
 
     Raises:
         ImportError: quantisation without bitsandbytes.
-        ValueError: unknown quantisation.
+        ValueError: unknown quantisation, or an architecture other than Mistral's.
     """
+    quantization_config = _quantization_config(quantization)
     source = str(convert_bundled_backbone()) if name == BUNDLED_BACKBONE else name
-    quantization_config = None
-    if quantization != "none":
-        _import("bitsandbytes", "bitsandbytes")
-        if quantization == "nf4":
-            quantization_config = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.bfloat16,
-            )
-        elif quantization == "8bit":
-            quantization_config = BitsAndBytesConfig(load_in_8bit=True)
-        else:
-            raise ValueError(f"unknown quantization {quantization!r}: use none, nf4 or 8bit")
-        dtype = torch.bfloat16
-    model = AutoModel.from_pretrained(
-        source,
-        revision=revision,
-        dtype=dtype,
-        quantization_config=quantization_config,
-        device_map={"": device} if quantization_config else None,
-    )
-    model = getattr(model, "language_model", model)
+    options: dict[str, Any] = {"revision": revision, "dtype": torch.bfloat16 if quantization_config else dtype}
+    if quantization_config:
+        options |= {"quantization_config": quantization_config, "device_map": {"": device}}
+    if not one_token:
+        model = AutoModel.from_pretrained(source, **options)
+        model = getattr(model, "language_model", model)
+    else:
+        config = AutoConfig.from_pretrained(source, revision=revision).get_text_config()
+        if config.model_type != "mistral":
+            raise ValueError(f"{name} is of the architecture {config.model_type}, not mistral")
+        model, loaded = cast(Any, OneTokenMistral).from_pretrained(
+            source, config=config, key_mapping={_LANGUAGE_MODEL: ""}, output_loading_info=True, **options
+        )
+        if loaded["missing_keys"]:
+            raise ValueError(f"{name} lacks the weights {', '.join(sorted(loaded['missing_keys'])[:3])} …")
     return model if quantization_config else model.to(device)
 
 
@@ -404,10 +574,10 @@ class EmotionModel(PreTrainedModel):
 
     def _read_token(self, projected: torch.Tensor) -> torch.Tensor:
         """The backbone's last hidden state, [B, H], after one token, [B, H]."""
-        table = self.backbone.get_input_embeddings()
         # Under autocast the projection gives bfloat16, but the residual stream keeps the backbone's own precision.
-        tokens = projected.unsqueeze(1).to(table.weight.dtype)
+        tokens = projected.unsqueeze(1).to(self.backbone.norm.weight.dtype)
         if self.config.prefix == "bos":
+            table = self.backbone.get_input_embeddings()
             bos = torch.full((len(tokens), 1), self.backbone.config.bos_token_id, device=tokens.device)
             tokens = torch.cat([table(bos), tokens], dim=1)
         return cast(torch.Tensor, self.backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state[:, -1])
@@ -421,11 +591,12 @@ class EmotionModel(PreTrainedModel):
         dtype: torch.dtype | str | None = None,
         device: str | torch.device = "cpu",
         revision: str | None = None,
+        fuse: bool = False,
         **kwargs: Any,
     ) -> EmotionModel:
         """Load a package: its heads, its adapter, and the frozen backbone that it names.
 
-        A folder written by ``save_pretrained`` (with the whole model in it) loads the way of every other model.
+        ``fuse`` makes it faster where it can, for inference alone, see :class:`FusedOneTokenMistral`. A folder written by ``save_pretrained`` (with the whole model in it) loads the way of every other model.
         """
         hub = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
         folder = _local_folder(pretrained_model_name_or_path, revision, **hub)
@@ -440,12 +611,16 @@ class EmotionModel(PreTrainedModel):
             dtype = torch.float32
         elif isinstance(dtype, str):
             dtype = cast(torch.dtype, getattr(torch, dtype))
-        backbone = load_backbone(config.model_name, config.base_model_revision, config.quantization, dtype, device)
+        backbone = load_backbone(
+            config.model_name, config.base_model_revision, config.quantization, dtype, device, config.reads_one_token
+        )
         model = cast(Any, cls(config, backbone)).to(device)
         head = _load_head(folder)
         model.projection.load_state_dict(head["projection"])
         model.classifier.load_state_dict(head["classifier"])
         model.backbone = PeftModel.from_pretrained(backbone, str(folder / "lora_adapter"))
+        if fuse and config.reads_one_token and config.quantization == "none":
+            model.backbone = FusedOneTokenMistral(model.backbone)
         return model.eval()
 
 
@@ -455,6 +630,8 @@ def _build_backbone(config: EmotionConfig) -> nn.Module:
     if config.backbone_config is None:
         raise ValueError("the configuration has no backbone_config: give the backbone, or use from_pretrained")
     settings = dict(config.backbone_config)
+    if config.reads_one_token:
+        return OneTokenMistral(MistralConfig(**settings))
     backbone = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
     return getattr(backbone, "language_model", backbone)
 

@@ -29,7 +29,9 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     config = _build_config(recipe, data)
     backbone = None
     if recipe.head == "backbone":
-        backbone = load_frozen_backbone(recipe.model_name, recipe.model_revision, recipe.quantization, state.device)
+        backbone = load_frozen_backbone(
+            recipe.model_name, recipe.model_revision, recipe.quantization, state.device, config.reads_one_token
+        )
     set_seed(recipe.seed)
     model = EmotionModel(config, backbone)
     if recipe.token_norm:
@@ -51,6 +53,7 @@ def _build_config(recipe: Recipe, data: Prepared) -> EmotionConfig:
         head_dropout=recipe.head_dropout,
         head=recipe.head,
         quantization=recipe.quantization,
+        one_token=recipe.one_token,
         dataset=data.corpus.name,
         dataset_revision=data.corpus.revision,
     )

@@ -115,7 +115,9 @@ def load_classifier(model: str) -> EmotionClassifier:
         return EmotionClassifier(folder, dtype=torch.float32)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = EmotionConfig.from_pretrained(folder)
-    backbone = load_frozen_backbone(config.model_name, config.base_model_revision, config.quantization, device)
+    backbone = load_frozen_backbone(
+        config.model_name, config.base_model_revision, config.quantization, device, config.reads_one_token
+    )
     whole = cast(Any, EmotionModel(config, backbone)).to(device)
     trained = PeftModel.from_pretrained(whole, str(folder)).get_base_model()
     return EmotionClassifier.from_model(cast(EmotionModel, trained))

@@ -87,6 +87,9 @@ class Recipe:
     prefix: str = _setting(
         "none", "none: the projected token alone; bos: after the beginning-of-sequence token", ("none", "bos")
     )
+    one_token: bool = _setting(
+        True, "leave out what a lone token does not need (queries, keys, positions, vocabulary); same outputs"
+    )
     token_norm: float = _setting(
         0.0, "length of a projected token at the start; 0 keeps torch's default initialisation"
     )

@@ -1,0 +1,107 @@
+"""One token, exactly: what is left out, folded, fused or computed in another order changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from modeling.adapters import IDLE, LoraLinear, attach_lora
+from modeling.infer import (
+    BUNDLED_BACKBONE,
+    EmotionConfig,
+    EmotionModel,
+    FusedOneTokenMistral,
+    OneTokenMistral,
+    load_backbone,
+)
+from tests.conftest import EMBED_DIM, LABELS
+
+
+def model_with_lora(
+    backbone: str, one_token: bool, dtype: torch.dtype = torch.float32, hidden_size: int = 16
+) -> PeftModel:
+    """A model whose LoRA does something, with equal weights for equal module names."""
+    loaded = load_backbone(backbone, dtype=dtype, one_token=one_token)
+    config = EmotionConfig(
+        hidden_size=hidden_size, embed_dim=EMBED_DIM, emotion_labels=LABELS, one_token=one_token, head_dropout=0.0
+    )
+    model = attach_lora(EmotionModel(config, loaded), 4, 8, 0.0)
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            seed = int.from_bytes(name.encode()[-40:], "big") % 2**31
+            parameter.data.normal_(std=0.2, generator=torch.Generator().manual_seed(seed))
+    return model
+
+
+def gradients(model: PeftModel, autocast: bool = False) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(9, EMBED_DIM, generator=generator)
+    targets = (torch.rand(9, 3, generator=generator) < 0.4).float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(embeddings=embeddings).logits
+    binary_cross_entropy_with_logits(logits.float(), targets).backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return logits.detach(), {name: gradient for name, gradient in found.items() if gradient is not None}
+
+
+def test_the_real_backbone_in_every_form() -> None:
+    stock, one = load_backbone(BUNDLED_BACKBONE), load_backbone(BUNDLED_BACKBONE, one_token=True)
+    assert isinstance(one, OneTokenMistral)
+    left = {name for name, _ in stock.named_parameters()} - {name for name, _ in one.named_parameters()}
+    assert len(left) == 30 * 2 + 1 and {name.split(".")[-2] for name in left} == IDLE | {"embed_tokens"}
+    tokens = 40 * torch.randn(16, 1, 576, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = stock(inputs_embeds=tokens).last_hidden_state
+        torch.testing.assert_close(one(inputs_embeds=tokens).last_hidden_state, expected, rtol=1e-5, atol=1e-5)
+        fused = FusedOneTokenMistral(one)
+        torch.testing.assert_close(fused(inputs_embeds=tokens).last_hidden_state, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="reads one token, got 2"):
+        load_backbone(BUNDLED_BACKBONE, one_token=True)(inputs_embeds=tokens[:2].view(1, 2, 576))
+
+
+def test_gradients_are_those_of_the_whole_model(tiny_backbone: Path) -> None:
+    whole, one = (model_with_lora(str(tiny_backbone), one_token) for one_token in (False, True))
+    (expected, theirs), (found, ours) = gradients(whole), gradients(one)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    idle = {name for name in theirs if name.split(".")[-4] in IDLE}
+    assert len(idle) == 2 * 2 * 2 and all(theirs[name].abs().max() < 1e-7 for name in idle)
+    assert set(ours) == set(theirs) - idle
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+    assert sum(isinstance(module, LoraLinear) for module in one.modules()) == 2 * 5
+
+
+def test_bfloat16_matrices_train_as_autocast_does(tiny_backbone: Path) -> None:
+    full, half = (model_with_lora(str(tiny_backbone), True, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert {p.dtype for name, p in half.named_parameters() if "base_layer" in name} == {torch.bfloat16}
+    assert {p.dtype for name, p in half.named_parameters() if "base_layer" not in name} == {torch.float32}
+    (expected, theirs), (found, ours) = gradients(full, autocast=True), gradients(half, autocast=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for name in theirs:  # the sum of two gradients is rounded before or after it is made
+        assert torch.cosine_similarity(ours[name].flatten(), theirs[name].flatten(), dim=0) > 0.9999
+
+
+def test_an_adapter_is_merged_into_the_fused_backbone(tiny_backbone: Path) -> None:
+    model = model_with_lora(str(tiny_backbone), one_token=True).get_base_model()
+    tokens = torch.randn(5, 1, 16)
+    with torch.no_grad():
+        expected = model.backbone(inputs_embeds=tokens).last_hidden_state
+        found = FusedOneTokenMistral(model.backbone)(inputs_embeds=tokens).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert not list(model.backbone.layers)  # taken away one by one: the weights are never held twice
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")
+def test_bfloat16_is_as_near_to_float32_as_the_stock_model_is() -> None:
+    tokens = 40 * torch.randn(64, 1, 576, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = load_backbone(BUNDLED_BACKBONE)(inputs_embeds=tokens).last_hidden_state
+        stock = load_backbone(BUNDLED_BACKBONE, dtype=torch.bfloat16)(inputs_embeds=tokens.bfloat16()).last_hidden_state
+        fused = FusedOneTokenMistral(load_backbone(BUNDLED_BACKBONE, dtype=torch.bfloat16, one_token=True))
+        assert fused.packs
+        error = (fused(inputs_embeds=tokens).last_hidden_state - exact).abs().mean()
+    assert error < (stock.float() - exact).abs().mean() < 0.1 * exact.abs().mean()
