@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import logging
 import platform
+from typing import cast
 
 import torch
 from torch import nn
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, convert_bundled_backbone, load_backbone
+from modeling.infer import (
+    BUNDLED_BACKBONE,
+    EmotionConfig,
+    EmotionModel,
+    OneTokenMistral,
+    convert_bundled_backbone,
+    load_backbone,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +48,14 @@ def read_backbone_config(name: str, revision: str | None = None) -> PreTrainedCo
 
 
 def load_frozen_backbone(
-    name: str, revision: str | None, quantization: str, device: str | torch.device, one_token: bool = False
+    name: str,
+    revision: str | None,
+    quantization: str,
+    device: str | torch.device,
+    one_token: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """Load a backbone whose weights do not train, and whose gradients are right after an evaluation too.
-
-    Weights that are not quantised stay in float32, on a GPU too: training may compute in bfloat16 by autocast, but
-    what is scored and published is then the same on every machine.
 
     On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights for inference at the first forward without
     gradients, after which gradients are silently wrong; the repacking is switched off.
@@ -54,13 +64,28 @@ def load_frozen_backbone(
         raise RuntimeError(
             f"quantization {quantization} on a {platform.machine()} CPU is not verified: use quantization none, or a GPU"
         )
-    backbone = load_backbone(name, revision, quantization, device=device, one_token=one_token)
+    backbone = load_backbone(name, revision, quantization, dtype, device, one_token)
     backbone.requires_grad_(False)
     for module in backbone.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.__dict__["support_avx512bf16_for_cpu"] = False
     logger.info("backbone %s: quantization %s", name, quantization)
     return backbone
+
+
+@torch.no_grad()
+def restore_float32(model: EmotionModel) -> None:
+    """Give a backbone that was trained on in bfloat16 its float32 weights back, in place.
+
+    Autocast computes with bfloat16 copies of frozen weights anyway, so that training may hold the copies alone. What
+    is scored and published is float32, the same on every machine.
+    """
+    backbone = cast(OneTokenMistral, model.backbone)
+    exact = load_backbone(model.config.model_name, model.config.base_model_revision, one_token=True)
+    for name, parameter in exact.named_parameters():
+        module = backbone.get_submodule(name.removesuffix(".weight"))
+        weight = cast(nn.Parameter, getattr(module, "base_layer", module).weight)
+        weight.data = parameter.data.to(weight.device)
 
 
 def build_on_meta(config: EmotionConfig) -> EmotionModel:

@@ -98,24 +98,27 @@ def test_standardised_projection() -> None:
     assert tokens.mean(dim=0).norm() < 0.1 and abs(tokens.norm(dim=1).mean().item() - 50) < 0.5
 
 
-def test_mistral_small_on_the_meta_device() -> None:
+@pytest.mark.parametrize("one_token", [True, False])
+def test_mistral_small_on_the_meta_device(one_token: bool) -> None:
     config = EmotionConfig(
         model_name="m",
         hidden_size=5120,
         embed_dim=512,
         emotion_labels=[str(i) for i in range(28)],
         backbone_config=MISTRAL_SMALL_3_1,
+        one_token=one_token,
     )
     model = build_on_meta(config)
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert model.projection[0].weight.shape == (2560, 512) and model.projection[2].weight.shape == (5120, 2560)
     layers = sum(p.numel() for p in model.backbone.layers.parameters())
-    per_layer = 5120 * (4096 + 2 * 1024) + 4096 * 5120 + 3 * 5120 * 32768 + 2 * 5120
+    queries_and_keys = 0 if one_token else 5120 * (4096 + 1024)
+    per_layer = queries_and_keys + 5120 * 1024 + 4096 * 5120 + 3 * 5120 * 32768 + 2 * 5120
     assert layers == 40 * per_layer
     with torch.device("meta"):
         peft_model = attach_lora(model, 16, 32, 0.0)
     wide, narrow, inner = 5120 + 4096, 5120 + 1024, 5120 + 32768
-    lora = 40 * 16 * (2 * wide + 2 * narrow + 3 * inner)
+    lora = 40 * 16 * ((1 if one_token else 2) * (wide + narrow) + 3 * inner)
     head = 512 * 2560 + 2560 + 2560 * 5120 + 5120 + 5120 * 28 + 28
     assert count_parameters(peft_model).trainable == lora + head
 

@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from modeling.adapters import IDLE, LoraLinear, attach_lora
+from modeling.backbones import restore_float32
 from modeling.infer import (
     BUNDLED_BACKBONE,
     EmotionConfig,
@@ -27,7 +28,12 @@ def model_with_lora(
     """A model whose LoRA does something, with equal weights for equal module names."""
     loaded = load_backbone(backbone, dtype=dtype, one_token=one_token)
     config = EmotionConfig(
-        hidden_size=hidden_size, embed_dim=EMBED_DIM, emotion_labels=LABELS, one_token=one_token, head_dropout=0.0
+        model_name=backbone,
+        hidden_size=16,
+        embed_dim=EMBED_DIM,
+        emotion_labels=LABELS,
+        one_token=one_token,
+        head_dropout=0.0,
     )
     model = attach_lora(EmotionModel(config, loaded), 4, 8, 0.0)
     for name, parameter in sorted(model.named_parameters()):
@@ -83,6 +89,15 @@ def test_bfloat16_matrices_train_as_autocast_does(tiny_backbone: Path) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     for name in theirs:  # the sum of two gradients is rounded before or after it is made
         assert torch.cosine_similarity(ours[name].flatten(), theirs[name].flatten(), dim=0) > 0.9999
+
+
+def test_float32_comes_back_for_scoring(tiny_backbone: Path) -> None:
+    full, half = (model_with_lora(str(tiny_backbone), True, dtype) for dtype in (torch.float32, torch.bfloat16))
+    restore_float32(half.get_base_model())
+    expected, found = (model.get_base_model().backbone.state_dict() for model in (full, half))
+    assert set(expected) == set(found) and len(found) == 2 * (5 * 3 + 2) + 1
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
 
 
 def test_an_adapter_is_merged_into_the_fused_backbone(tiny_backbone: Path) -> None:

@@ -30,7 +30,12 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     backbone = None
     if recipe.head == "backbone":
         backbone = load_frozen_backbone(
-            recipe.model_name, recipe.model_revision, recipe.quantization, state.device, config.reads_one_token
+            recipe.model_name,
+            recipe.model_revision,
+            recipe.quantization,
+            state.device,
+            config.reads_one_token,
+            torch.bfloat16 if holds_bfloat16(recipe, config) else torch.float32,
         )
     set_seed(recipe.seed)
     model = EmotionModel(config, backbone)
@@ -39,6 +44,11 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     trained = _attach_lora(model, recipe) if backbone is not None else model
     logger.info("%s", count_parameters(trained))
     return trained
+
+
+def holds_bfloat16(recipe: Recipe, config: EmotionConfig) -> bool:
+    """Are the frozen weights held in bfloat16 while training? See :func:`modeling.backbones.restore_float32`."""
+    return recipe.bf16 and recipe.head == "backbone" and recipe.quantization == "none" and config.reads_one_token
 
 
 def _build_config(recipe: Recipe, data: Prepared) -> EmotionConfig:

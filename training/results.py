@@ -13,8 +13,10 @@ import pandas as pd
 from peft import PeftModel
 from scipy.special import expit
 
+from modeling.backbones import restore_float32
 from modeling.infer import EmotionConfig, EmotionModel, load_encoder, predict_logits, predict_probabilities
 from training import plots
+from training.build import holds_bfloat16
 from training.calibration import choose_calibration, describe_calibration, fold_into
 from training.prepare import Prepared
 from training.published import read_published, to_markdown
@@ -58,6 +60,8 @@ def finish(
     assert isinstance(trainer.model, (PeftModel, EmotionModel))
     model = trainer.model
     plain = cast(EmotionModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    if holds_bfloat16(recipe, cast(EmotionConfig, plain.config)):
+        restore_float32(plain)
     uncalibrated, scored, calibration = calibrate(plain, data, recipe.seed)
     found = build_report(scored, data)
     found.metrics.update(protocol=recipe.split, null_test=null_test)
