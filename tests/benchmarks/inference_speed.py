@@ -1,0 +1,121 @@
+"""Texts per second of a package: the backbone against stock transformers, the whole against RoBERTa-base.
+
+    OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/inference_speed.py PACKAGE path/to/goemotions/test.tsv
+
+Stock is ``MistralModel`` with the adapter merged, on the same embeddings. RoBERTa-base has random weights, which
+serve for timing, and gets token ids as many as the bundled backbone's tokenizer makes of each text, sorted by length
+and padded to the longest of a batch; its tokenizer's time is left out. Every model has one thread a core, and the
+precision that the line names. Prints one JSON line a figure (median of five alternating rounds), and how many
+decisions differ between float32 and bfloat16.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from timing import alternate, emit, matrix_product
+from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
+
+from modeling import infer
+from modeling.infer import EmotionClassifier, EmotionModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def stock_backbone(package: Path, model_name: str, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The whole ``MistralModel`` with the package's adapter merged."""
+    folder = infer.convert_bundled_backbone() if model_name == infer.BUNDLED_BACKBONE else model_name
+    whole = AutoModel.from_pretrained(folder, dtype=dtype)
+    merged: Any = PeftModel.from_pretrained(whole, str(package / "lora_adapter")).merge_and_unload()
+    return lambda tokens: merged(inputs_embeds=tokens.to(dtype), use_cache=False).last_hidden_state
+
+
+def roberta(lengths: list[int], batch_size: int, dtype: torch.dtype) -> Callable[[], None]:
+    """RoBERTa-base with 28 labels on texts of these lengths."""
+    model = RobertaForSequenceClassification(RobertaConfig(vocab_size=50_265, num_labels=28)).to(dtype).eval()
+    ordered = sorted(lengths)
+    batches = []
+    for start in range(0, len(ordered), batch_size):
+        part = ordered[start : start + batch_size]
+        mask = (torch.arange(max(part)) < torch.tensor(part)[:, None]).long()
+        batches.append({"input_ids": torch.randint(5, 50_000, mask.shape) * mask + (1 - mask), "attention_mask": mask})
+
+    def classify() -> None:
+        for batch in batches:
+            model(**batch).logits.float().sigmoid()
+
+    return classify
+
+
+@torch.inference_mode()
+def main() -> None:
+    package = Path(sys.argv[1])
+    texts = [line.split("\t")[0] for line in Path(sys.argv[2]).read_text(encoding="utf-8").split("\n") if line][:2_000]
+    gguf = infer._find_gguf()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    lengths = [len(ids) + 2 for ids in tokenizer(texts).input_ids]
+    classifiers = {name: EmotionClassifier(package, dtype=dtype) for name, dtype in DTYPES.items()}
+    compare_decisions(classifiers, texts)
+    model = classifiers["float32"].model
+    tokens = model.projection(torch.from_numpy(classifiers["float32"].embed(texts[:512]))).unsqueeze(1)
+    product, operations = matrix_product()
+    for batch_size in (1, 64, 512):
+        functions: dict[str, Callable[[], object]] = {"matrix product": product}
+        part = tokens[:batch_size]
+        for name, dtype in DTYPES.items():
+            stock = stock_backbone(package, model.config.model_name, dtype)
+            ours = classifiers[name].model.backbone
+            functions[f"stock backbone, {name}"] = lambda stock=stock: stock(part)
+            functions[f"our backbone, {name}"] = lambda ours=ours: ours(inputs_embeds=part)
+        seconds = alternate(functions)
+        rate = operations / seconds["matrix product"]
+        weights = sum(matrix.numel() for matrices in unpacked(model) for matrix in matrices)
+        for name in functions:
+            share = 2.0 * weights * batch_size / seconds[name] / rate
+            line = {"milliseconds": round(1_000 * seconds[name], 2), "share_of_matrix_rate": round(share, 3)}
+            emit("backbone", model=name, batch_size=batch_size, **line)
+    for batch_size in (1, 64, 512):
+        count = min(max(batch_size, 16), len(texts))
+        functions = {}
+        for name, dtype in DTYPES.items():
+            functions[f"ours, {name}"] = whole(classifiers[name], texts[:count], batch_size)
+            functions[f"RoBERTa-base, {name}"] = roberta(lengths[:count], batch_size, dtype)
+        seconds = alternate(functions)
+        for name in functions:
+            line = {"texts_per_second": round(count / seconds[name], 1)}
+            emit("whole", model=name, batch_size=batch_size, **line)
+
+
+def unpacked(model: EmotionModel) -> list[list[torch.Tensor]]:
+    """The matrices of a float32 fused backbone."""
+    return list(model.backbone.matrices)
+
+
+def whole(classifier: EmotionClassifier, texts: list[str], batch_size: int) -> Callable[[], None]:
+    """Text in, labels out, ``batch_size`` texts a call."""
+
+    def classify() -> None:
+        for start in range(0, len(texts), batch_size):
+            classifier.predict(texts[start : start + batch_size])
+
+    return classify
+
+
+def compare_decisions(classifiers: dict[str, EmotionClassifier], texts: list[str]) -> None:
+    """How often float32 and bfloat16 decide differently."""
+    probabilities = {name: classifier.predict_proba(texts) for name, classifier in classifiers.items()}
+    config = classifiers["float32"].config
+    cuts = np.array([config.thresholds.get(label, config.threshold) for label in config.emotion_labels])
+    differ = (probabilities["float32"] >= cuts) != (probabilities["bfloat16"] >= cuts)
+    apart = float(np.abs(probabilities["float32"] - probabilities["bfloat16"]).max())
+    emit("decisions", texts=len(texts), differ=int(differ.sum()), of=differ.size, greatest_difference=apart)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""What the benchmarks of speed share: alternating rounds, the machine's own rate, and a line for each figure."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+ROUNDS = 5
+
+
+def alternate(functions: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median seconds of each function over rounds in which each runs once, after one round that does not count.
+
+    Alternation spreads what else the machine does over all of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def matrix_product(size: int = 2_048) -> tuple[Callable[[], object], float]:
+    """A bfloat16 matrix product to run beside the rest, and its floating-point operations."""
+    matrix = torch.randn(size, size, dtype=torch.bfloat16)
+    return lambda: matrix @ matrix, 2.0 * size**3
+
+
+def emit(figure: str, **values: object) -> None:
+    """Print one figure as a JSON line, with the threads that made it."""
+    threads = {"threads": torch.get_num_threads(), "wait_policy": os.environ.get("OMP_WAIT_POLICY", "")}
+    print(json.dumps({"figure": figure, **values, **threads}), flush=True)

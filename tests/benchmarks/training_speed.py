@@ -1,0 +1,121 @@
+"""Training rows per second: the reference's setting against ours, with the same effective batch.
+
+    OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/training_speed.py
+
+The reference's setting: 8 rows × 4 accumulated, gradient checkpointing, the whole attention, LoRA on all seven
+matrices as PEFT computes it. Ours: one token, 32 rows at once. Both hold bfloat16 matrices of the bundled backbone,
+and start from the same weights. Prints one JSON line a setting (median of five alternating rounds), the share of the
+machine's own bfloat16 matrix rate, and how far the losses of ten steps lie apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from modeling.adapters import attach_lora
+from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, load_backbone
+from timing import alternate, emit, matrix_product
+
+LABELS = [str(number) for number in range(28)]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train."""
+
+    micro_batch: int
+    accumulate: int
+    one_token: bool
+    checkpointing: bool = False
+    compile: bool = False
+
+
+SETTINGS = {
+    "reference: 8 x 4, checkpointing": Setting(8, 4, one_token=False, checkpointing=True),
+    "32, whole attention": Setting(32, 1, one_token=False),
+    "32, one token": Setting(32, 1, one_token=True),
+    "512, whole attention": Setting(512, 1, one_token=False),
+    "512, one token": Setting(512, 1, one_token=True),
+    "512, one token, compiled": Setting(512, 1, one_token=True, compile=True),
+}
+
+
+def build(setting: Setting) -> PeftModel:
+    """The model of a setting; equal weights for equal names."""
+    torch.manual_seed(0)
+    config = EmotionConfig(
+        hidden_size=576, embed_dim=512, emotion_labels=LABELS, one_token=setting.one_token, head_dropout=0.0
+    )
+    backbone = load_backbone(BUNDLED_BACKBONE, dtype=torch.bfloat16, one_token=setting.one_token)
+    model = attach_lora(EmotionModel(config, backbone), 16, 32, 0.0).train()
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            seed = sum(name.encode())
+            parameter.data.uniform_(-0.04, 0.04, generator=torch.Generator().manual_seed(seed))
+    trained = model.get_base_model().backbone
+    if setting.checkpointing:
+        trained.gradient_checkpointing_enable({"use_reentrant": False})
+    if setting.compile:
+        for layer in trained.layers:
+            layer.compile()
+    return model
+
+
+def build_step(setting: Setting) -> Callable[[], float]:
+    """A training step, with its optimizer, that returns the loss."""
+    model, rows = build(setting), setting.micro_batch * setting.accumulate
+    generator = torch.Generator().manual_seed(1)
+    embeddings = 0.044 * torch.randn(rows, 512, generator=generator)
+    targets = (torch.rand(rows, len(LABELS), generator=generator) < 0.05).float()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def step() -> float:
+        total = 0.0
+        for part, labels in zip(embeddings.split(setting.micro_batch), targets.split(setting.micro_batch), strict=True):
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(embeddings=part).logits
+            loss = binary_cross_entropy_with_logits(logits.float(), labels) / setting.accumulate
+            loss.backward()
+            total += loss.item()
+        optimizer.step()
+        optimizer.zero_grad()
+        return total
+
+    return step
+
+
+def operations(model_rows: int) -> float:
+    """Operations of the frozen matrices that one token needs: forward, and backward to their inputs."""
+    hidden, inner, values, layers = 576, 1536, 192, 30
+    weights = layers * (hidden * values + hidden * hidden + 3 * hidden * inner)
+    return 2.0 * 2.0 * weights * model_rows
+
+
+def main() -> None:
+    steps = {name: build_step(setting) for name, setting in SETTINGS.items()}
+    losses = {name: [steps[name]() for _ in range(10)] for name in list(SETTINGS)[:3]}
+    reference = losses["reference: 8 x 4, checkpointing"]
+    for name, values in losses.items():
+        apart = max(abs(a - b) for a, b in zip(values, reference, strict=True))
+        emit("training_losses", setting=name, first=values[0], last=values[-1], greatest_difference=apart)
+    product, product_operations = matrix_product()
+    seconds = alternate({**steps, "matrix product": product})
+    rate = product_operations / seconds["matrix product"]
+    for name, setting in SETTINGS.items():
+        rows = setting.micro_batch * setting.accumulate
+        emit(
+            "training_rows_per_second",
+            setting=name,
+            rows_per_second=round(rows / seconds[name], 1),
+            share_of_matrix_rate=round(operations(rows) / seconds[name] / rate, 3),
+        )
+    emit("matrix_rate", gflops=round(rate / 1e9))
+
+
+if __name__ == "__main__":
+    main()
