@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def main() -> None:
         for name, dtype in DTYPES.items():
             stock = stock_backbone(package, model.config.model_name, dtype)
             ours = classifiers[name].model.backbone
-            functions[f"stock backbone, {name}"] = lambda stock=stock: stock(part)
-            functions[f"our backbone, {name}"] = lambda ours=ours: ours(inputs_embeds=part)
+            functions[f"stock backbone, {name}"] = partial(stock, part)
+            functions[f"our backbone, {name}"] = partial(ours, inputs_embeds=part)
         seconds = alternate(functions)
         rate = operations / seconds["matrix product"]
         weights = sum(matrix.numel() for matrices in unpacked(model) for matrix in matrices)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
+from timing import alternate, emit, matrix_product
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from modeling.adapters import attach_lora
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, load_backbone
-from timing import alternate, emit, matrix_product
 
 LABELS = [str(number) for number in range(28)]
 
