@@ -267,12 +267,16 @@ def _data_origin(facts: Facts) -> str:
 
 
 def _findings(audit: Mapping[str, Any]) -> list[str]:
-    policy, repeated = audit["audit_policy"], audit["repeated_in_train"]
-    findings = [
-        f"Policy for such rows of train: `{policy['policy']}`; {policy['rows_dropped']:,} were dropped.",
+    repeated, findings = audit["repeated_in_train"], []
+    if "audit_policy" in audit:  # a pooled split has none: nothing is dropped from it
+        policy = audit["audit_policy"]
+        findings.append(
+            f"Policy for such rows of train: `{policy['policy']}`; {policy['rows_dropped']:,} were dropped."
+        )
+    findings.append(
         f"{repeated['groups']:,} texts stand more than once in train ({repeated['rows']:,} rows); "
-        f"{repeated['groups_with_different_labels']:,} of them with different labels.",
-    ]
+        f"{repeated['groups_with_different_labels']:,} of them with different labels."
+    )
     for split, labels in audit["labels_without_positives"].items():
         if labels:
             findings.append(f"No row of {split} has {', '.join(map(plain, labels))}.")
