@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 
 from hub_release.card_facts import CONTAMINATED, read_facts
 from hub_release.card_metadata import build_metadata
-from hub_release.card_sections import collect_body
+from hub_release.card_origin import collect_origin
+from hub_release.card_scores import collect_scores
 from hub_release.package import LAYOUT, ReleaseError, template_path
 
 __all__ = ["CONTAMINATED", "render_card", "write_card"]
@@ -32,7 +33,7 @@ def render_card(package: Path) -> str:
     )
     try:
         facts = read_facts(package)
-        values = {"metadata": str(build_metadata(facts)).strip(), **collect_body(facts)}
+        values = {"metadata": str(build_metadata(facts)).strip(), **collect_scores(facts), **collect_origin(facts)}
         wanted = meta.find_undeclared_variables(environment.parse(template))
         if wanted != set(values):
             raise ReleaseError(f"the card's template and its values differ: {', '.join(sorted(wanted ^ set(values)))}")

@@ -34,6 +34,7 @@ class Source:
         citation: key of the BibTeX entry.
         language: ISO code of a dataset's texts, where it is known.
         config: configuration of a Hub dataset.
+        test_rows: rows of a dataset's test split as it is published, where that is known.
         about: what a reader of the scores should know of it.
         tags: what the Hub should list the model under.
     """
@@ -44,6 +45,7 @@ class Source:
     citation: str | None = None
     language: str | None = None
     config: str | None = None
+    test_rows: int | None = None
     about: str = ""
     tags: Sequence[str] = ()
 
@@ -79,6 +81,14 @@ class Facts:
     def contaminated(self) -> bool:
         """Was the model trained on children of test rows?"""
         return bool(self.metrics["protocol"] == CONTAMINATED)
+
+    @property
+    def published_test(self) -> bool:
+        """Is the test split that of a published dataset, and as it is published?"""
+        test, dropped = self.audit["splits"]["test"], self.recipe["unlabelled"] == "drop"
+        rows = test["rows"] + (test["rows_without_label"] if dropped else 0)
+        is_whole = self.dataset.test_rows in (None, rows)
+        return self.dataset.hub_id is not None and self.metrics["protocol"] == "official" and is_whole
 
     def test_row(self, label: str, policy: str) -> dict[str, str]:
         """The row of ``per_label.csv`` of one label on test under one threshold policy."""

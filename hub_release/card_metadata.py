@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from hub_release.card_facts import Facts
-from hub_release.card_sections import weights_license
+from hub_release.card_origin import weights_license
 
 _POLICIES = {"per_label": "one threshold for each label, tuned on validation", "fixed": "threshold 0.5 for all labels"}
 _METRICS = {
@@ -46,16 +46,20 @@ def build_metadata(facts: Facts) -> ModelCardData:
 
 
 def _results(facts: Facts) -> list[EvalResult]:
-    dataset, revision = facts.dataset, facts.config["dataset_revision"]
+    dataset, published = facts.dataset, facts.published_test
+    revision = facts.config["dataset_revision"]
+    name = dataset.name or "not published"
+    if dataset.hub_id and not published:
+        name += ", other rows than its test split"
     return [
         EvalResult(
             task_type="text-classification",
             task_name="multi-label text classification",
-            dataset_type=dataset.hub_id or "unpublished",
-            dataset_name=dataset.name or "not published",
-            dataset_config=dataset.config,
+            dataset_type=str(dataset.hub_id) if published else "unpublished",
+            dataset_name=name,
+            dataset_config=dataset.config if published else None,
             dataset_split="test",
-            dataset_revision=revision if dataset.hub_id and _REVISION.fullmatch(revision) else None,
+            dataset_revision=revision if published and _REVISION.fullmatch(revision) else None,
             dataset_args={"split_protocol": facts.metrics["protocol"]},
             metric_type=kind,
             metric_name=name,

@@ -1,10 +1,9 @@
-"""The model card: every figure from a recorded file, a strict template, code that runs, metadata that the Hub reads."""
+"""The model card: every figure from a recorded file, a strict template, code that runs."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -15,117 +14,23 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
-from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from hub_release import card as card_module
-from hub_release.card import render_card, write_card
+from hub_release.card import render_card
 from hub_release.card_facts import read_sources
-from hub_release.card_sections import duration
+from hub_release.card_text import duration
 from hub_release.cli import app
 from hub_release.package import ReleaseError, template_path
-from tests.conftest import LABELS, ROOT
-from training.corpus import GOEMOTIONS_HUB, Corpus
-from training.prepare import Prepared
-from training.results import comparable
-from training.taxonomy import GOEMOTIONS_28
+from tests.cards import Change, put, read, score, tables_of
+from tests.conftest import LABELS
 
-Change = Callable[[Any], None]
 POLICIES = {"fixed": "0.5 for all labels", "global": "one for all labels", "per_label": "one for each label"}
 
 
-@pytest.fixture(scope="module")
-def full(package: Path, finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package with the run's pictures and, in its files, rows that were copied and a part of test apart."""
-    folder = shutil.copytree(package, tmp_path_factory.mktemp("card") / "package")
-    for picture in finished_run.glob("*.png"):
-        shutil.copy(picture, folder)
-    (folder / "requirements.txt").write_text("torch\n")
-
-    def copied(audit: Any) -> None:
-        audit["copies"]["test_in_train"] |= {"exact": 1_203, "normalised": 4, "near": 5, "rows": 1_212}
-        audit["audit_policy"] = {"policy": "drop-from-train", "rows_dropped": 3_017}
-
-    def apart(metrics: Any) -> None:
-        metrics["test_without_copies"] = metrics["validation"]
-
-    edit(folder / "audit.json", copied)
-    edit(folder / "metrics.json", apart)
-    write_card(folder)
-    return folder
-
-
-def edit(path: Path, change: Change) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    change(content)
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def put(**values: Any) -> Change:
-    return lambda content: content.update(values)
-
-
-@pytest.fixture
-def changed(full: Path, tmp_path: Path) -> Callable[..., str]:
-    """Renders the card of a copy with some of its JSON files changed."""
-
-    def render(**changes: Change) -> str:
-        copy = shutil.copytree(full, tmp_path / "copy", dirs_exist_ok=True)
-        for name, change in changes.items():
-            edit(copy / f"{name}.json", change)
-        return render_card(copy)
-
-    return render
-
-
-@pytest.fixture
-def published(changed: Callable[..., str]) -> Callable[..., str]:
-    """Renders the card as that of GoEmotions on the bundled backbone, with more changes to the configuration."""
-
-    def render(**config: Any) -> str:
-        parts = {"dataset": GOEMOTIONS_HUB, "dataset_revision": "a" * 40, "model_name": "smollm2-135m"}
-        systems = [
-            {"system": "Another", "protocol": "official test split, 0.5", "macro_f1": 0.4715, "micro_f1": None},
-            {"system": "Third", "protocol": "own split", "macro_f1": 0.8, "micro_f1": 0.75},
-        ]
-        local = {"backbone": False, "encoder": False, "dataset": False}
-        return changed(config=put(**{**parts, **config}), context=put(published=systems, local=local))
-
-    return render
-
-
-def tables_of(card: str) -> dict[tuple[str, ...], list[list[str]]]:
-    """The Markdown tables: header → rows."""
-    found: dict[tuple[str, ...], list[list[str]]] = {}
-    header: tuple[str, ...] | None = None
-    for line in card.splitlines():
-        if not line.startswith("| "):
-            header = header if line.startswith("|-") else None
-            continue
-        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        if header is None:
-            header = tuple(cells)
-            assert header not in found
-            found[header] = []
-        else:
-            assert len(cells) == len(header), line
-            found[header].append(cells)
-    return found
-
-
-def read(folder: Path, name: str) -> Any:
-    return json.loads((folder / name).read_text(encoding="utf-8"))
-
-
-def score(scores: dict[str, Any], name: str) -> str:
-    low, high = scores["intervals_95"][name]
-    return f"{scores[name]:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def test_the_tables_of_scores(full: Path) -> None:
-    card, metrics = (full / "README.md").read_text(encoding="utf-8"), read(full, "metrics.json")
+def test_the_tables_of_scores(carded: Path) -> None:
+    card, metrics = (carded / "README.md").read_text(encoding="utf-8"), read(carded, "metrics.json")
     tables = tables_of(card)
     assert len(tables) == 9
     parts = {"test": "test", "test_without_copies": "test, without texts of train"}
@@ -135,7 +40,7 @@ def test_the_tables_of_scores(full: Path) -> None:
         for policy, words in POLICIES.items()
     ]
     assert f"**{score(metrics['test']['per_label'], 'macro_f1')}**" in card
-    with (full / "per_label.csv").open(encoding="utf-8", newline="") as file:
+    with (carded / "per_label.csv").open(encoding="utf-8", newline="") as file:
         rows = {(r["label"], r["thresholds"]): r for r in csv.DictReader(file) if r["split"] == "test"}
 
     def interval(row: dict[str, str], name: str) -> str:
@@ -143,7 +48,7 @@ def test_the_tables_of_scores(full: Path) -> None:
         return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
     header = ("label", "test rows", "threshold", "precision", "recall", "F1", "AP", "F1 at 0.5")
-    thresholds = read(full, "thresholds.json")["per_label"]
+    thresholds = read(carded, "thresholds.json")["per_label"]
     assert tables[header] == [
         [
             label,
@@ -156,9 +61,9 @@ def test_the_tables_of_scores(full: Path) -> None:
     ]
     assert tables["label", "test rows", "F1"] == [
         [label, rows[label, "per_label"]["support"], interval(rows[label, "per_label"], "f1")]
-        for label in read(full, "config.json")["unreliable_labels"]
+        for label in read(carded, "config.json")["unreliable_labels"]
     ]
-    golden = read(full, "golden.json")
+    golden = read(carded, "golden.json")
     said = tables["text", "labels that reach their threshold"]
     assert len(said) >= 5
     for text, found in said:
@@ -168,10 +73,10 @@ def test_the_tables_of_scores(full: Path) -> None:
         assert found == (", ".join(f"{label} {value:.3f}" for label, value in ordered) or "none")
 
 
-def test_the_tables_of_model_and_data(full: Path) -> None:
-    card, audit = (full / "README.md").read_text(encoding="utf-8"), read(full, "audit.json")
+def test_the_tables_of_model_and_data(carded: Path) -> None:
+    card, audit = (carded / "README.md").read_text(encoding="utf-8"), read(carded, "audit.json")
     tables = tables_of(card)
-    head, adapter = load_file(full / "head.safetensors"), load_file(full / "lora_adapter/adapter_model.safetensors")
+    head, adapter = load_file(carded / "head.safetensors"), load_file(carded / "lora_adapter/adapter_model.safetensors")
     sizes = {
         part: sum(t.size for key, t in head.items() if key.startswith(part)) for part in ("projection", "classifier")
     }
@@ -198,14 +103,14 @@ def test_the_tables_of_model_and_data(full: Path) -> None:
     rows = audit["training_rows"]
     assert f"Trained on {rows['real']:,} real and {rows['synthetic']:,} synthetic rows" in card and rows["synthetic"]
     names = ("expected_calibration_error", "mean_label_calibration_error", "brier_score")
-    calibration = read(full, "calibration.json")
+    calibration = read(carded, "calibration.json")
     header = ("rows", "when", "expected calibration error", "its mean over labels", "Brier score")
     assert tables[header] == [
         [split, when, *(f"{calibration[split][when][name]:.4f}" for name in names)]
         for split in ("validation", "test")
         for when in ("before", "after")
     ]
-    recipe = yaml.safe_load((full / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load((carded / "recipe.yaml").read_text(encoding="utf-8"))
     settings = dict(tables["setting", "value"])
     assert len(settings) >= 30
     for key, value in settings.items():
@@ -214,8 +119,8 @@ def test_the_tables_of_model_and_data(full: Path) -> None:
         assert value == (shown if isinstance(shown, str) else json.dumps(shown))
 
 
-def test_no_figure_but_from_the_files(full: Path) -> None:
-    card = (full / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
+def test_no_figure_but_from_the_files(carded: Path) -> None:
+    card = (carded / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
     prose = re.sub(r"```.*?```", "", card, flags=re.DOTALL)
     for row in tables_of(prose)["text", "labels that reach their threshold"]:
         prose = prose.replace(row[0], "")
@@ -234,13 +139,13 @@ def test_no_figure_but_from_the_files(full: Path) -> None:
             figures.update(f"{value:{form}}" for form in (".3f", ".4f", ",", "g"))
             figures.add(duration(value).split()[0])
 
-    for path in full.glob("*.json"):
-        collect(read(full, path.name))
-    collect(read(full, "lora_adapter/adapter_config.json"))
-    collect(yaml.safe_load((full / "recipe.yaml").read_text(encoding="utf-8")))
-    collect(list(csv.reader((full / "per_label.csv").read_text(encoding="utf-8").splitlines())))
+    for path in carded.glob("*.json"):
+        collect(read(carded, path.name))
+    collect(read(carded, "lora_adapter/adapter_config.json"))
+    collect(yaml.safe_load((carded / "recipe.yaml").read_text(encoding="utf-8")))
+    collect(list(csv.reader((carded / "per_label.csv").read_text(encoding="utf-8").splitlines())))
     collect([read_sources()["encoders"], len(LABELS)])
-    tensors = [load_file(full / name) for name in ("head.safetensors", "lora_adapter/adapter_model.safetensors")]
+    tensors = [load_file(carded / name) for name in ("head.safetensors", "lora_adapter/adapter_model.safetensors")]
     collect([list(tensor.shape) for part in tensors for tensor in part.values()])
     sizes = [sum(t.size for key, t in tensors[0].items() if key.startswith(p)) for p in ("projection", "classifier")]
     lora = sum(tensor.size for tensor in tensors[1].values())
@@ -273,11 +178,13 @@ def test_no_figure_but_from_the_files(full: Path) -> None:
         ("config", put(quantization="nf4")),
     ],
 )
-def test_each_recorded_fact_moves_the_card(full: Path, changed: Callable[..., str], file: str, change: Change) -> None:
-    assert changed(**{file: change}) != (full / "README.md").read_text(encoding="utf-8")
+def test_each_recorded_fact_moves_the_card(
+    carded: Path, changed: Callable[..., str], file: str, change: Change
+) -> None:
+    assert changed(**{file: change}) != (carded / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_template_is_strict(full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_template_is_strict(carded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     template = template_path().read_text(encoding="utf-8")
     cases = {
         "{{ carbon }}" + template: "differ: carbon",
@@ -289,12 +196,12 @@ def test_the_template_is_strict(full: Path, tmp_path: Path, monkeypatch: pytest.
         (tmp_path / "template.md").write_text(text, encoding="utf-8")
         monkeypatch.setattr(card_module, "template_path", lambda: tmp_path / "template.md")
         with pytest.raises(ReleaseError, match=message):
-            render_card(full)
+            render_card(carded)
 
 
-def test_written_again_from_the_package_alone(full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = (full / "README.md").read_bytes()
-    moved = shutil.copytree(full, tmp_path / "elsewhere")
+def test_written_again_from_the_package_alone(carded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = (carded / "README.md").read_bytes()
+    moved = shutil.copytree(carded, tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     (moved / "README.md").write_text("by hand")
     before = sorted(path.name for path in moved.iterdir())
@@ -323,22 +230,24 @@ BLOCKS = ["predict_proba(", "threshold=0.0", "exclude_unreliable=True"]
 """What each Python block of the card that is run here has in it."""
 
 
-def test_the_code_runs(full: Path, tmp_path: Path) -> None:
-    card = (full / "README.md").read_text(encoding="utf-8")
+def test_the_code_runs(carded: Path, tmp_path: Path) -> None:
+    card = (carded / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     chosen = [block for block in blocks if any(part in block for part in BLOCKS)]
     assert len(chosen) == len(BLOCKS)
     # One process for all, in which each block starts with no names: importing torch takes longer than the rest.
     (tmp_path / "blocks.json").write_text(json.dumps(chosen), encoding="utf-8")
     program = f"import json, sys\nsys.path.insert(0, '.')\nfor block in json.load(open({str(tmp_path / 'blocks.json')!r})):\n    exec(block, {{}})"
-    result = subprocess.run([sys.executable, "-I", "-c", program], cwd=full, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", program], cwd=carded, capture_output=True, text=True, check=True
+    )
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("[{") and str(read(full, "config.json")["unreliable_labels"]) in lines
+    assert lines[0].startswith("[{") and str(read(carded, "config.json")["unreliable_labels"]) in lines
     assert lines[-1] == "[{}]"  # all three labels of the fixture are unreliable
 
 
-def test_links_lead_somewhere(full: Path, package: Path) -> None:
-    card = (full / "README.md").read_text(encoding="utf-8")
+def test_links_lead_somewhere(carded: Path, package: Path) -> None:
+    card = (carded / "README.md").read_text(encoding="utf-8")
     pictures = re.findall(r"!\[.+?\]\((.+?)\)", card)
     assert set(pictures) == {"per_label.png", "precision_recall.png", "reliability.png", "label_frequencies.png"}
     assert "pip install -r requirements.txt" in card
@@ -348,104 +257,8 @@ def test_links_lead_somewhere(full: Path, package: Path) -> None:
     assert ("requirements.txt" in bare) == (package / "requirements.txt").is_file()
 
 
-def test_metadata_round_trip(published: Callable[..., str], changed: Callable[..., str]) -> None:
-    content = published()
-    card = ModelCard(content)
-    data = card.data.to_dict()
-    assert data == yaml.safe_load(content.split("---\n")[1])
-    assert (data["language"], data["license"], data["datasets"]) == ("en", "apache-2.0", [GOEMOTIONS_HUB])
-    assert (data["base_model"], data["base_model_relation"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "adapter")
-    assert (data["pipeline_tag"], data["library_name"]) == ("text-classification", "transformers")
-    assert "co2_eq_emissions" not in data
-    name, results = model_index_to_eval_results(data["model-index"])
-    assert name == "SmolLM2-135M-Instruct-GoEmotions" and results == card.data.eval_results
-    assert eval_results_to_model_index(name, results) == data["model-index"]
-    for result in results:
-        assert result.verified is False and result.dataset_split == "test" and result.dataset_config == "simplified"
-        assert result.dataset_type == GOEMOTIONS_HUB and result.dataset_revision == "a" * 40
-    shown = {(r.metric_name, r.metric_args["threshold_policy"]): (r.metric_type, r.metric_value) for r in results}
-    assert len(shown) == len(results) == 6
-    measured = {"emissions": {"grams": 1.25, "source": "codecarbon 3", "location": "ITA"}}
-    with_emissions = changed(timing=put(**measured))
-    emissions = ModelCard(with_emissions).data.to_dict()["co2_eq_emissions"]
-    assert emissions["emissions"] == 1.25 and emissions["training_type"] == "fine-tuning"
-    assert "1.25 g of CO2" in with_emissions
-
-
-def test_results_are_the_recorded_scores(full: Path) -> None:
-    metrics = read(full, "metrics.json")["test"]
-    names = {"macro F1": "macro_f1", "micro F1": "micro_f1", "exact accuracy": "exact_accuracy"}
-    for result in ModelCard((full / "README.md").read_text(encoding="utf-8")).data.eval_results:
-        recorded = metrics[result.metric_args["threshold_policy"]][names[result.metric_name]]
-        assert math.isclose(result.metric_value, recorded, abs_tol=5.1e-5)
-
-
-def test_contaminated_scores_are_no_results(changed: Callable[..., str]) -> None:
-    card = changed(metrics=put(protocol="pooled-r2"))
-    assert card.count("**These scores are contaminated.**") == 1
-    assert "model-index" not in ModelCard(card).data.to_dict()
-
-
-def test_what_is_not_published_is_not_named(full: Path, tiny_backbone: Path) -> None:
-    card = (full / "README.md").read_text(encoding="utf-8")
-    data = ModelCard(card).data.to_dict()
-    assert not {"base_model", "base_model_relation", "datasets", "language", "license", "emotion"} & set(data)
-    assert "The rows are the publisher's own and are not published." in card
-    assert "The licence of the trained weights is not stated here" in card
-    for hidden in (str(tiny_backbone), tiny_backbone.name, str(ROOT), str(full.parent), str(Path.home())):
-        assert hidden not in card
-    assert not re.search(r"(?<![\w.:/<])/(home|root|tmp|usr|Users|var|mnt)\b", card)
-    assert "Beside published systems" not in card and "GoEmotions" not in card.replace("goemotions-mistral", "")
-
-
-CITATIONS = {
-    "demszky2020": {},
-    "allal2025": {},
-    "yang2020": {},
-    "cer2018": {"encoder": "use-v4"},
-    "reimers2019": {"encoder": "sentence-transformers/BAAI/bge-small-en-v1.5"},
-    "mistral2025": {"model_name": "unsloth/Mistral-Small-3.1-24B-Instruct-2503"},
-}
-
-
-@pytest.mark.parametrize(
-    "config", [{}, {"encoder": "use-v4"}, {"encoder": "minilm"}, {"model_name": "some/model"}, *CITATIONS.values()]
-)
-def test_cited_is_what_is_used(published: Callable[..., str], config: dict[str, str]) -> None:
-    card = published(**config)
-    cited = {key for key in CITATIONS if f"{{{key}" in card}
-    encoder = config.get("encoder", "use-multilingual-v3")
-    backbone = config.get("model_name", "smollm2-135m")
-    wanted = {"demszky2020", {"use-multilingual-v3": "yang2020", "use-v4": "cer2018"}.get(encoder, "reimers2019")}
-    wanted |= {"allal2025"} if backbone == "smollm2-135m" else {"mistral2025"} if "Mistral" in backbone else set()
-    assert cited == wanted and not re.search(r"\{\{|\}\}", card)  # what an unfilled template would leave
-    assert "{hu2022lora" in card and "{lin2017focal" in card and "{li2025ismote" in card
-    for part in (encoder.removeprefix("sentence-transformers/"), backbone):
-        if part in ("BAAI/bge-small-en-v1.5", "some/model"):
-            assert f"https://huggingface.co/{part}" in card
-
-
-def test_methods_that_were_not_used_are_not_cited(full: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(full, tmp_path / "plain")
-    recipe = yaml.safe_load((copy / "recipe.yaml").read_text(encoding="utf-8"))
-    (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"gamma": 0.0, "balance": "smote"}), encoding="utf-8")
-    card = render_card(copy)
-    assert "lin2017focal" not in card and "li2025ismote" not in card and "focal-loss" not in card
-
-
-def test_published_figures_stand_beside_their_own(published: Callable[..., str]) -> None:
-    card = published()
-    rows = tables_of(card)["system", "protocol", "macro F1", "micro F1"]
-    assert rows[0][0] == "**this model**" and rows[0][1].startswith("official test split")
-    assert rows[1:] == [["Another", "official test split, 0.5", "0.4715", ""], ["Third", "own split", "0.8", "0.75"]]
-    corpus = Corpus(GOEMOTIONS_HUB, "", GOEMOTIONS_28, {})
-    starter = Corpus("starter", "1", GOEMOTIONS_28, {})
-    found = [comparable(Prepared(c, {}, None, {}, {}, "")) for c in (corpus, starter)]  # type: ignore[arg-type]
-    assert len(found[0]) == 8 and found[1] == []
-
-
-def test_odd_label_names(full: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(full, tmp_path / "odd")
+def test_odd_label_names(carded: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(carded, tmp_path / "odd")
     for path in [*copy.glob("*.json"), copy / "per_label.csv"]:
         path.write_text(path.read_text(encoding="utf-8").replace("joy", "j|oy <b>*`"), encoding="utf-8")
     card = render_card(copy)
