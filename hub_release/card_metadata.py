@@ -48,15 +48,15 @@ def build_metadata(facts: Facts) -> ModelCardData:
 def _results(facts: Facts) -> list[EvalResult]:
     dataset, published = facts.dataset, facts.published_test
     revision = facts.config["dataset_revision"]
-    name = dataset.name or "not published"
+    called = dataset.name or "not published"
     if dataset.hub_id and not published:
-        name += ", other rows than its test split"
+        called += ", other rows than its test split"
     return [
         EvalResult(
             task_type="text-classification",
             task_name="multi-label text classification",
             dataset_type=str(dataset.hub_id) if published else "unpublished",
-            dataset_name=name,
+            dataset_name=called,
             dataset_config=dataset.config if published else None,
             dataset_split="test",
             dataset_revision=revision if published and _REVISION.fullmatch(revision) else None,

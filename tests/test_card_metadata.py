@@ -57,7 +57,8 @@ def test_metadata_round_trip(published: Callable[..., str], changed: Callable[..
     assert eval_results_to_model_index(name, results) == data["model-index"]
     for result in results:
         assert result.verified is False and result.dataset_split == "test" and result.dataset_config == "simplified"
-        assert result.dataset_type == GOEMOTIONS_HUB and result.dataset_revision == "a" * 40
+        assert (result.dataset_type, result.dataset_name) == (GOEMOTIONS_HUB, "GoEmotions")
+        assert result.dataset_revision == "a" * 40
     shown = {(r.metric_name, r.metric_args["threshold_policy"]): (r.metric_type, r.metric_value) for r in results}
     assert len(shown) == len(results) == 6
     measured = {"emissions": {"grams": 1.25, "source": "codecarbon 3", "location": "ITA"}}
@@ -72,6 +73,7 @@ def test_results_are_the_recorded_scores(carded: Path) -> None:
     names = {"macro F1": "macro_f1", "micro F1": "micro_f1", "exact accuracy": "exact_accuracy"}
     for result in ModelCard((carded / "README.md").read_text(encoding="utf-8")).data.eval_results:
         recorded = metrics[result.metric_args["threshold_policy"]][names[result.metric_name]]
+        assert (result.dataset_type, result.dataset_name) == ("unpublished", "not published")
         assert math.isclose(result.metric_value, recorded, abs_tol=5.1e-5)
 
 
@@ -145,3 +147,4 @@ def test_a_part_of_a_published_test_split_is_not_called_that(published: Callable
     assert "They do not compare with this model's" in card and "not its test split as it is published" in card
     for result in ModelCard(card).data.eval_results:
         assert result.dataset_type == "unpublished" and result.dataset_revision is None
+        assert result.dataset_name == "GoEmotions, other rows than its test split"
