@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from hub_release.card import write_card
 from hub_release.check import check as check_package
 from hub_release.export import export as export_run
-from hub_release.package import ReleaseError
+from hub_release.package import LAYOUT, ReleaseError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +31,17 @@ def export(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"{package} is written. Next: hub_release check {package}")
+
+
+@app.command()
+def card(package: Annotated[Path, typer.Argument(help="Package folder.")]) -> None:
+    """Render the model card again, from the recorded files of the package."""
+    try:
+        write_card(package)
+    except ReleaseError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"{package / LAYOUT.card} is written.")
 
 
 @app.command()

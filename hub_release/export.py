@@ -14,7 +14,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 import modeling.infer
-from hub_release.card import render_card
+from hub_release.card import write_card
 from hub_release.package import LAYOUT, RECORDED, ReleaseError
 from modeling.adapters import HEAD_PARTS, split_trained_weights
 
@@ -69,7 +69,7 @@ def _write(run: Path, package: Path) -> None:
     (package / LAYOUT.adapter).parent.mkdir()
     save_file({key: value.contiguous() for key, value in adapter.items()}, package / LAYOUT.adapter)
     _write_adapter_config(run, package, config["model_name"])
-    (package / LAYOUT.card).write_text(render_card(package), encoding="utf-8")
+    write_card(package)
 
 
 def _write_adapter_config(run: Path, package: Path, model_name: str) -> None:

@@ -30,6 +30,8 @@ class Layout:
     audit: str = "audit.json"
     recipe: str = "recipe.yaml"
     environment: str = "environment.json"
+    timing: str = "timing.json"
+    context: str = "context.json"
 
     def files(self) -> tuple[str, ...]:
         """All of them."""
@@ -48,6 +50,8 @@ RECORDED = (
     LAYOUT.audit,
     LAYOUT.recipe,
     LAYOUT.environment,
+    LAYOUT.timing,
+    LAYOUT.context,
 )
 """Files that the package takes from the run folder as they are."""
 

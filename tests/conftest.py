@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import MistralConfig, MistralModel
+
+from tests.cards import Change, edit
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBED_DIM = 12
@@ -90,3 +95,40 @@ def package(finished_run: Path) -> Path:
     folder = finished_run.parent / "package"
     export(finished_run, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def carded(package: Path, finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package with the run's pictures and, in its files, rows that were copied and a part of test apart."""
+    from hub_release.card import write_card
+
+    folder = shutil.copytree(package, tmp_path_factory.mktemp("card") / "package")
+    for picture in finished_run.glob("*.png"):
+        shutil.copy(picture, folder)
+    (folder / "requirements.txt").write_text("torch\n")
+
+    def copied(audit: Any) -> None:
+        audit["copies"]["test_in_train"] |= {"exact": 1_203, "normalised": 4, "near": 5, "rows": 1_212}
+        audit["audit_policy"] = {"policy": "drop-from-train", "rows_dropped": 3_017}
+
+    def apart(metrics: Any) -> None:
+        metrics["test_without_copies"] = metrics["validation"]
+
+    edit(folder / "audit.json", copied)
+    edit(folder / "metrics.json", apart)
+    write_card(folder)
+    return folder
+
+
+@pytest.fixture
+def changed(carded: Path, tmp_path: Path) -> Callable[..., str]:
+    """Renders the card of a copy with some of its JSON files changed."""
+    from hub_release.card import render_card
+
+    def render(**changes: Change) -> str:
+        copy = shutil.copytree(carded, tmp_path / "copy", dirs_exist_ok=True)
+        for name, change in changes.items():
+            edit(copy / f"{name}.json", change)
+        return render_card(copy)
+
+    return render
