@@ -263,7 +263,8 @@ def build_page(classifier: Classifier, folder: Path, name: str) -> gr.Blocks:
     with gr.Blocks(title=f"{name} · emotions", analytics_enabled=False, delete_cache=(3_600, 3_600)) as page:
         gr.HTML(
             f'<h1>Which emotions does a text carry?</h1><p class="lead">Write one and see. <b>{escape(name)}</b> knows '
-            f"{len(classifier.labels)} labels, of which none, one or several can be true at once.</p>"
+            f"{len(classifier.labels)} labels, of which none, one or several can be true at once.</p>",
+            apply_default_css=False,
         )
         with gr.Tab("One text"):
             _one_text(classifier, read_notes(folder), read_examples(folder))
@@ -307,7 +308,7 @@ def _one_text(classifier: Classifier, notes: dict[str, str], examples: list[str]
         common = threshold if policy == COMMON else None
         return render_bars(rank(classifier.config, classifier.labels, probabilities, common), notes)
 
-    found, result = gr.State([]), gr.HTML(waiting, elem_id="bars", render=False)
+    found, result = gr.State([]), gr.HTML(waiting, elem_id="bars", apply_default_css=False, render=False)
     with gr.Row(elem_classes="sides"):
         with gr.Column(min_width=0):
             info = "Enter classifies; Shift+Enter starts a new line."
@@ -356,7 +357,7 @@ def _many_texts(classifier: Classifier) -> None:
         results = [rank(classifier.config, classifier.labels, row, common) for row in probabilities]
         return render_table(classifier.labels, texts, results, source)
 
-    found, result = gr.State(None), gr.HTML(waiting, elem_id="table", render=False)
+    found, result = gr.State(None), gr.HTML(waiting, elem_id="table", apply_default_css=False, render=False)
     with gr.Row(elem_classes="sides"):
         with gr.Column(min_width=0):
             info = "Control+Enter classifies them."
@@ -375,8 +376,13 @@ def _theme() -> gr.Theme:
     # The semi-bold files that gradio bundles hold few letters; the bold ones hold all.
     font = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=[font, "sans-serif"])
-    # By default the hints below labels are too pale to read.
-    return theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
+    # By default the hints below labels, and the button's text, are too pale to read.
+    return theme.set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+    )
 
 
 def launch(page: gr.Blocks, **options: Any) -> None:
@@ -386,10 +392,11 @@ def launch(page: gr.Blocks, **options: Any) -> None:
         page: from :func:`build_page`.
         options: of ``gradio.Blocks.launch``: where to serve.
     """
+    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     page.launch(
         theme=_theme(),
-        css_paths=Path(__file__).with_suffix(".css"),
-        head=_SEND_ON_CONTROL_ENTER,
+        # In the head, for gradio rewrites the selectors of its own option "css".
+        head=f"<style>{style}</style>{_SEND_ON_CONTROL_ENTER}",
         footer_links=[],
         run_history=False,
         ssr_mode=False,
