@@ -167,7 +167,7 @@ def read_texts(path: Path) -> list[str]:
         OddInputError: the file is of another kind, not UTF-8, or holds no texts; the message names the line.
     """
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise OddInputError(f"{path.name} is not UTF-8 text. Save it as UTF-8 and try again.") from None
     if path.suffix.lower() == ".csv":
@@ -176,7 +176,7 @@ def read_texts(path: Path) -> list[str]:
         return [
             _read_json(line, number, path.name) for number, line in enumerate(content.split("\n"), 1) if line.strip()
         ]
-    return content.split("\n")
+    return [line.rstrip("\r") for line in content.split("\n")]
 
 
 def _read_csv(content: str, name: str) -> list[str]:
@@ -361,7 +361,7 @@ def _many_texts(classifier: Classifier) -> None:
     with gr.Row(elem_classes="sides"):
         with gr.Column(min_width=0):
             info = "Control+Enter classifies them."
-            lines = gr.Textbox(label="Texts, one a line", info=info, lines=6, max_lines=12, elem_id="lines")
+            lines = gr.Textbox(label="Texts, one a line", info=info, lines=8, max_lines=8, elem_id="lines")
             button = gr.Button("Classify all lines", variant="primary")
             kinds = [".csv", ".txt", ".jsonl"]
             file = gr.File(label="Or a file: CSV with a column “text”, TXT, JSONL", file_types=kinds, height=150)
