@@ -260,7 +260,8 @@ def build_page(classifier: Classifier, folder: Path, name: str) -> gr.Blocks:
         name: what to call it.
     """
     classifier.predict_proba([""])  # loads the encoder now, not within the first visitor's click
-    with gr.Blocks(title=f"{name} · emotions", analytics_enabled=False, delete_cache=(3_600, 3_600)) as page:
+    # Files that were given are looked at every ten minutes, and deleted when they are an hour old.
+    with gr.Blocks(title=f"{name} · emotions", analytics_enabled=False, delete_cache=(600, 3_600)) as page:
         gr.HTML(
             f'<h1>Which emotions does a text carry?</h1><p class="lead">Write one and see. <b>{escape(name)}</b> knows '
             f"{len(classifier.labels)} labels, of which none, one or several can be true at once.</p>",
@@ -386,7 +387,7 @@ def _theme() -> gr.Theme:
 
 
 def launch(page: gr.Blocks, **options: Any) -> None:
-    """Serve the page until it is interrupted; it loads nothing from elsewhere and keeps no texts.
+    """Serve the page until it is interrupted; it asks nothing of other hosts.
 
     Args:
         page: from :func:`build_page`.

@@ -364,7 +364,9 @@ def test_text_is_never_markup(page: Page) -> None:
     assert page.locator("#table :is(img, script), #bars :is(img, script)").count() == 0
 
 
-@pytest.mark.parametrize("page", [(390, "light"), (390, "dark"), (1280, "dark")], indirect=True)
+@pytest.mark.parametrize(
+    "page", [(390, "light"), (390, "dark"), (1280, "dark")], ids=["390", "390-dark", "1280-dark"], indirect=True
+)
 def test_nothing_is_wider_than_the_screen(page: Page, shots: Path, request: pytest.FixtureRequest) -> None:
     def fits(name: str) -> None:
         page.screenshot(path=shots / f"{name}-{request.node.callspec.id}.png", full_page=True)
