@@ -44,6 +44,7 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
 ARGUMENTS += ["--disable-component-update", "--disable-sync"]
 TEXT = "sunny cake, and a slammed door 😀"
 INJECTION = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>${window.hacked=1}{{7*7}}'
+FEAR = ["fear", "test", "per_label"]
 LINES = ["sunny cake", 'says "hello", and goes', "=1+1", "δοκιμή テスト 😀", INJECTION, "dark; cellar"]
 
 
@@ -167,6 +168,8 @@ def page(request: pytest.FixtureRequest, browser: Browser, servers: SimpleNamesp
     assert len(asked) > 10
     assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {"127.0.0.1"}
     assert not errors
+    # Texts are never markup: INJECTION would have left its mark.
+    assert page.evaluate("window.hacked") is None and page.locator("#table :is(img, script)").count() == 0
     context.close()
 
 
@@ -220,7 +223,7 @@ def check_against_predict(
     assert [row["predicted"].split("; ") if row["predicted"] else [] for row in rows] == wanted
 
 
-def test_one_text_gives_what_predict_says(page: Page, classifier: EmotionClassifier, shots: Path) -> None:
+def test_one_text_gives_what_predict_says(page: Page, classifier: EmotionClassifier, folder: Path, shots: Path) -> None:
     classify(page, TEXT)
     [everything] = classifier.predict([TEXT], threshold=0.0)
     [wanted] = classifier.predict([TEXT])
@@ -240,21 +243,12 @@ def test_one_text_gives_what_predict_says(page: Page, classifier: EmotionClassif
         said = f"{everything[label]:.3f}, threshold {classifier.config.thresholds[label]:.3f}, {verdict}"
         expect(row.get_by_role("img")).to_have_accessible_name(said)
     page.screenshot(path=shots / "one-text-1280.png", full_page=True)
-
-
-def test_unreliable_labels_are_greyed_and_say_why(page: Page, folder: Path) -> None:
-    classify(page, TEXT)
-    bars(page)
     colours = page.locator("#bars .fill").evaluate_all("bars => bars.map(bar => getComputedStyle(bar).background)")
     assert len(set(colours)) == 3  # predicted, not predicted, predicted but unreliable
     assert page.locator("#bars tr.unreliable").evaluate_all("rows => rows.map(r => r.dataset.label)") == ["fear"]
     page.get_by_text("1 of 3 labels are unreliable").click()
     with (folder / "per_label.csv").open(newline="") as file:
-        [row] = [
-            r
-            for r in csv.DictReader(file)
-            if (r["label"], r["split"], r["thresholds"]) == ("fear", "test", "per_label")
-        ]
+        [row] = [r for r in csv.DictReader(file) if [r["label"], r["split"], r["thresholds"]] == FEAR]
     expect(page.locator("#bars li")).to_contain_text(f"fear {row['support']} test rows, F1 {float(row['f1']):.2f}")
 
 
@@ -355,18 +349,7 @@ def test_keyboard_alone(page: Page) -> None:
     assert page.locator("input, textarea, button, a").evaluate_all(unnamed + ".map(e => e.outerHTML)") == []
 
 
-def test_text_is_never_markup(page: Page) -> None:
-    classify(page, INJECTION)
-    bars(page)
-    paste(page, [INJECTION])
-    expect(page.locator("#table tbody td:nth-child(2)")).to_have_text(INJECTION)
-    assert page.evaluate("window.hacked") is None
-    assert page.locator("#table :is(img, script), #bars :is(img, script)").count() == 0
-
-
-@pytest.mark.parametrize(
-    "page", [(390, "light"), (390, "dark"), (1280, "dark")], ids=["390", "390-dark", "1280-dark"], indirect=True
-)
+@pytest.mark.parametrize("page", [(390, "light"), (390, "dark")], ids=["390", "390-dark"], indirect=True)
 def test_nothing_is_wider_than_the_screen(page: Page, shots: Path, request: pytest.FixtureRequest) -> None:
     def fits(name: str) -> None:
         page.screenshot(path=shots / f"{name}-{request.node.callspec.id}.png", full_page=True)
@@ -387,9 +370,15 @@ def test_nothing_is_wider_than_the_screen(page: Page, shots: Path, request: pyte
     fits("card")
 
 
-def test_odd_input_is_answered_in_words(page: Page, tmp_path: Path) -> None:
+def test_examples_and_odd_input(page: Page, folder: Path, classifier: EmotionClassifier, tmp_path: Path) -> None:
+    first = json.loads((folder / "golden.json").read_text())["rows"][0]["text"]
+    page.get_by_role("button", name=first).click()
+    expect(one_text(page)).to_have_value(first)
+    assert bars(page) == {label: round(p, 3) for label, p in classifier.predict([first], threshold=0.0)[0].items()}
     classify(page, "   ")
     expect(page.locator("#bars")).to_contain_text("There is no text yet")
+    classify(page, INJECTION)
+    bars(page)
     paste(page, ["", " "])
     expect(page.locator("#table")).to_contain_text("There are no texts in the box.")
     paste(page, ["x"] * 1_001)
@@ -397,13 +386,6 @@ def test_odd_input_is_answered_in_words(page: Page, tmp_path: Path) -> None:
     (tmp_path / "broken.txt").write_bytes(b"\xff\xfe\x00")
     page.locator('input[type="file"]').first.set_input_files(tmp_path / "broken.txt")
     expect(page.locator("#table")).to_contain_text("broken.txt is not UTF-8 text.")
-
-
-def test_an_example_is_classified_at_a_click(page: Page, folder: Path, classifier: EmotionClassifier) -> None:
-    first = json.loads((folder / "golden.json").read_text())["rows"][0]["text"]
-    page.get_by_role("button", name=first).click()
-    expect(one_text(page)).to_have_value(first)
-    assert bars(page) == {label: round(p, 3) for label, p in classifier.predict([first], threshold=0.0)[0].items()}
 
 
 def test_the_space_runs_from_its_files_alone(
@@ -483,7 +465,7 @@ def test_names_of_a_package_are_never_markup() -> None:
     ):
         parser = Tags()
         parser.feed(html)
-        assert not parser.seen & {"img", "onerror", "i>", "u", "s"} and "<" in parser.text
+        assert not parser.seen & {"img", "onerror", "u", "s"} and "<" in parser.text
 
 
 texts = st.lists(st.text().filter(lambda text: text.strip()), min_size=1)
