@@ -9,6 +9,7 @@ import typer
 
 from hub_release.card import write_card
 from hub_release.check import check as check_package
+from hub_release.demo import serve
 from hub_release.export import export as export_run
 from hub_release.package import LAYOUT, ReleaseError
 
@@ -58,6 +59,21 @@ def check(
     if problems:
         raise typer.Exit(1)
     typer.echo(f"✓ {package}: complete, its card is true, and a fresh process reproduces the trained model.")
+
+
+@app.command()
+def demo(
+    package: Annotated[Path, typer.Argument(help="Package folder.")],
+    port: Annotated[int | None, typer.Option(help="Port; by default the first free one from 7860.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    share: Annotated[bool, typer.Option("--share", help="Also make a public address through Gradio's tunnel.")] = False,
+) -> None:
+    """Serve a page in the browser on which the package can be tried; Control+C ends it."""
+    try:
+        serve(package, host, port, share)
+    except ReleaseError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":
