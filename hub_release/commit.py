@@ -280,7 +280,11 @@ class _Upload:
         )
         pushed: Pushed = tries(self._commit_once, plan)
         assert pushed.commit is not None
-        if not self._holds(pushed.commit):
+        try:
+            complete = self._holds(pushed.commit)
+        except HubError as error:
+            raise HubError(f"{pushed.url} is committed, but it could not be looked at: {error}") from error
+        if not complete:
             raise HubError(
                 f"{pushed.url} does not hold the files that were sent. Remedy: look for rules in the repository's "
                 ".gitignore, which the Hub obeys, and run again"

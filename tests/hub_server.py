@@ -9,16 +9,24 @@ Large files lie on another host name, which must never see the token.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import socket
 import struct
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants, set_client_factory
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils._http import default_client_factory
 
 from tests.hub_routes import ROUTES
 from tests.hub_store import File, RefusalError, Repository
@@ -39,6 +47,7 @@ class TestHub:
         complaints: what no correct client does, such as a request to an unknown place or a token sent elsewhere.
         page: entries on a page of a tree.
         retry_after: seconds that a 429 asks to wait.
+        naps: seconds that the client of this process would have waited.
         kill_client: called at the request that :meth:`fail` names, with the fault "kill before" or "kill after".
     """
 
@@ -51,6 +60,7 @@ class TestHub:
         self.complaints: list[str] = []
         self.page = 3
         self.retry_after = 1
+        self.naps: list[float] = []
         self.refuse_all: RefusalError | None = None
         self.kill_client: Callable[[], None] = lambda: None
         self.lock = threading.RLock()
@@ -76,6 +86,8 @@ class TestHub:
             self.repositories.clear()
             self.objects.clear()
             self.complaints.clear()
+            self.naps.clear()
+            self.page, self.retry_after, self.refuse_all = 3, 1, None
             self.count_from_here()
 
     def count_from_here(self) -> None:
@@ -215,3 +227,38 @@ class _Handler(BaseHTTPRequestHandler):
         if user[1] != "write" or name.split("/")[0] != user[0]:
             raise RefusalError(403, f"You don't have the required permissions on {name}")
         return user[0]
+
+
+@contextlib.contextmanager
+def connected(hub: TestHub, monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[None]:
+    """This process and its children know only this Hub; the token is the writer's; no wait takes any time."""
+    for name, value in (
+        ("ENDPOINT", hub.url),
+        ("HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"),
+        ("HF_HUB_OFFLINE", False),
+        ("HF_HUB_DISABLE_XET", True),  # with Xet, uploads never fall back to LFS
+        ("HF_HUB_CACHE", str(home / "hub")),
+        ("HF_TOKEN_PATH", str(home / "token")),
+    ):
+        monkeypatch.setattr(constants, name, value)
+    for name, text in environment(hub, home).items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.setattr(time, "sleep", hub.naps.append)
+    disable_progress_bars()
+    hub.reset()
+    yield
+    enable_progress_bars()
+    set_client_factory(default_client_factory)
+    assert hub.complaints == []
+
+
+def environment(hub: TestHub, home: Path) -> dict[str, str]:
+    """What a child process needs to know only this Hub."""
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": WRITER,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
