@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ class LostRaceError(HubError):
 class Destination:
     """Where files go.
 
+    Raises:
+        ReleaseError: ``repo_id`` is no name of a repository.
+
     Attributes:
         repo_id: ``user/name``.
         repo_type: ``model`` or ``space`` (then a Gradio one).
@@ -42,6 +46,10 @@ class Destination:
     revision: str = "main"
     private: bool = False
     create_pr: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.repo_id):
+            raise ReleaseError(f"{self.repo_id!r} is no repository. Remedy: name it as user/model")
 
     def url(self, api: HfApi, *parts: str) -> str:
         """An address in the repository's pages."""

@@ -146,7 +146,7 @@ def errors_in_words() -> Iterator[None]:
             if isinstance(cause, httpx2.HTTPError):
                 raise HubError(_network(cause)) from error
         if isinstance(error, HFValidationError):
-            raise ReleaseError(f"{error} Remedy: name the repository as user/model") from error
+            raise ReleaseError(f"{error} Remedy: name it as user/model") from error
         if isinstance(error, OfflineModeIsEnabled):
             raise HubError("HF_HUB_OFFLINE is set. Remedy: unset it to reach the Hub") from error
         raise HubError(

@@ -13,7 +13,6 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 from hub_release.check import check
 from hub_release.commit import Destination, Plan, Pushed, folder_files, plan_files, push_files
-from hub_release.export import export
 from hub_release.hub import errors_in_words
 from hub_release.package import LAYOUT, RefusedError, ReleaseError
 from hub_release.pull import pull
@@ -87,6 +86,8 @@ def _package_of(source: Path) -> Iterator[Path]:
         yield source
         return
     with tempfile.TemporaryDirectory() as temporary:
+        from hub_release.export import export  # takes torch, which a package folder does without
+
         package = Path(temporary) / "package"
         export(source, package)
         yield package

@@ -64,7 +64,7 @@ class TestHub:
         self.refuse_all: RefusalError | None = None
         self.kill_client: Callable[[], None] = lambda: None
         self.lock = threading.RLock()
-        self._fault, self._fault_at = "", range(0)
+        self._fault, self._fault_at, self._fault_in = "", range(0), ""
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -94,19 +94,20 @@ class TestHub:
         """Number requests from 1 again, without faults."""
         with self.lock:
             self.requests.clear()
-            self._fault, self._fault_at = "", range(0)
+            self._fault, self._fault_at, self._fault_in = "", range(0), ""
 
-    def fail(self, fault: str, first: int, times: int = 1) -> None:
-        """Let the requests from number ``first`` on, counted from now, fail ``times`` times."""
+    def fail(self, fault: str, first: int = 1, times: int = 1, within: str = "") -> None:
+        """Let requests fail: ``times`` ones from number ``first`` on, counting from now those with ``within``."""
         self.count_from_here()
-        self._fault, self._fault_at = fault, range(first, first + times)
+        self._fault, self._fault_at, self._fault_in = fault, range(first, first + times), within
 
     def next_fault(self, request: str) -> str:
         if request == "GET /api/agent-harnesses":  # asked once a day and process, whatever the client is used for
             return ""
         with self.lock:
             self.requests.append(request)
-            return self._fault if len(self.requests) in self._fault_at else ""
+            number = sum(self._fault_in in earlier for earlier in self.requests)
+            return self._fault if self._fault_in in request and number in self._fault_at else ""
 
     def add(self, kind: str, name: str, files: dict[str, bytes], oid: str | None = None) -> Repository:
         """A repository with files; those that are large by its rules lie in LFS."""
