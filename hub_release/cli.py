@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from hub_release.commit import Destination, Plan
+from hub_release.commit import Destination
 from hub_release.hub import HubError, connect
 from hub_release.package import LAYOUT, RefusedError, ReleaseError
+from hub_release.plan import Plan
 
 # The verbs' own modules are imported where they are used: torch takes seconds, --help should not.
 

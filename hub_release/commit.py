@@ -1,8 +1,11 @@
-"""Files → one commit on the Hub, of a model or a Space: planned, confirmed, whole or not at all."""
+"""Files → one commit on the Hub, of a model or a Space: planned, confirmed, whole or not at all.
+
+Large files are uploaded before the commit, by Xet where hf-xet is installed, else by LFS; nobody sees them until a
+commit names them. ``create_commit`` makes one commit either way (``upload_folder`` may make several).
+"""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,11 +18,10 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from hub_release.hub import TRANSIENT, TRIES, HubError, errors_in_words, wait_before_next_try
 from hub_release.package import ReleaseError
+from hub_release.plan import OF_THE_HUB, Plan, compare, same_content
 
 RACES = 5
 """How often a commit is tried anew when others keep moving the branch."""
-OF_THE_HUB = frozenset({".gitattributes"})
-"""Written by the Hub itself into every repository: which files are large. Never touched."""
 
 
 class LostRaceError(HubError):
@@ -58,34 +60,6 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a commit will change.
-
-    Attributes:
-        parent: the commit that it stands on; None where the repository has to be made.
-        branch_exists: whether the branch has to be made from ``parent``.
-        new: paths to add.
-        changed: paths to replace.
-        same: paths that stand there already, with the same content.
-        removed: paths to delete.
-        bytes: size of the new and the changed files.
-    """
-
-    parent: str | None
-    branch_exists: bool
-    new: tuple[str, ...]
-    changed: tuple[str, ...]
-    same: tuple[str, ...]
-    removed: tuple[str, ...]
-    bytes: int
-
-    @property
-    def changes(self) -> tuple[tuple[str, ...], ...]:
-        """What differs; empty tuples where nothing does."""
-        return (self.new, self.changed, self.removed)
-
-
-@dataclass(frozen=True)
 class Pushed:
     """The outcome of :func:`push_files`.
 
@@ -100,22 +74,6 @@ class Pushed:
     url: str
     changed: bool
     plan: Plan
-
-
-def folder_files(folder: Path) -> dict[str, Path]:
-    """Path in the repository → file, for all files of a folder but Python's compiled ones.
-
-    Raises:
-        ReleaseError: the folder holds a link, which may lead out of it.
-    """
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            raise ReleaseError(f"{name} is a link. Remedy: put the file itself into {folder}")
-        if path.is_file() and path.parent.name != "__pycache__":
-            files[name] = path
-    return files
 
 
 def push_files(
@@ -167,17 +125,6 @@ def plan_files(api: HfApi, destination: Destination, files: Mapping[str, Path]) 
         return upload.plan(upload.require_write())
 
 
-def same_content(file: Path, entry: RepoFile) -> bool:
-    """Whether a file has the content of a file on the Hub: by SHA-256 if that is a large one, else by git's SHA-1."""
-    size = file.stat().st_size
-    if size != entry.size:
-        return False
-    digest = hashlib.sha256() if entry.lfs else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with file.open("rb") as stream:
-        hashlib.file_digest(stream, lambda: digest)
-    return digest.hexdigest() == (entry.lfs.sha256 if entry.lfs else entry.blob_id)
-
-
 @dataclass(frozen=True)
 class _Upload:
     api: HfApi
@@ -226,17 +173,7 @@ class _Upload:
         """Compare the files with the branch (or, where it is missing, with ``main``), by their hashes."""
         head, branch_exists = self._head() if exists else (None, False)
         there = {} if head is None else self._tree(head)
-        new = tuple(path for path in self.files if path not in there)
-        changed = tuple(p for p, file in self.files.items() if p in there and not same_content(file, there[p]))
-        return Plan(
-            parent=head,
-            branch_exists=branch_exists,
-            new=new,
-            changed=changed,
-            same=tuple(path for path in self.files if path not in new and path not in changed),
-            removed=tuple(path for path in there if path not in self.files),
-            bytes=sum(self.files[path].stat().st_size for path in (*new, *changed)),
-        )
+        return compare(self.files, there, head, branch_exists)
 
     def _head(self) -> tuple[str | None, bool]:
         """The commit to stand on, and whether the branch exists."""

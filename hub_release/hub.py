@@ -145,10 +145,15 @@ def errors_in_words() -> Iterator[None]:
                 raise HubError(refusal_in_words(cause)) from error
             if isinstance(cause, httpx2.HTTPError):
                 raise HubError(_network(cause)) from error
-        if isinstance(error, HFValidationError):
-            raise ReleaseError(f"{error} Remedy: name it as user/model") from error
         if isinstance(error, OfflineModeIsEnabled):
             raise HubError("HF_HUB_OFFLINE is set. Remedy: unset it to reach the Hub") from error
+        if isinstance(error, (ConnectionError, TimeoutError)):  # of hf-xet, which has its own connections
+            raise HubError(
+                f"the upload failed ({error}). Remedy: check the network and run again; HF_HUB_DISABLE_XET=1 uploads "
+                "without Xet"
+            ) from error
+        if isinstance(error, HFValidationError):
+            raise ReleaseError(f"{error} Remedy: name it as user/model") from error
         raise HubError(
             f"the Hub's answer cannot be used ({type(error).__name__}: {error}). Remedy: check that HF_ENDPOINT is a "
             "Hub and that no proxy's page stands before it, and run again"

@@ -12,9 +12,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from hub_release.check import check
-from hub_release.commit import Destination, Plan, Pushed, folder_files, plan_files, push_files
+from hub_release.commit import Destination, Pushed, plan_files, push_files
 from hub_release.hub import errors_in_words
 from hub_release.package import LAYOUT, RefusedError, ReleaseError
+from hub_release.plan import Plan, folder_files
 from hub_release.pull import pull
 
 

@@ -9,9 +9,10 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from hub_release import hub as hub_module
-from hub_release.commit import Destination, LostRaceError, Plan, Pushed, folder_files, plan_files, push_files
+from hub_release.commit import Destination, LostRaceError, Pushed, plan_files, push_files
 from hub_release.hub import HubError, connect
 from hub_release.package import ReleaseError
+from hub_release.plan import Plan, folder_files
 from hub_release.pull import pull
 from tests.hub_server import READER, WRITER, TestHub, connected
 from tests.hub_store import File, RefusalError
@@ -310,6 +311,17 @@ def test_wrong_use(api: HfApi, hub: TestHub, folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set. Remedy: unset it"):
         plan_files(api, Destination(NAME), {})
+
+
+def test_a_failing_xet_upload(api: HfApi, hub: TestHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This Hub has no Xet; the client never falls back to LFS."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    with pytest.raises(HubError, match=r"the upload failed .* Remedy: .* HF_HUB_DISABLE_XET=1 uploads without Xet"):
+        push(api, folder)
+    assert hub.repositories["model", NAME].files() == {} and not any("/commit/" in path for path in hub.requests)
+    assert set(hub.complaints) == {"unknown: GET /api/models/you/model/xet-write-token/main"}
+    hub.complaints.clear()
 
 
 # Pull

@@ -17,8 +17,9 @@ import pytest
 from huggingface_hub import HfApi
 
 from hub_release import hub as hub_module
-from hub_release.commit import Destination, Pushed, folder_files, push_files
+from hub_release.commit import Destination, Pushed, push_files
 from hub_release.hub import HubError, connect
+from hub_release.plan import folder_files
 from tests.conftest import ROOT
 from tests.hub_server import TestHub, connected, environment
 
@@ -115,8 +116,9 @@ PUSHER = f"""
 import os, sys
 from pathlib import Path
 import huggingface_hub._commit_api, huggingface_hub.lfs
-from hub_release.commit import Destination, folder_files, push_files
+from hub_release.commit import Destination, push_files
 from hub_release.hub import connect
+from hub_release.plan import folder_files
 for line in sys.stdin:
     child = os.fork()
     if child == 0:

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 import hub_release.check
 import hub_release.push
 from hub_release.cli import app
-from hub_release.commit import folder_files
 from hub_release.package import LAYOUT
+from hub_release.plan import folder_files
 from tests.conftest import ROOT
 from tests.hub_server import WRITER, TestHub, connected, environment
 from tests.hub_store import RefusalError
