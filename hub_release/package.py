@@ -10,6 +10,18 @@ class ReleaseError(RuntimeError):
     """A run or package that cannot be released; the message names the remedy."""
 
 
+class RefusedError(ReleaseError):
+    """A package that its check refuses.
+
+    Attributes:
+        problems: all of them, each with its remedy.
+    """
+
+    def __init__(self, where: str, problems: list[str]) -> None:
+        super().__init__(f"{where}: {len(problems)} problem{'s' * (len(problems) != 1)}")
+        self.problems = problems
+
+
 @dataclass(frozen=True)
 class Layout:
     """File names of a package, relative to its folder. The first six are the reference's."""
