@@ -228,7 +228,7 @@ def test_export_refuses(finished_run: Path, package: Path, tmp_path: Path) -> No
 
 
 def test_a_contaminated_run_says_so_everywhere(
-    finished_run: Path, package: Path, tiny_backbone: Path, tmp_path: Path
+    finished_run: Path, package: Path, tiny_backbone: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "pooled"
     flags = [*tiny_flags(finished_run.parent / "corpus", tiny_backbone, run), "--balance_target", "90"]
@@ -264,7 +264,7 @@ def test_a_null_test_is_no_package(finished_run: Path, tmp_path: Path) -> None:
         export(run, tmp_path / "package")
 
 
-def test_a_baseline_is_no_package(finished_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_a_baseline_is_no_package(finished_run: Path, tiny_backbone: str, tmp_path: Path) -> None:
     flags = tiny_flags(finished_run.parent / "corpus", tiny_backbone, tmp_path / "mlp")
     assert main([*flags, "--head", "mlp", "--mlp_hidden_size", "16"]) == 0
     with pytest.raises(ReleaseError, match="baseline without a backbone"):
