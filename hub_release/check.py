@@ -72,16 +72,16 @@ def check(package: Path, allow_contaminated: bool = False) -> list[str]:
     """
     if not package.is_dir():
         return [str(PackageError(str(package), "is no folder", "name a package that hub_release export wrote"))]
-    problems = inspect(package, allow_contaminated)
-    if all(problem.file in _NOT_LOADED for problem in problems):
-        problems += golden_problems(package)
+    problems = unreadable_problems(package)
+    if not problems:
+        problems = inspect(package, allow_contaminated)
+        if all(problem.file in _NOT_LOADED for problem in problems):
+            problems += golden_problems(package)
     return [str(problem) for problem in problems]
 
 
 def inspect(package: Path, allow_contaminated: bool = False) -> list[PackageError]:
-    """What :func:`check` finds by reading alone, within milliseconds; nothing is run and no link is followed."""
-    if problems := unreadable_problems(package):
-        return problems
+    """What :func:`check` finds by reading alone, in a package without unreadable files; nothing of it is run."""
     problems = layout_problems(package)
     missing = {name for name in LAYOUT.files() if not (package / name).is_file()}
     found = [*text_problems(package), *weight_problems(package), *code_problems(package)]

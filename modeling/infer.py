@@ -605,6 +605,7 @@ def _config_problems(config: dict[str, Any]) -> Iterator[str]:
     for key, allowed in (
         ("head", ("backbone", "mlp")),
         ("prefix", ("none", "bos")),
+        ("problem_type", ("multi_label_classification",)),
         ("quantization", ("none", "nf4", "8bit")),
     ):
         if key in config and config[key] not in allowed:
@@ -731,23 +732,27 @@ def read_adapter(folder: Path, config: EmotionConfig, backbone: nn.Module) -> tu
     name = ADAPTER_FILES[0]
     settings = _read_adapter_config(folder, config)
     try:
+        tensors = load_file(folder / name)
+    except Exception as error:  # a hostile file can make its parser raise anything
+        raise PackageError(name, f"is missing or damaged ({type(error).__name__})") from None
+    # Before layers of that rank are made: their size would be the configuration's word alone.
+    if {tuple(value.shape)[:1] for key, value in tensors.items() if ".lora_A." in key} != {(settings.r,)}:
+        raise PackageError(
+            name, f"has no tensors, or tensors of another rank than r {settings.r} in {ADAPTER_FILES[1]}"
+        )
+    try:
         model = get_peft_model(cast(PreTrainedModel, backbone), settings)
         expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     except (ValueError, TypeError) as error:
         raise PackageError(ADAPTER_FILES[1], f"does not fit the backbone {config.model_name}: {error}") from None
-    try:
-        tensors = load_file(folder / name)
-    except Exception as error:  # a hostile file can make its parser raise anything
-        raise PackageError(name, f"is missing or damaged ({type(error).__name__})") from None
-    found = {re.sub(r"^(base_model\.model\.)(?:model\.)?language_model\.", r"\1", key): tensors[key] for key in tensors}
-    seen = {
-        key
-        for key in found
-        if re.match(r"base_model\.model\.(?:model\.)?(?:vision_tower|multi_modal_projector)\.", key)
+    vision = r"base_model\.model\.(?:model\.)?(?:vision_tower|multi_modal_projector)\."
+    found = {
+        re.sub(r"^(base_model\.model\.)(?:model\.)?language_model\.", r"\1", key): value
+        for key, value in tensors.items()
+        if not re.match(vision, key)
     }
-    if seen:
-        logger.warning("%s: left out %d tensors of the vision tower, which no text reaches", name, len(seen))
-    found = {key: found[key] for key in found.keys() - seen}
+    if unused := len(tensors) - len(found):
+        logger.warning("%s: left out %d tensors of the vision tower, which no text reaches", name, unused)
     _refuse_other_tensors(name, found, {key: value.shape for key, value in expected.items()})
     return cast(PeftModel, model), found
 
@@ -758,7 +763,10 @@ def _read_adapter_config(folder: Path, config: EmotionConfig) -> LoraConfig:
     settings = read_json(folder, name)
     defaults = LoraConfig().to_dict()
     for key in sorted(settings.keys() - _ADAPTER_FIELDS):
-        if settings[key] and settings[key] != defaults.get(key):
+        value = settings[key]
+        if key == "auto_mapping" and isinstance(value, dict):  # what PEFT notes of the model that was trained
+            value = not str(value.get("parent_library")).startswith("transformers.")
+        if value and value != defaults.get(key):
             raise PackageError(name, f"sets {key}, which a package may not")
     if settings.get("peft_type") != "LORA":
         raise PackageError(name, f"is of type {settings.get('peft_type')!r}, not LORA")
