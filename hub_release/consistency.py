@@ -17,8 +17,11 @@ from hub_release.card import CONTAMINATED, render_card
 from hub_release.package import LAYOUT, ReleaseError
 from hub_release.requirements import not_installed, read_requirements, requirements_of
 from modeling.infer import (
+    AUTO_MAP,
     BUNDLED_BACKBONE,
+    CUSTOM_PIPELINES,
     HEAD_FILES,
+    SCHEMA_VERSION,
     EmotionConfig,
     PackageError,
     build_backbone,
@@ -32,6 +35,14 @@ from modeling.infer import (
 T = TypeVar("T")
 _EXPORT = "hub_release export again"
 _MAX_LAYERS = 1_000
+_HUB_KEYS = {
+    "model_type": EmotionConfig.model_type,
+    "architectures": ["EmotionModel"],
+    "auto_map": AUTO_MAP,
+    "custom_pipelines": CUSTOM_PIPELINES,
+    "problem_type": "multi_label_classification",
+    "schema_version": SCHEMA_VERSION,
+}
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
@@ -100,6 +111,9 @@ def origin_problems(package: Path, allow_contaminated: bool) -> Findings:
         config = read_config(package)
     except PackageError:  # reported with the weights
         return found
+    written = read_json(package, LAYOUT.config)
+    if lost := [key for key, value in _HUB_KEYS.items() if written.get(key) != value]:
+        found.append(PackageError(LAYOUT.config, f"lacks what the Auto classes need: {', '.join(lost)}", _EXPORT))
     if config.model_name != BUNDLED_BACKBONE and not re.fullmatch(_HUB_ID, config.model_name):
         remedy = "train from a Hub id, or push the backbone first"
         found.append(PackageError(LAYOUT.config, f"names the local folder {config.model_name}", remedy))

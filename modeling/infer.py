@@ -603,6 +603,7 @@ def _config_problems(config: dict[str, Any]) -> Iterator[str]:
         if key in config and not _is_probability(config[key]):
             yield f"{key} is {config[key]!r}, not between 0 and 1"
     for key, allowed in (
+        ("model_type", (EmotionConfig.model_type,)),
         ("head", ("backbone", "mlp")),
         ("prefix", ("none", "bos")),
         ("problem_type", ("multi_label_classification",)),
@@ -610,20 +611,25 @@ def _config_problems(config: dict[str, Any]) -> Iterator[str]:
     ):
         if key in config and config[key] not in allowed:
             yield f"{key} is {config[key]!r}, not one of {', '.join(allowed)}"
-    for key in ("encoder", "encoder_version", "threshold_source", "dataset", "dataset_revision"):
-        if not isinstance(config.get(key, ""), str):
-            yield f"{key} is no text"
+    texts = ("encoder", "encoder_version", "threshold_source", "dataset", "dataset_revision")
+    for key, kind in {
+        **dict.fromkeys(texts, str),
+        "base_model_revision": str | None,
+        "backbone_config": dict | None,
+    }.items():
+        if key in config and not isinstance(config[key], kind):
+            yield f"{key} is {config[key]!r:.80}"
     if config.get("head") != "mlp" and not (isinstance(config.get("model_name"), str) and config["model_name"]):
         yield "model_name names no backbone"
-    if not isinstance(config.get("base_model_revision"), str | None):
-        yield "base_model_revision is no text"
-    if not isinstance(config.get("backbone_config"), dict | None):
-        yield "backbone_config is no object"
     # Other references to code would be followed by the Auto classes, into other repositories too.
     for key, own in (("auto_map", AUTO_MAP), ("custom_pipelines", CUSTOM_PIPELINES)):
         used = config.get(key, {})
         if not isinstance(used, dict) or not used.items() <= own.items():
             yield f"{key} names code other than the package's infer.py"
+    backbone = config.get("backbone_config")
+    for part in (config, backbone if isinstance(backbone, dict) else {}):
+        # An attention implementation may be a repository of compiled code.
+        yield from (f"{key} is {part[key]!r:.80}" for key in part if "implementation" in key and part[key])
     yield from _label_problems(config)
 
 

@@ -300,6 +300,9 @@ add("a width as a text", CONFIG, setting(CONFIG, hidden_size="16"))
 add("an unknown quantisation", CONFIG, setting(CONFIG, quantization="int2"))
 add("a backbone that is a number", CONFIG, setting(CONFIG, model_name=3))
 add("scores that sum to one", CONFIG, setting(CONFIG, problem_type="single_label_classification"))
+add("no reference to the code", CONFIG, edit(CONFIG, lambda c: c.pop("auto_map")), True)
+add("a model of another kind", CONFIG, setting(CONFIG, model_type="bert"))
+add("a kernel of another repository", CONFIG, setting(CONFIG, _attn_implementation="evil/kernel"))
 add("a precision that is none", CONFIG, setting(CONFIG, dtype="evil"))
 add(
     "code of another repository",
