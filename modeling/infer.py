@@ -1047,15 +1047,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--exclude_unreliable", action="store_true", help="leave out labels with too few test rows")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …")
     arguments = parser.parse_args(argv)
-    texts = _check_texts(arguments.texts + (_read_texts(arguments.input) if arguments.input else []))
-    if not texts:
-        parser.error("no text given: write texts after the command, or --input FILE")
     try:
+        texts = _check_texts(arguments.texts + (_read_texts(arguments.input) if arguments.input else []))
+        if not texts:
+            parser.error("no text given: write texts after the command, or --input FILE")
         classifier = EmotionClassifier(arguments.model, device=arguments.device)
-    except (OSError, ValueError, ImportError) as error:
+        results = classifier.predict(texts, arguments.threshold, arguments.exclude_unreliable, arguments.top_k)
+    except (OSError, ValueError, TypeError, ImportError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    results = classifier.predict(texts, arguments.threshold, arguments.exclude_unreliable, arguments.top_k)
     lines = [
         json.dumps({"text": text, "emotions": emotions}, ensure_ascii=False)
         for text, emotions in zip(texts, results, strict=True)

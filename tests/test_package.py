@@ -258,6 +258,13 @@ def test_shell(package: Path, tmp_path: Path, classifier: EmotionClassifier) -> 
     np.testing.assert_allclose(found, classifier.predict_proba(TEXTS), atol=1e-5)
 
 
+def test_shell_ends_with_a_message(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": 3}\n')
+    for flags in (["--input", "nothing.txt"], ["--input", str(tmp_path / "in.jsonl")], ["a", "--model", "nothing"]):
+        assert infer.main(["--model", str(package), *flags]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_a_package_of_the_reference_loads(
     package: Path, classifier: EmotionClassifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
