@@ -12,7 +12,7 @@ from hub_release.card_facts import CONTAMINATED, read_facts
 from hub_release.card_metadata import build_metadata
 from hub_release.card_origin import collect_origin
 from hub_release.card_scores import collect_scores
-from hub_release.package import LAYOUT, ReleaseError, template_path
+from hub_release.package import LAYOUT, ReleaseError, seal, template_path
 
 __all__ = ["CONTAMINATED", "render_card", "write_card"]
 
@@ -47,7 +47,7 @@ def render_card(package: Path) -> str:
 
 
 def write_card(package: Path) -> None:
-    """Render the card of a package folder again; the file is replaced as a whole or not at all.
+    """Render the card of a package folder again, and seal the package; the file is replaced whole or not at all.
 
     Raises:
         ReleaseError: as :func:`render_card`.
@@ -57,3 +57,4 @@ def write_card(package: Path) -> None:
         written = Path(folder, LAYOUT.card)
         written.write_text(content, encoding="utf-8")
         written.replace(package / LAYOUT.card)
+    seal(package)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralModel
 
+from tests import HUB_CACHE
 from tests.cards import Change, edit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,13 +46,31 @@ def fake_encoder(texts: list[str]) -> np.ndarray:
     return np.array(rows, dtype=np.float32).reshape(len(texts), EMBED_DIM)
 
 
+def add_to_hub_cache(repo_id: str, folder: Path, cache: Path = HUB_CACHE) -> Path:
+    """Put a folder into a cache of the Hub as if it had been downloaded from ``repo_id``; the snapshot's folder."""
+    revision = hashlib.sha1(repo_id.encode()).hexdigest()
+    repository = cache / f"models--{repo_id.replace('/', '--')}"
+    snapshot = repository / "snapshots" / revision
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        blob = repository / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, blob)
+        link = snapshot / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    return snapshot
+
+
 @pytest.fixture(scope="session")
-def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny random Mistral."""
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Hub id of a tiny random Mistral, which lies in the Hub's cache."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("backbone")
     MistralModel(tiny_config()).save_pretrained(folder)
-    return folder
+    add_to_hub_cache("tiny/mistral", folder)
+    return "tiny/mistral"
 
 
 def write_corpus(folder: Path, rows: int = 48) -> Path:
@@ -67,7 +86,7 @@ def write_corpus(folder: Path, rows: int = 48) -> Path:
     return folder
 
 
-def tiny_flags(corpus: Path, backbone: Path, output: Path) -> list[str]:
+def tiny_flags(corpus: Path, backbone: str | Path, output: Path) -> list[str]:
     """Flags of a run on the tiny backbone that takes about a second an epoch."""
     return (
         f"--recipe quickstart --dataset files --data_dir {corpus} --labels {' '.join(LABELS)} --model_name {backbone} "
@@ -76,7 +95,7 @@ def tiny_flags(corpus: Path, backbone: Path, output: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> Path:
     """A run folder made by the real entry point, with the real default encoder."""
     from training.run import main
 
