@@ -42,7 +42,8 @@ class Declared(importlib.machinery.PathFinder):
                 yield found
 
 
-kept = [finder for finder in sys.meta_path if finder.__name__ in ("BuiltinImporter", "FrozenImporter")]
+standard_finders = (importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter)
+kept = [finder for finder in sys.meta_path if finder in standard_finders]
 sys.meta_path[:] = [*kept, Declared]
 sys.path.insert(0, folder)
 sys.dont_write_bytecode = True

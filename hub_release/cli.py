@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hub_release.commit import Destination
+from hub_release.commit import Destination, Pushed
 from hub_release.hub import HubError, connect
 from hub_release.package import LAYOUT, RefusedError, ReleaseError
 from hub_release.plan import Plan
@@ -133,6 +133,9 @@ def push(
     retry_on_race: Annotated[
         bool, typer.Option("--retry-on-race", help="Plan and commit again if somebody else commits meanwhile.")
     ] = False,
+    space: Annotated[
+        str | None, typer.Option(metavar="SPACE_ID", help="Also publish the demo page, as this Space: user/name.")
+    ] = None,
     allow_contaminated: AllowContaminated = False,
     as_json: Json = False,
 ) -> None:
@@ -151,25 +154,33 @@ def push(
         from hub_release.push import Options
         from hub_release.push import push as push_package
 
-        def confirm(plan: Plan) -> bool:
+        if space and create_pr:
+            raise ReleaseError("a Space serves what is published, --create-pr only proposes. Remedy: leave out one")
+
+        def confirm(target: Destination, plan: Plan) -> bool:
             if not as_json:
-                typer.echo(_describe(plan, repo_id))
+                typer.echo(_describe(plan, target.repo_id))
             return yes or typer.confirm("Push?", err=True)
 
         destination = Destination(repo_id, "model", revision, private, create_pr)
-        options = Options(message, tag, allow_contaminated, retry_on_race, verify, dry_run)
-        pushed = push_package(connect(), source, destination, options, confirm)
-        if dry_run:
-            text = f"{_describe(pushed.plan, repo_id)}\nNothing was touched."
-        elif pushed.commit is None:
-            text = "Nothing was pushed."
-        elif pushed.changed:
-            text = f"{pushed.url}\nNext: hub_release pull {repo_id} FOLDER"
-        else:
-            text = f"Nothing to push: {pushed.url} holds this package already."
-        _finish(as_json, text, **asdict(pushed), tag=tag, verified=verify and pushed.commit is not None)
+        options = Options(message, tag, allow_contaminated, retry_on_race, verify, dry_run, space)
+        published = push_package(connect(), source, destination, options, confirm)
+        pushed = published.package
+        lines = [_describe(pushed.plan, repo_id), "Nothing was touched."] if dry_run else [_outcome(pushed, "package")]
+        if published.space:
+            lines.append(_outcome(published.space, "Space"))
+        if pushed.commit:
+            lines.append(f"Next: hub_release pull {repo_id} FOLDER")
+        result = {**asdict(pushed), "tag": tag, "verified": verify and pushed.commit is not None}
+        _finish(as_json, "\n".join(lines), **result, space=asdict(published.space) if published.space else None)
         if pushed.commit is None and not dry_run:
             raise typer.Exit(REFUSED)
+
+
+def _outcome(pushed: Pushed, what: str) -> str:
+    if pushed.commit is None:
+        return f"The {what} was not pushed."
+    return pushed.url if pushed.changed else f"Nothing to push: {pushed.url} holds this {what} already."
 
 
 def _describe(plan: Plan, repo_id: str) -> str:

@@ -62,7 +62,7 @@ def space_files(package: Path, model_id: str) -> dict[str, bytes]:
         ReleaseError: the package lacks a file that the Space needs, or gradio is not installed.
     """
     source = Path(str(_import_space_app().__file__))
-    _require(package, LAYOUT.card, LAYOUT.code, "requirements.txt")
+    _require(package, LAYOUT.card, LAYOUT.code, LAYOUT.requirements)
     title = f"Emotions with {model_id.rsplit('/', 1)[-1]}"
     metadata = SpaceCardData(
         title=title,
@@ -82,7 +82,7 @@ def space_files(package: Path, model_id: str) -> dict[str, bytes]:
         "app.py": source.read_bytes(),
         "app.css": source.with_suffix(".css").read_bytes(),
         "infer.py": (package / LAYOUT.code).read_bytes(),
-        "requirements.txt": (package / "requirements.txt").read_bytes(),
+        "requirements.txt": (package / LAYOUT.requirements).read_bytes(),
     }
 
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -30,6 +31,7 @@ class Options:
         retry_on_race: plan and commit again where somebody else moved the branch meanwhile.
         verify: download what was pushed into an empty cache, and check it.
         dry_run: check and plan only.
+        space: ``user/name`` of a Space that shall serve the package; None for none.
     """
 
     message: str = "Publish with hub_release"
@@ -38,11 +40,20 @@ class Options:
     retry_on_race: bool = False
     verify: bool = True
     dry_run: bool = False
+    space: str | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """The outcome of :func:`push`: of the package, and of its Space if one was asked for and the package is there."""
+
+    package: Pushed
+    space: Pushed | None = None
 
 
 def push(
-    api: HfApi, source: Path, destination: Destination, options: Options, confirm: Callable[[Plan], bool]
-) -> Pushed:
+    api: HfApi, source: Path, destination: Destination, options: Options, confirm: Callable[[Destination, Plan], bool]
+) -> Published:
     """Publish a finished run or a package.
 
     Args:
@@ -50,7 +61,7 @@ def push(
         source: run folder, which is exported to a temporary folder first, or package folder.
         destination: where to.
         options: how.
-        confirm: is shown the plan if there is something to change; False ends the push before anything is touched.
+        confirm: is shown each plan that has something to change; False leaves that repository untouched.
 
     Raises:
         RefusedError: the check found problems, before the push or in what was pushed.
@@ -65,20 +76,35 @@ def push(
         tagged = _tagged_commit(api, destination, options.tag) if options.tag else None
         if options.dry_run:
             plan = plan_files(api, destination, files)
-            return Pushed(None, destination.url(api), changed=False, plan=plan)
+            return Published(Pushed(None, destination.url(api), changed=False, plan=plan))
 
         def refuse_taken_tag(plan: Plan) -> bool:
             if tagged is not None:
                 raise ReleaseError(_taken(destination, options.tag, tagged))
-            return confirm(plan)
+            return confirm(destination, plan)
 
         pushed = push_files(api, destination, files, options.message, refuse_taken_tag, options.retry_on_race)
-    if pushed.commit is not None:
+        if pushed.commit is None:
+            return Published(pushed)
         if options.tag:
             _set_tag(api, destination, options.tag, pushed.commit)
         if options.verify:
             _verify(api, destination, pushed, options.allow_contaminated)
-    return pushed
+        space = _push_space(api, package, destination, options, confirm) if options.space else None
+    return Published(pushed, space)
+
+
+def _push_space(
+    api: HfApi, package: Path, model: Destination, options: Options, confirm: Callable[[Destination, Plan], bool]
+) -> Pushed:
+    from hub_release.demo import space_files  # takes torch
+
+    space = Destination(str(options.space), "space", private=model.private)
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, content in space_files(package, model.repo_id).items():
+            Path(temporary, name).write_bytes(content)
+        files = folder_files(Path(temporary))
+        return push_files(api, space, files, options.message, partial(confirm, space), options.retry_on_race)
 
 
 @contextmanager

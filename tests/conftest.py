@@ -117,14 +117,11 @@ def package(finished_run: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def carded(package: Path, finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package with the run's pictures and, in its files, rows that were copied and a part of test apart."""
+def carded(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package with, in its files, rows that were copied and a part of test apart."""
     from hub_release.card import write_card
 
     folder = shutil.copytree(package, tmp_path_factory.mktemp("card") / "package")
-    for picture in finished_run.glob("*.png"):
-        shutil.copy(picture, folder)
-    (folder / "requirements.txt").write_text("torch\n")
 
     def copied(audit: Any) -> None:
         audit["copies"]["test_in_train"] |= {"exact": 1_203, "normalised": 4, "near": 5, "rows": 1_212}

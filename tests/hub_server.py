@@ -259,6 +259,7 @@ def environment(hub: TestHub, home: Path) -> dict[str, str]:
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": WRITER,
         "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

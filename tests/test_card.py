@@ -85,7 +85,7 @@ def test_the_tables_of_model_and_data(carded: Path) -> None:
     assert tables["part", "shape", "parameters in this package"] == [
         ["projection", f"{first[1]} → {first[0]}, GELU, {second[1]} → {second[0]}", f"{sizes['projection']:,}"],
         [
-            "backbone: of the publisher's own, not published, full precision, frozen",
+            "backbone: [tiny/mistral](https://huggingface.co/tiny/mistral), full precision, frozen",
             "mistral, 2 layers, width 16, 4 heads (2 for keys and values)",
             "0",
         ],
@@ -226,7 +226,7 @@ def test_files_that_contradict_each_other(changed: Callable[..., str]) -> None:
         changed(config=put(embed_dim=384))
 
 
-BLOCKS = ["predict_proba(", "threshold=0.0", "exclude_unreliable=True"]
+BLOCKS = ["predict_proba(", "threshold=0.0", "exclude_unreliable=True", "pipeline("]
 """What each Python block of the card that is run here has in it."""
 
 

@@ -74,8 +74,6 @@ def folder(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["thresholds"] = {"joy": joy - 0.02, "anger": anger + 0.02, "fear": fear - 0.01}
     config["unreliable_labels"] = ["fear"]
     (folder / "config.json").write_text(json.dumps(config))
-    if not (folder / "requirements.txt").exists():
-        (folder / "requirements.txt").write_text("torch>=2.13\n")
     return folder
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import snapshot_download
 from typer.testing import CliRunner
 
 import hub_release.check
@@ -21,6 +21,7 @@ import hub_release.push
 from hub_release.cli import app
 from hub_release.package import LAYOUT
 from hub_release.plan import folder_files
+from tests import HUB_CACHE
 from tests.conftest import ROOT
 from tests.hub_server import WRITER, TestHub, connected, environment
 from tests.hub_store import RefusalError
@@ -136,7 +137,7 @@ def test_json_and_exit_codes(hub: TestHub, folder: Path, tmp_path: Path, checked
     assert "not a finished run" in answer("push", tmp_path, NAME, "--yes", code=2)["error"]
     assert "not a finished run" in answer("export", tmp_path, tmp_path / "package2", code=2)["error"]
     assert answer("check", folder)["package"] == str(folder)
-    assert "no whole package" in answer("card", tmp_path, code=2)["error"]
+    assert "config.json is missing" in answer("card", tmp_path, code=2)["error"]
     (folder / "bad.txt").write_text("bad")
     assert answer("check", folder, code=1)["problems"] == ["bad. Remedy: one", "worse. Remedy: two"]
     assert len(answer("push", folder, NAME, "--yes", code=1)["problems"]) == 2
@@ -159,10 +160,20 @@ def test_asks_before_it_pushes(
         assert bool(hub.repositories) == (code == 0)
 
 
-@pytest.mark.parametrize("verb", ["export", "card", "check", "push", "pull"])
+@pytest.mark.parametrize("verb", ["export", "card", "check", "push", "pull", "demo"])
 def test_help_teaches(verb: str) -> None:
     assert f"Example: hub_release {verb} " in run(verb, "--help").replace("`", "")
     assert "Exit codes: 0 done; 1 the check found problems" in " ".join(run("--help").split())
+
+
+def test_a_space_is_published_too(hub: TestHub, package: Path, checked: list[dict[str, bytes]]) -> None:
+    pushed = json.loads(run("push", package, NAME, "--space", "you/page", "--yes", "--json"))
+    files = hub.repositories["space", "you/page"].files()
+    assert {"app.py", "app.css", "infer.py", "requirements.txt"} <= set(files) and NAME in files["README.md"].decode()
+    assert pushed["space"]["url"] == f"{hub.url}/spaces/you/page/commit/{pushed['space']['commit']}"
+    again = run("push", package, NAME, "--space", "you/page", "--yes", "--no-verify")
+    assert "holds this package already" in again and "holds this Space already" in again
+    assert "leave out one" in run("push", package, NAME, "--space", "you/page", "--yes", "--create-pr", code=2)
 
 
 # From a run to a stranger
@@ -177,20 +188,25 @@ folder = Path(snapshot_download("you/model"))
 sys.path.insert(0, str(folder))
 from infer import EmotionClassifier
 golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
-found = EmotionClassifier("you/model").predict_proba([row["text"] for row in golden["rows"]])
+texts = [row["text"] for row in golden["rows"]]
+found = EmotionClassifier("you/model").predict_proba(texts)
+from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
+assert AutoConfig.from_pretrained("you/model", trust_remote_code=True).emotion_labels == golden["labels"]
+model = AutoModelForSequenceClassification.from_pretrained("you/model", trust_remote_code=True)
+assert model.config.thresholds
+classify = pipeline("text-classification", model="you/model", trust_remote_code=True, top_k=None)
+said = [{entry["label"]: entry["score"] for entry in row} for row in classify(texts)]
+np.testing.assert_allclose([[row[label] for label in golden["labels"]] for row in said], found, atol=1e-5)
 print(json.dumps(found.tolist()))
 """
 
 
 def test_from_a_run_to_a_stranger(
-    finished_run: Path, tiny_backbone: Path, hub: TestHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, tiny_backbone: str, hub: TestHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One command each; the stranger knows nothing but the Hub's address and the model's name."""
-    hub.add("model", "you/backbone", {path.name: path.read_bytes() for path in tiny_backbone.iterdir()})
-    trained = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
-    for name in ("model/config.json", "model/adapter_config.json", "recipe.yaml"):
-        text = (trained / name).read_text(encoding="utf-8")
-        (trained / name).write_text(text.replace(str(tiny_backbone), "you/backbone"), encoding="utf-8")
+    backbone = Path(snapshot_download(tiny_backbone, cache_dir=HUB_CACHE, local_files_only=True))
+    hub.add("model", tiny_backbone, {path.name: path.read_bytes() for path in backbone.iterdir()})
 
     def shell(*command: object, home: str, token: str = "") -> str:
         known = {**environment(hub, tmp_path / home), "HF_TOKEN": token, "HF_DEBUG": "1", "PYTHONPATH": str(ROOT)}
@@ -202,11 +218,22 @@ def test_from_a_run_to_a_stranger(
             text=True,
             check=False,
         )
-        assert result.returncode == 0, result.stderr[-3000:]
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         (tmp_path / home / "output.txt").write_text(result.stdout + result.stderr, encoding="utf-8")
         return result.stdout.strip().splitlines()[-1]
 
-    push_command = ["-m", "hub_release.cli", "push", trained, NAME, "--yes", "--json", "--tag", "v1", "--no-verify"]
+    push_command = [
+        "-m",
+        "hub_release.cli",
+        "push",
+        finished_run,
+        NAME,
+        "--yes",
+        "--json",
+        "--tag",
+        "v1",
+        "--no-verify",
+    ]
     pushed = json.loads(shell(*push_command, home="author", token=WRITER))
     assert pushed["ok"] and set(LAYOUT.files()) <= set(hub.repositories["model", NAME].files("v1"))
     assert sum("/commit/" in request for request in hub.requests) == 1
