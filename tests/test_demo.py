@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from huggingface_hub import SpaceCard
+from huggingface_hub import ModelCard, SpaceCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
@@ -37,7 +37,7 @@ from hub_release.cli import app
 from hub_release.demo import space_files
 from hub_release.package import ReleaseError
 from modeling.infer import EmotionClassifier
-from tests.conftest import ROOT
+from tests.conftest import ROOT, add_to_hub_cache
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -89,10 +89,7 @@ def servers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     for name, content in space_files(folder, "you/tiny-emotions").items():
         (base / "space").mkdir(exist_ok=True)
         (base / "space" / name).write_bytes(content)
-    repository = base / "hub" / "models--you--tiny-emotions"  # as the Hub's client would have downloaded it
-    shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
+    add_to_hub_cache("you/tiny-emotions", folder)
     alone = (
         "import sys, runpy\n"
         "class Blocker:\n"
@@ -107,12 +104,12 @@ def servers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         [sys.executable, "-m", "hub_release.cli", "demo", str(folder), "--port", str(ports[0])],
         [sys.executable, "-I", "-c", alone, str(base / "space")],
     )
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(base / "hub"), "GRADIO_SERVER_PORT": str(ports[1])}
     processes, logs = [], [base / "demo.log", base / "space.log"]
     try:
         for command, where, log in zip(commands, (ROOT, base), logs, strict=True):
             with log.open("wb") as file:
-                environment = {**os.environ, **offline, "GRADIO_TEMP_DIR": str(base / "uploads")}
+                own = {"GRADIO_SERVER_PORT": str(ports[1]), "GRADIO_TEMP_DIR": str(base / "uploads")}
+                environment = {**os.environ, **own}
                 processes.append(subprocess.Popen(command, cwd=where, env=environment, stdout=file, stderr=file))
         urls = [
             wait_for(p, f"http://127.0.0.1:{port}", log) for p, port, log in zip(processes, ports, logs, strict=True)
@@ -404,7 +401,8 @@ def test_files_of_the_space(servers: SimpleNamespace, folder: Path) -> None:
     assert files["infer.py"] == (folder / "infer.py").read_bytes()
     metadata = SpaceCard(files["README.md"].decode()).data
     assert (metadata.sdk, metadata.app_file, metadata.models) == ("gradio", "app.py", ["you/tiny-emotions"])
-    assert metadata.license == "apache-2.0" and re.fullmatch(r"\d+\.\d+\.\d+", str(metadata.sdk_version))
+    assert metadata.license == ModelCard.load(folder / "README.md").data.license
+    assert re.fullmatch(r"\d+\.\d+\.\d+", str(metadata.sdk_version))
     imported = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
         for node in ast.walk(ast.parse(files["app.py"]))
