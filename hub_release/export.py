@@ -14,11 +14,10 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 import modeling.infer
-from hub_release.card import render_card
+from hub_release.card import write_card
 from hub_release.package import LAYOUT, RECORDED, ReleaseError
+from hub_release.requirements import requirements_of
 from modeling.adapters import HEAD_PARTS, split_trained_weights
-
-_AUTO_MAP = {"AutoConfig": "infer.EmotionConfig", "AutoModelForSequenceClassification": "infer.EmotionModel"}
 
 
 def export(run: Path, package: Path) -> None:
@@ -56,9 +55,15 @@ def _write(run: Path, package: Path) -> None:
     _hide_examples(package / LAYOUT.audit)
     assert modeling.infer.__file__ is not None
     shutil.copyfile(modeling.infer.__file__, package / LAYOUT.code)
+    shutil.copyfile(Path(__file__).with_name(LAYOUT.handler), package / LAYOUT.handler)
     config = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
-    config["auto_map"] = _AUTO_MAP
-    config["num_labels"] = len(config["emotion_labels"])
+    config = _without_origins(config) | {
+        "auto_map": modeling.infer.AUTO_MAP,
+        "custom_pipelines": modeling.infer.CUSTOM_PIPELINES,
+        "num_labels": len(config["emotion_labels"]),
+    }
+    requirements = requirements_of(config["model_name"], config["encoder"], config["quantization"])
+    (package / LAYOUT.requirements).write_text(requirements, encoding="utf-8")
     (package / LAYOUT.config).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     head, adapter = split_trained_weights(load_file(run / "model" / "adapter_model.safetensors"))
     head = {part: {name: value.float().contiguous() for name, value in head[part].items()} for part in HEAD_PARTS}
@@ -69,7 +74,9 @@ def _write(run: Path, package: Path) -> None:
     (package / LAYOUT.adapter).parent.mkdir()
     save_file({key: value.contiguous() for key, value in adapter.items()}, package / LAYOUT.adapter)
     _write_adapter_config(run, package, config["model_name"])
-    (package / LAYOUT.card).write_text(render_card(package), encoding="utf-8")
+    write_card(package)
+    for path in package.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors leaves its files to their owner alone
 
 
 def _write_adapter_config(run: Path, package: Path, model_name: str) -> None:
@@ -81,6 +88,12 @@ def _write_adapter_config(run: Path, package: Path, model_name: str) -> None:
     trained.auto_mapping = None
     trained.inference_mode = True
     trained.save_pretrained(str((package / LAYOUT.adapter_config).parent))
+
+
+def _without_origins(config: dict[str, Any]) -> dict[str, Any]:
+    """Without ``_name_or_path``: where the backbone lay on the machine that trained."""
+    kept = {key: value for key, value in config.items() if key != "_name_or_path"}
+    return {key: _without_origins(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _hide_examples(audit: Path) -> None:

@@ -1,13 +1,26 @@
-"""The package: which files it holds, once, as frozen data; and where the model card's template lies."""
+"""The package: which files it holds, once, as frozen data; its seal; and where the model card's template lies."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 
 class ReleaseError(RuntimeError):
     """A run or package that cannot be released; the message names the remedy."""
+
+
+class RefusedError(ReleaseError):
+    """A package that its check refuses.
+
+    Attributes:
+        problems: all of them, each with its remedy.
+    """
+
+    def __init__(self, where: str, problems: list[str]) -> None:
+        super().__init__(f"{where}: {len(problems)} problem{'s' * (len(problems) != 1)}")
+        self.problems = problems
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,18 @@ class Layout:
     audit: str = "audit.json"
     recipe: str = "recipe.yaml"
     environment: str = "environment.json"
+    timing: str = "timing.json"
+    context: str = "context.json"
+    scores: str = "scores.md"
+    label_frequencies_plot: str = "label_frequencies.png"
+    per_label_plot: str = "per_label.png"
+    precision_recall_plot: str = "precision_recall.png"
+    thresholds_plot: str = "thresholds.png"
+    confusions_plot: str = "confusions.png"
+    reliability_plot: str = "reliability.png"
+    requirements: str = "requirements.txt"
+    handler: str = "handler.py"
+    sums: str = "SHA256SUMS"
 
     def files(self) -> tuple[str, ...]:
         """All of them."""
@@ -48,8 +73,39 @@ RECORDED = (
     LAYOUT.audit,
     LAYOUT.recipe,
     LAYOUT.environment,
+    LAYOUT.timing,
+    LAYOUT.context,
+    LAYOUT.scores,
+    LAYOUT.label_frequencies_plot,
+    LAYOUT.per_label_plot,
+    LAYOUT.precision_recall_plot,
+    LAYOUT.thresholds_plot,
+    LAYOUT.confusions_plot,
+    LAYOUT.reliability_plot,
 )
 """Files that the package takes from the run folder as they are."""
+
+
+_OF_THE_HUB = (".gitattributes", ".cache/huggingface/")
+"""What the Hub and its client put beside a package; it is never pushed."""
+
+
+def package_files(package: Path) -> list[str]:
+    """Everything in a package's folder, sorted, relative to it; but for what the Hub's client keeps there."""
+    names = sorted(path.relative_to(package).as_posix() for path in package.rglob("*") if not path.is_dir())
+    return [name for name in names if not name.startswith(_OF_THE_HUB)]
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(package: Path) -> None:
+    """Write ``SHA256SUMS`` over every other file, for ``sha256sum -c``; to be done after each change."""
+    lines = [f"{sha256(package / name)}  {name}\n" for name in package_files(package) if name != LAYOUT.sums]
+    (package / LAYOUT.sums).write_text("".join(lines), encoding="utf-8")
 
 
 def template_path() -> Path:

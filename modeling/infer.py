@@ -19,13 +19,16 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import logging
+import math
 import os
 import re
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -33,11 +36,19 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 import torch
 from huggingface_hub import constants, hf_hub_download, snapshot_download
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, MistralConfig, MistralModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BitsAndBytesConfig,
+    MistralConfig,
+    MistralModel,
+    PreTrainedModel,
+    TextClassificationPipeline,
+)
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
@@ -48,6 +59,14 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 PROGRESS_BAR_FROM = 2_000
 """Number of texts from which a progress bar is worth its line."""
+
+
+class PackageError(ValueError):
+    """A package that is broken, or not what it claims; ``file`` is where, the message adds what and the remedy."""
+
+    def __init__(self, file: str, what: str, remedy: str = "export or download the package again") -> None:
+        super().__init__(f"{file} {what}. Remedy: {remedy}")
+        self.file = file
 
 
 # Configuration
@@ -505,14 +524,18 @@ def load_backbone(
     """
     quantization_config = _quantization_config(quantization)
     source = str(convert_bundled_backbone()) if name == BUNDLED_BACKBONE else name
-    options: dict[str, Any] = {"revision": revision, "dtype": torch.bfloat16 if quantization_config else dtype}
+    options: dict[str, Any] = {
+        "revision": revision,
+        "dtype": torch.bfloat16 if quantization_config else dtype,
+        "trust_remote_code": False,
+    }
     if quantization_config:
         options |= {"quantization_config": quantization_config, "device_map": {"": device}}
     if not one_token:
         model = AutoModel.from_pretrained(source, **options)
         model = getattr(model, "language_model", model)
     else:
-        config = AutoConfig.from_pretrained(source, revision=revision).get_text_config()
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False).get_text_config()
         if config.model_type != "mistral":
             raise ValueError(f"{name} is of the architecture {config.model_type}, not mistral")
         model, loaded = cast(Any, OneTokenMistral).from_pretrained(
@@ -550,7 +573,7 @@ class EmotionModel(PreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, len(config.emotion_labels))
         self.post_init()
         # After post_init, which would draw a loaded backbone's weights anew.
-        self.backbone: Any = backbone if backbone is not None else _build_backbone(config)
+        self.backbone: Any = backbone if backbone is not None else build_backbone(config)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -596,35 +619,59 @@ class EmotionModel(PreTrainedModel):
     ) -> EmotionModel:
         """Load a package: its heads, its adapter, and the frozen backbone that it names.
 
-        ``fuse`` makes it faster where it can, for inference alone, see :class:`FusedOneTokenMistral`. A folder written by ``save_pretrained`` (with the whole model in it) loads the way of every other model.
+        ``fuse`` makes it faster where it can, for inference alone, see :class:`FusedOneTokenMistral`. A folder
+        written by ``save_pretrained`` (with the whole model in it) loads the way of every other model.
+
+        Raises:
+            PackageError: a file is broken, hostile or does not fit the others; nothing of it was executed.
         """
         hub = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
         folder = _local_folder(pretrained_model_name_or_path, revision, **hub)
-        if not (folder / "lora_adapter").is_dir():
+        refuse_foreign_links(folder)
+        found = read_config(folder)
+        if any(folder.glob("model*.safetensors")) and not (folder / "lora_adapter").exists():
             return super().from_pretrained(folder, *model_args, config=config, dtype=dtype, **kwargs)
         unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in _AUTO_MODEL_OPTIONS)
         if unknown:
             raise TypeError(f"a package does not take {', '.join(unknown)}; dtype, device and revision can be given")
-        if config is None:
-            config = EmotionConfig.from_pretrained(folder)
+        config = config or found
         if dtype is None or dtype == "auto":
             dtype = torch.float32
         elif isinstance(dtype, str):
             dtype = cast(torch.dtype, getattr(torch, dtype))
-        backbone = load_backbone(
-            config.model_name, config.base_model_revision, config.quantization, dtype, device, config.reads_one_token
-        )
+        head = read_head(folder, config)
+        backbone = _fetch_backbone(config, dtype, device)
         model = cast(Any, cls(config, backbone)).to(device)
-        head = _load_head(folder)
-        model.projection.load_state_dict(head["projection"])
-        model.classifier.load_state_dict(head["classifier"])
-        model.backbone = PeftModel.from_pretrained(backbone, str(folder / "lora_adapter"))
+        for part in ("projection", "classifier"):
+            weights = {key.removeprefix(f"{part}."): value for key, value in head.items() if key.startswith(part)}
+            getattr(model, part).load_state_dict(weights)
+        model.backbone, adapter = read_adapter(folder, config, backbone)
+        set_peft_model_state_dict(model.backbone, adapter)
         if fuse and config.reads_one_token and config.quantization == "none":
             model.backbone = FusedOneTokenMistral(model.backbone)
         return model.eval()
 
 
-def _build_backbone(config: EmotionConfig) -> nn.Module:
+def _fetch_backbone(config: EmotionConfig, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:
+    try:
+        backbone = load_backbone(
+            config.model_name, config.base_model_revision, config.quantization, dtype, device, config.reads_one_token
+        )
+    except (OSError, ValueError) as error:
+        raise PackageError(
+            "config.json",
+            f"names the backbone {config.model_name}, which cannot be loaded: {error}",
+            "look at model_name and base_model_revision, and at the network",
+        ) from error
+    if backbone.config.hidden_size != config.hidden_size:
+        raise PackageError(
+            "config.json", f"has hidden_size {config.hidden_size}, its backbone {backbone.config.hidden_size}"
+        )
+    return backbone
+
+
+def build_backbone(config: EmotionConfig) -> nn.Module:
+    """The language model of a configuration's ``backbone_config``, with random weights."""
     if config.head == "mlp":
         return nn.Identity()
     if config.backbone_config is None:
@@ -632,7 +679,9 @@ def _build_backbone(config: EmotionConfig) -> nn.Module:
     settings = dict(config.backbone_config)
     if config.reads_one_token:
         return OneTokenMistral(MistralConfig(**settings))
-    backbone = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    backbone = AutoModel.from_config(
+        AutoConfig.for_model(settings.pop("model_type"), **settings), trust_remote_code=False
+    )
     return getattr(backbone, "language_model", backbone)
 
 
@@ -650,18 +699,292 @@ def _local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None
     return Path(snapshot_download(str(folder_or_hub_id), revision=revision, **hub))
 
 
-def _load_head(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """The weights of projection and classifier; ``head.safetensors`` is preferred, no pickle is ever executed."""
-    if (folder / "head.safetensors").exists():
-        flat = load_file(folder / "head.safetensors")
-        head: dict[str, dict[str, torch.Tensor]] = {"projection": {}, "classifier": {}}
-        for key, tensor in flat.items():
-            part, _, name = key.partition(".")
-            head[part][name] = tensor
-        return head
-    return cast(
-        dict[str, dict[str, torch.Tensor]],
-        torch.load(folder / "head_weights.pt", map_location="cpu", weights_only=True),
+# What a package holds is a stranger's: each file is read as data, and refused unless it is what the others expect
+
+
+AUTO_MAP = {"AutoConfig": "infer.EmotionConfig", "AutoModelForSequenceClassification": "infer.EmotionModel"}
+CUSTOM_PIPELINES = {
+    "text-classification": {"impl": "infer.EmotionPipeline", "pt": ["AutoModelForSequenceClassification"]}
+}
+_MAX_JSON_BYTES = 2**24
+_MAX_SIZE = 2**20
+_MAX_RANK = 2**12
+_PLAIN_PATTERN = r"(?:[A-Za-z0-9_|()]|\\\.|\\[dw]\+?)+"
+"""Regular expressions that cannot take for ever: no repeated group, and (see below) few repetitions."""
+_ADAPTER_FIELDS = {
+    *("peft_type", "peft_version", "task_type", "inference_mode", "base_model_name_or_path", "revision"),
+    *("r", "lora_alpha", "lora_dropout", "target_modules"),
+}
+
+
+def refuse_foreign_links(folder: Path) -> None:
+    """Refuse links that leave the folder; the Hub's cache itself links a snapshot's files to its blobs."""
+    root = folder.resolve()
+    homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and not any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes):
+            raise PackageError(path.relative_to(folder).as_posix(), "is a link that leaves the package", "delete it")
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a package.
+
+    Raises:
+        PackageError: it is missing, huge, no UTF-8 or no strict JSON; or a key stands twice, which readers resolve
+            differently.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            raise ValueError("a key stands twice")
+        return content
+
+    def no_number(text: str) -> None:
+        raise ValueError(f"{text} is no number of JSON")
+
+    try:
+        if (folder / name).stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"more than {_MAX_JSON_BYTES:,} bytes")
+        text = (folder / name).read_bytes().decode("utf-8")
+        content = json.loads(text, object_pairs_hook=unique, parse_constant=no_number)
+    except FileNotFoundError:
+        raise PackageError(name, "is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise PackageError(name, f"cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise PackageError(name, "holds no JSON object")
+    return content
+
+
+def read_config(folder: Path) -> EmotionConfig:
+    """The configuration of a package.
+
+    Raises:
+        PackageError: the message names every field that is not as :class:`EmotionConfig` says.
+    """
+    content = read_json(folder, "config.json")
+    problems = list(_config_problems(content))
+    if problems:
+        raise PackageError("config.json", f"is not valid: {'; '.join(problems)}")
+    try:
+        return EmotionConfig.from_pretrained(folder)
+    except Exception as error:  # transformers checks the fields that are its own with many kinds of exception
+        raise PackageError("config.json", f"is not valid: {error}") from error
+
+
+def _config_problems(config: dict[str, Any]) -> Iterator[str]:
+    version = config.get("schema_version", SCHEMA_VERSION)
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        yield f"schema_version is {version!r}, this infer.py reads up to {SCHEMA_VERSION} (use the package's own infer.py)"
+    for key in ("embed_dim", "hidden_size"):
+        if type(config.get(key)) is not int or not 2 <= config[key] <= _MAX_SIZE:
+            yield f"{key} is {config.get(key)!r}, not a width"
+    for key in ("threshold", "head_dropout"):
+        if key in config and not _is_probability(config[key]):
+            yield f"{key} is {config[key]!r}, not between 0 and 1"
+    for key, allowed in (
+        ("model_type", (EmotionConfig.model_type,)),
+        ("head", ("backbone", "mlp")),
+        ("prefix", ("none", "bos")),
+        ("one_token", (True, False)),
+        ("problem_type", ("multi_label_classification",)),
+        ("quantization", ("none", "nf4", "8bit")),
+    ):
+        if key in config and config[key] not in allowed:
+            yield f"{key} is {config[key]!r}, not one of {', '.join(map(str, allowed))}"
+    texts = ("encoder", "encoder_version", "threshold_source", "dataset", "dataset_revision")
+    for key, kind in {
+        **dict.fromkeys(texts, str),
+        "base_model_revision": str | None,
+        "backbone_config": dict | None,
+    }.items():
+        if key in config and not isinstance(config[key], kind):
+            yield f"{key} is {config[key]!r:.80}"
+    if config.get("head") != "mlp" and not (isinstance(config.get("model_name"), str) and config["model_name"]):
+        yield "model_name names no backbone"
+    # Other references to code would be followed by the Auto classes, into other repositories too.
+    for key, own in (("auto_map", AUTO_MAP), ("custom_pipelines", CUSTOM_PIPELINES)):
+        used = config.get(key, {})
+        if not isinstance(used, dict) or not used.items() <= own.items():
+            yield f"{key} names code other than the package's infer.py"
+    backbone = config.get("backbone_config")
+    for part in (config, backbone if isinstance(backbone, dict) else {}):
+        # An attention implementation may be a repository of compiled code.
+        yield from (f"{key} is {part[key]!r:.80}" for key in part if "implementation" in key and part[key])
+    yield from _label_problems(config)
+
+
+def _label_problems(config: dict[str, Any]) -> Iterator[str]:
+    labels = config.get("emotion_labels")
+    if not isinstance(labels, list) or not labels or not all(isinstance(x, str) and x.strip() for x in labels):
+        yield "emotion_labels is no list of names"
+        return
+    if len(set(labels)) < len(labels):
+        yield "emotion_labels names a label twice"
+    expected = {
+        "num_labels": len(labels),
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            yield f"{key} and emotion_labels differ"
+    thresholds, unreliable = config.get("thresholds", {}), config.get("unreliable_labels", [])
+    if not isinstance(thresholds, dict) or not all(_is_probability(value) for value in thresholds.values()):
+        yield "thresholds is no object of numbers between 0 and 1"
+    elif not set(thresholds) <= set(labels):
+        yield "thresholds names labels that emotion_labels does not"
+    if not isinstance(unreliable, list) or not all(label in labels for label in unreliable):
+        yield "unreliable_labels names labels that emotion_labels does not"
+
+
+def _is_probability(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def read_head(folder: Path, config: EmotionConfig) -> dict[str, torch.Tensor]:
+    """The weights of projection and classifier, under keys such as ``projection.0.weight``; no pickle is executed.
+
+    Raises:
+        PackageError: see :func:`read_head_file`; or the two files differ, or both are missing.
+    """
+    heads = [read_head_file(folder, name, config) for name in HEAD_FILES if (folder / name).exists()]
+    if not heads:
+        raise PackageError(" and ".join(HEAD_FILES), "are missing")
+    # Bits, not values: a zero has two signs.
+    bits = [{key: value.contiguous().view(torch.uint8) for key, value in head.items()} for head in heads]
+    if any(not torch.equal(bits[0][key], bits[-1][key]) for key in bits[0]):
+        raise PackageError(" and ".join(HEAD_FILES), "hold different weights")
+    return heads[0]
+
+
+HEAD_FILES = ("head.safetensors", "head_weights.pt")
+
+
+def read_head_file(folder: Path, name: str, config: EmotionConfig) -> dict[str, torch.Tensor]:
+    """The weights in one of :data:`HEAD_FILES`.
+
+    Raises:
+        PackageError: it is damaged, holds anything but plain tensors, or names, shapes or values are not a head's.
+    """
+    with torch.device("meta"):
+        head = nn.ModuleDict(
+            {
+                "projection": build_projection(config.embed_dim, config.hidden_size),
+                "classifier": nn.Linear(config.hidden_size, len(config.emotion_labels)),
+            }
+        )
+    try:
+        tensors = load_file(folder / name) if name.endswith(".safetensors") else _load_tensors_of_pickle(folder / name)
+    except Exception as error:  # a hostile file can make its parser raise anything
+        kind = type(error).__name__
+        raise PackageError(name, f"is damaged, or holds something other than plain tensors ({kind})") from None
+    _refuse_other_tensors(name, tensors, {key: value.shape for key, value in head.state_dict().items()})
+    return tensors
+
+
+def _load_tensors_of_pickle(path: Path) -> dict[str, torch.Tensor]:
+    with zipfile.ZipFile(path) as archive:  # torch.save compresses nothing; what expands could fill the memory
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("compressed")
+    nested = torch.load(path, map_location="cpu", weights_only=True)
+    return {f"{part}.{key}": value for part, weights in nested.items() for key, value in weights.items()}
+
+
+def _refuse_other_tensors(file: str, tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
+    for what, keys in (("lacks", set(shapes) - set(tensors)), ("has unknown", set(tensors) - set(shapes))):
+        if keys:
+            raise PackageError(file, f"{what} tensors: {', '.join(sorted(map(str, keys))[:3])} (of {len(keys)})")
+    for key, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+            raise PackageError(file, f"holds no plain tensor under {key}")
+        if tensor.shape != tuple(shapes[key]):
+            raise PackageError(file, f"has {key} of shape {[*tensor.shape]}, not {[*shapes[key]]}")
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise PackageError(file, f"has values in {key} that are no finite floating-point numbers")
+
+
+ADAPTER_FILES = ("lora_adapter/adapter_model.safetensors", "lora_adapter/adapter_config.json")
+
+
+def read_adapter(folder: Path, config: EmotionConfig, backbone: nn.Module) -> tuple[PeftModel, dict[str, torch.Tensor]]:
+    """The backbone with untrained LoRA layers, changed in place, and the weights for them.
+
+    The keys of an adapter of a vision-language checkpoint are mapped to its language model; what it has for the
+    vision tower is left out.
+
+    Raises:
+        PackageError: damaged; or its tensors are not those that its configuration asks for on this backbone.
+    """
+    name = ADAPTER_FILES[0]
+    settings = _read_adapter_config(folder, config)
+    try:
+        tensors = load_file(folder / name)
+    except Exception as error:  # a hostile file can make its parser raise anything
+        raise PackageError(name, f"is missing or damaged ({type(error).__name__})") from None
+    # Before layers of that rank are made: their size would be the configuration's word alone.
+    if {tuple(value.shape)[:1] for key, value in tensors.items() if ".lora_A." in key} != {(settings.r,)}:
+        raise PackageError(
+            name, f"has no tensors, or tensors of another rank than r {settings.r} in {ADAPTER_FILES[1]}"
+        )
+    try:
+        model = get_peft_model(cast(PreTrainedModel, backbone), settings)
+        expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    except (ValueError, TypeError) as error:
+        raise PackageError(ADAPTER_FILES[1], f"does not fit the backbone {config.model_name}: {error}") from None
+    vision = r"base_model\.model\.(?:model\.)?(?:vision_tower|multi_modal_projector)\."
+    found = {
+        re.sub(r"^(base_model\.model\.)(?:model\.)?language_model\.(?:model\.)?", r"\1", key): value
+        for key, value in tensors.items()
+        if not re.match(vision, key)
+    }
+    if unused := len(tensors) - len(found):
+        logger.warning("%s: left out %d tensors of the vision tower, which no text reaches", name, unused)
+    if isinstance(backbone, OneTokenMistral):  # an adapter with them says the same: they get no gradient
+        found = {key: value for key, value in found.items() if not re.search(r"\.[qk]_proj\.", key)}
+    _refuse_other_tensors(name, found, {key: value.shape for key, value in expected.items()})
+    return cast(PeftModel, model), found
+
+
+def _read_adapter_config(folder: Path, config: EmotionConfig) -> LoraConfig:
+    """LoRA's rank, scale and places; every other setting must be PEFT's default, since some import or run code."""
+    name = ADAPTER_FILES[1]
+    settings = read_json(folder, name)
+    defaults = LoraConfig().to_dict()
+    for key in sorted(settings.keys() - _ADAPTER_FIELDS):
+        value = settings[key]
+        if key == "auto_mapping" and isinstance(value, dict):  # what PEFT notes of the model that was trained
+            value = not str(value.get("parent_library")).startswith("transformers.")
+        if value and value != defaults.get(key):
+            raise PackageError(name, f"sets {key}, which a package may not")
+    if settings.get("peft_type") != "LORA":
+        raise PackageError(name, f"is of type {settings.get('peft_type')!r}, not LORA")
+    if settings.get("base_model_name_or_path") not in (None, "", config.model_name):
+        raise PackageError(
+            name,
+            f"names another backbone than config.json: {settings['base_model_name_or_path']}",
+            "name the same in both",
+        )
+    rank, alpha, targets = settings.get("r"), settings.get("lora_alpha"), settings.get("target_modules")
+    if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
+        raise PackageError(name, f"has rank r {rank!r}, not between 1 and {_MAX_RANK}")
+    if type(alpha) not in (int, float) or not math.isfinite(cast(float, alpha)):
+        raise PackageError(name, f"has lora_alpha {alpha!r}, no number")
+    names = [targets] if isinstance(targets, str) else targets
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(
+            isinstance(x, str) and len(x) < 500 and re.fullmatch(_PLAIN_PATTERN, x) and x.count("+") <= 3 for x in names
+        )
+    ):
+        raise PackageError(name, f"has target_modules {targets!r:.80}, neither names nor a plain pattern")
+    return LoraConfig(
+        r=rank,
+        lora_alpha=cast(int, alpha),
+        target_modules=targets,
+        inference_mode=True,
     )
 
 
@@ -724,6 +1047,11 @@ class EmotionClassifier:
         revision: branch, tag or commit on the Hub.
         batch_size: rows that go through the backbone at once.
         encoder: a callable texts → [N, E] that stands in for the package's own encoder.
+        fuse: compute the same faster where that is possible, see :class:`FusedOneTokenMistral`.
+
+    Raises:
+        PackageError: a file of the package is broken, hostile or does not fit the others.
+        FileNotFoundError: neither a folder nor a Hub id.
     """
 
     def __init__(
@@ -734,13 +1062,14 @@ class EmotionClassifier:
         revision: str | None = None,
         batch_size: int = 64,
         encoder: Encoder | None = None,
+        fuse: bool = True,
     ) -> None:
         self.device, device_reason = _choose_device(device)
         self.dtype, dtype_reason = _choose_dtype(dtype, self.device)
         logger.info("device %s (%s), dtype %s (%s)", self.device, device_reason, self.dtype, dtype_reason)
         folder = _local_folder(folder_or_hub_id, revision)
-        self.config = EmotionConfig.from_pretrained(folder)
-        self.model = EmotionModel.from_pretrained(folder, config=self.config, dtype=self.dtype, device=self.device)
+        self.model = EmotionModel.from_pretrained(folder, dtype=self.dtype, device=self.device, fuse=fuse)
+        self.config = cast(EmotionConfig, self.model.config)
         self.labels: list[str] = list(self.config.emotion_labels)
         self.batch_size = batch_size
         self._encoder = encoder
@@ -842,6 +1171,43 @@ class EmotionClassifier:
         return np.array([values.get(label, self.config.threshold) for label in self.labels])
 
 
+class EmotionPipeline(TextClassificationPipeline):
+    """``pipeline("text-classification", model=…, trust_remote_code=True, top_k=None)``: texts → labels with scores.
+
+    Scores are sigmoid probabilities, ``top_k=None`` gives all of them; what they should reach to count is in
+    ``model.config.thresholds``. Options of a tokenizer (``truncation=True``) change nothing: there is none.
+    """
+
+    _load_tokenizer = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._classifier = EmotionClassifier.from_model(cast(EmotionModel, self.model))
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """Accept the model; the list is of transformers' own models."""
+
+    def preprocess(self, inputs: str | list[str], **tokenizer_kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]  # no tokenizer's output
+        """One text, or a batch of them, as ``{"embeddings": float32 [B, E]}``."""
+        return {"embeddings": torch.from_numpy(self._classifier.embed([inputs] if isinstance(inputs, str) else inputs))}
+
+    def get_iterator(  # the parent's needs a tokenizer to make batches
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[Any]:
+        """Results one by one, computed batch by batch when they are asked for."""
+        # A dataset of torch has a length and items; it need not be iterable.
+        texts = (inputs[i] for i in range(len(inputs))) if hasattr(inputs, "__len__") else iter(inputs)
+        while batch := list(itertools.islice(texts, batch_size)):
+            logits = self.forward(self.preprocess(batch, **preprocess_params), **forward_params)["logits"]
+            yield from (self.postprocess({"logits": row[None]}, **postprocess_params) for row in logits)
+
+
 # Shell
 
 
@@ -867,11 +1233,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--exclude_unreliable", action="store_true", help="leave out labels with too few test rows")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …")
     arguments = parser.parse_args(argv)
-    texts = _check_texts(arguments.texts + (_read_texts(arguments.input) if arguments.input else []))
-    if not texts:
-        parser.error("no text given: write texts after the command, or --input FILE")
-    classifier = EmotionClassifier(arguments.model, device=arguments.device)
-    results = classifier.predict(texts, arguments.threshold, arguments.exclude_unreliable, arguments.top_k)
+    try:
+        texts = _check_texts(arguments.texts + (_read_texts(arguments.input) if arguments.input else []))
+        if not texts:
+            parser.error("no text given: write texts after the command, or --input FILE")
+        classifier = EmotionClassifier(arguments.model, device=arguments.device)
+        results = classifier.predict(texts, arguments.threshold, arguments.exclude_unreliable, arguments.top_k)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     lines = [
         json.dumps({"text": text, "emotions": emotions}, ensure_ascii=False)
         for text, emotions in zip(texts, results, strict=True)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import MistralConfig, MistralModel
+
+from tests import HUB_CACHE
+from tests.cards import Change, edit
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBED_DIM = 12
@@ -40,13 +46,31 @@ def fake_encoder(texts: list[str]) -> np.ndarray:
     return np.array(rows, dtype=np.float32).reshape(len(texts), EMBED_DIM)
 
 
+def add_to_hub_cache(repo_id: str, folder: Path, cache: Path = HUB_CACHE) -> Path:
+    """Put a folder into a cache of the Hub as if it had been downloaded from ``repo_id``; the snapshot's folder."""
+    revision = hashlib.sha1(repo_id.encode()).hexdigest()
+    repository = cache / f"models--{repo_id.replace('/', '--')}"
+    snapshot = repository / "snapshots" / revision
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        blob = repository / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, blob)
+        link = snapshot / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    return snapshot
+
+
 @pytest.fixture(scope="session")
-def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny random Mistral."""
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Hub id of a tiny random Mistral, which lies in the Hub's cache."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("backbone")
     MistralModel(tiny_config()).save_pretrained(folder)
-    return folder
+    add_to_hub_cache("tiny/mistral", folder)
+    return "tiny/mistral"
 
 
 def write_corpus(folder: Path, rows: int = 48) -> Path:
@@ -62,7 +86,7 @@ def write_corpus(folder: Path, rows: int = 48) -> Path:
     return folder
 
 
-def tiny_flags(corpus: Path, backbone: Path, output: Path) -> list[str]:
+def tiny_flags(corpus: Path, backbone: str | Path, output: Path) -> list[str]:
     """Flags of a run on the tiny backbone that takes about a second an epoch."""
     return (
         f"--recipe quickstart --dataset files --data_dir {corpus} --labels {' '.join(LABELS)} --model_name {backbone} "
@@ -71,7 +95,7 @@ def tiny_flags(corpus: Path, backbone: Path, output: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> Path:
     """A run folder made by the real entry point, with the real default encoder."""
     from training.run import main
 
@@ -90,3 +114,37 @@ def package(finished_run: Path) -> Path:
     folder = finished_run.parent / "package"
     export(finished_run, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def carded(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package with, in its files, rows that were copied and a part of test apart."""
+    from hub_release.card import write_card
+
+    folder = shutil.copytree(package, tmp_path_factory.mktemp("card") / "package")
+
+    def copied(audit: Any) -> None:
+        audit["copies"]["test_in_train"] |= {"exact": 1_203, "normalised": 4, "near": 5, "rows": 1_212}
+        audit["audit_policy"] = {"policy": "drop-from-train", "rows_dropped": 3_017}
+
+    def apart(metrics: Any) -> None:
+        metrics["test_without_copies"] = metrics["validation"]
+
+    edit(folder / "audit.json", copied)
+    edit(folder / "metrics.json", apart)
+    write_card(folder)
+    return folder
+
+
+@pytest.fixture
+def changed(carded: Path, tmp_path: Path) -> Callable[..., str]:
+    """Renders the card of a copy with some of its JSON files changed."""
+    from hub_release.card import render_card
+
+    def render(**changes: Change) -> str:
+        copy = shutil.copytree(carded, tmp_path / "copy", dirs_exist_ok=True)
+        for name, change in changes.items():
+            edit(copy / f"{name}.json", change)
+        return render_card(copy)
+
+    return render

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from peft import PeftModel
@@ -69,8 +67,8 @@ def test_the_real_backbone_in_every_form() -> None:
         load_backbone(BUNDLED_BACKBONE, one_token=True)(inputs_embeds=tokens[:2].view(1, 2, 576))
 
 
-def test_gradients_are_those_of_the_whole_model(tiny_backbone: Path) -> None:
-    whole, one = (model_with_lora(str(tiny_backbone), one_token) for one_token in (False, True))
+def test_gradients_are_those_of_the_whole_model(tiny_backbone: str) -> None:
+    whole, one = (model_with_lora(tiny_backbone, one_token) for one_token in (False, True))
     (expected, theirs), (found, ours) = gradients(whole), gradients(one)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     idle = {name for name in theirs if name.split(".")[-4] in IDLE}
@@ -81,8 +79,8 @@ def test_gradients_are_those_of_the_whole_model(tiny_backbone: Path) -> None:
     assert sum(isinstance(module, LoraLinear) for module in one.modules()) == 2 * 5
 
 
-def test_bfloat16_matrices_train_as_autocast_does(tiny_backbone: Path) -> None:
-    full, half = (model_with_lora(str(tiny_backbone), True, dtype) for dtype in (torch.float32, torch.bfloat16))
+def test_bfloat16_matrices_train_as_autocast_does(tiny_backbone: str) -> None:
+    full, half = (model_with_lora(tiny_backbone, True, dtype) for dtype in (torch.float32, torch.bfloat16))
     assert {p.dtype for name, p in half.named_parameters() if "base_layer" in name} == {torch.bfloat16}
     assert {p.dtype for name, p in half.named_parameters() if "base_layer" not in name} == {torch.float32}
     (expected, theirs), (found, ours) = gradients(full, autocast=True), gradients(half, autocast=True)
@@ -91,8 +89,8 @@ def test_bfloat16_matrices_train_as_autocast_does(tiny_backbone: Path) -> None:
         assert torch.cosine_similarity(ours[name].flatten(), theirs[name].flatten(), dim=0) > 0.9999
 
 
-def test_float32_comes_back_for_scoring(tiny_backbone: Path) -> None:
-    full, half = (model_with_lora(str(tiny_backbone), True, dtype) for dtype in (torch.float32, torch.bfloat16))
+def test_float32_comes_back_for_scoring(tiny_backbone: str) -> None:
+    full, half = (model_with_lora(tiny_backbone, True, dtype) for dtype in (torch.float32, torch.bfloat16))
     restore_float32(half.get_base_model())
     expected, found = (model.get_base_model().backbone.state_dict() for model in (full, half))
     assert set(expected) == set(found) and len(found) == 2 * (5 * 3 + 2) + 1
@@ -100,8 +98,8 @@ def test_float32_comes_back_for_scoring(tiny_backbone: Path) -> None:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
 
 
-def test_an_adapter_is_merged_into_the_fused_backbone(tiny_backbone: Path) -> None:
-    model = model_with_lora(str(tiny_backbone), one_token=True).get_base_model()
+def test_an_adapter_is_merged_into_the_fused_backbone(tiny_backbone: str) -> None:
+    model = model_with_lora(tiny_backbone, one_token=True).get_base_model()
     tokens = torch.randn(5, 1, 16)
     with torch.no_grad():
         expected = model.backbone(inputs_embeds=tokens).last_hidden_state

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import MistralModel
-from typer.testing import CliRunner
 
-from hub_release.check import check
-from hub_release.cli import app
+from hub_release.check import inspect
 from hub_release.export import export
 from hub_release.package import LAYOUT, ReleaseError
 from modeling import infer
 from modeling.infer import EmotionClassifier
-from tests.conftest import LABELS, ROOT, tiny_flags
+from tests.conftest import LABELS, ROOT, add_to_hub_cache, tiny_flags
 from training.run import main
 
 TEXTS = [
@@ -62,29 +61,6 @@ def test_layout_and_head_twins(package: Path) -> None:
     assert all(path.stat().st_size < 1_000_000 for path in package.rglob("*"))
 
 
-def test_check_passes_and_names_what_is_broken(package: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["check", str(package)])
-    assert result.exit_code == 0, result.output
-    broken = shutil.copytree(package, tmp_path / "broken")
-    golden = json.loads((broken / "golden.json").read_text())
-    golden["rows"][0]["probabilities"][0] += 0.01
-    (broken / "golden.json").write_text(json.dumps(golden))
-    card = (broken / "README.md").read_text()
-    (broken / "README.md").write_text(card.replace("macro F1", "makro F1", 1))
-    problems = check(broken)
-    assert len(problems) == 2 and "README.md" in problems[0] and "golden probabilities differ" in problems[1]
-    (broken / "infer.py").unlink()
-    assert check(broken) == ["infer.py is missing. Remedy: hub_release export again"]
-
-
-def test_swapped_labels_are_found(package: Path, tmp_path: Path) -> None:
-    swapped = shutil.copytree(package, tmp_path / "swapped")
-    config = json.loads((swapped / "config.json").read_text())
-    config["emotion_labels"] = config["emotion_labels"][::-1]
-    (swapped / "config.json").write_text(json.dumps(config))
-    assert any("different labels" in problem for problem in check(swapped))
-
-
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_parity_for_every_batch_size_and_order(package: Path, batch_size: int) -> None:
     golden = json.loads((package / "golden.json").read_text())
@@ -107,28 +83,108 @@ def test_adapter_loads_with_peft_alone(package: Path, classifier: EmotionClassif
     )
 
 
-def test_auto_model_gives_the_same_logits(package: Path, classifier: EmotionClassifier) -> None:
-    code = (
-        "import sys, numpy as np, torch\n"
-        "from transformers import AutoModelForSequenceClassification as A\n"
-        "m = A.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "e = torch.from_numpy(np.load(sys.argv[2]))\n"
-        "with torch.no_grad(): np.save(sys.argv[3], m(embeddings=e).logits.numpy())\n"
-    )
-    embeddings = classifier.embed(TEXTS)
-    folder = package.parent
-    np.save(folder / "e.npy", embeddings)
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
-    subprocess.run(
-        [sys.executable, "-I", "-c", code, str(package), str(folder / "e.npy"), str(folder / "l.npy")],
-        check=True,
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-    )
+STRANGER = """
+import importlib.util, json, sys
+sys.dont_write_bytecode = True
+
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("modeling", "training", "hub_release"):
+            raise ImportError(name)
+
+
+sys.meta_path.insert(0, Blocker())
+import numpy as np, torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+folder, texts = sys.argv[1], json.loads(sys.argv[3])
+embeddings = torch.tensor(json.loads(sys.stdin.read()))
+said = {}
+for place in (folder, sys.argv[2]):
+    config = AutoConfig.from_pretrained(place, trust_remote_code=True)
+    model = AutoModelForSequenceClassification.from_pretrained(place, trust_remote_code=True)
     with torch.no_grad():
-        expected = classifier.model(torch.from_numpy(embeddings)).logits.numpy()
-    np.testing.assert_allclose(np.load(folder / "l.npy"), expected, atol=1e-5)
+        logits = model(embeddings=embeddings).logits
+    pipe = pipeline("text-classification", model=place, trust_remote_code=True, top_k=None)
+    said[place] = {
+        "config": config.thresholds,
+        "pipe": pipe.model.config.thresholds,
+        "logits": logits.tolist(),
+        "one": pipe(texts[0]),
+        "list": pipe(texts),
+        "batches": pipe(texts, batch_size=3, truncation=True),
+        "generator": list(pipe(text for text in texts)),
+        "dataset": list(pipe(KeyDataset([{"t": text} for text in texts], "t"), batch_size=2)),
+        "two": pipe(texts, top_k=2),
+    }
+specification = importlib.util.spec_from_file_location("handler", folder + "/handler.py")
+handler = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(handler)
+endpoint = handler.EndpointHandler(folder)
+said["endpoint"] = [
+    endpoint({"inputs": texts, "parameters": {"threshold": 0.0}}),
+    endpoint({"inputs": texts[0], "parameters": {"threshold": {"joy": 0.0}, "top_k": 1}}),
+    endpoint({"inputs": texts}),
+]
+said["errors"] = []
+for data in (
+    {},
+    {"inputs": [1]},
+    {"inputs": "a", "parameters": {"treshold": 0.1}},
+    {"inputs": "a", "parameters": {"threshold": 2}},
+    {"inputs": "a", "parameters": {"threshold": {"hope": 0.2}}},
+    {"inputs": "a", "parameters": {"top_k": 0}},
+    {"inputs": "a", "parameters": {"exclude_unreliable": 1}},
+):
+    try:
+        endpoint(data)
+    except ValueError as error:
+        said["errors"].append(str(error))
+print(json.dumps(said))
+"""
+
+
+def scores(results: list[list[dict[str, Any]]]) -> np.ndarray:
+    return np.array([[{row["label"]: row["score"] for row in result}[label] for label in LABELS] for result in results])
+
+
+def test_auto_classes_pipeline_and_endpoint_in_a_process_of_a_stranger(
+    package: Path, classifier: EmotionClassifier, tmp_path: Path
+) -> None:
+    """From a folder and from the Hub's cache, on raw text, what EmotionClassifier says."""
+    add_to_hub_cache("stranger/emotions", package)
+    texts = [text for text in TEXTS if len(text) < 100]
+    embeddings, probabilities = classifier.embed(texts), classifier.predict_proba(texts)
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", STRANGER, str(package), "stranger/emotions", json.dumps(texts)],
+        input=json.dumps(embeddings.tolist()),
+        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    said = json.loads(result.stdout.splitlines()[-1])
+    with torch.no_grad():
+        logits = classifier.model(torch.from_numpy(embeddings)).logits.numpy()
+    for place in (str(package), "stranger/emotions"):
+        found = said[place]
+        assert found["config"] == found["pipe"] == classifier.config.thresholds
+        np.testing.assert_allclose(found["logits"], logits, atol=1e-5)
+        np.testing.assert_allclose(scores(found["one"]), probabilities[:1], atol=1e-5)
+        for way in ("list", "batches", "generator", "dataset"):
+            np.testing.assert_allclose(scores(found[way]), probabilities, atol=1e-5)
+        assert found["two"] == [row[:2] for row in found["list"]]
+    everything, one, own = said["endpoint"]
+    np.testing.assert_allclose(scores(everything), probabilities, atol=1e-5)
+    assert len(one) == 1 and len(one[0]) == 1
+    assert [[row["label"] for row in rows] for rows in own] == [list(row) for row in classifier.predict(texts)]
+    fields = ("inputs", "inputs", "parameters", "threshold", "hope", "top_k", "exclude_unreliable")
+    assert len(said["errors"]) == len(fields)
+    assert all(field in error for field, error in zip(fields, said["errors"], strict=True))
 
 
 def test_thresholds(classifier: EmotionClassifier) -> None:
@@ -204,19 +260,36 @@ def test_shell(package: Path, tmp_path: Path, classifier: EmotionClassifier) -> 
     np.testing.assert_allclose(found, classifier.predict_proba(TEXTS), atol=1e-5)
 
 
-class Bomb:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, ("touch exploded",)
+def test_shell_ends_with_a_message(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": 3}\n')
+    for flags in (["--input", "nothing.txt"], ["--input", str(tmp_path / "in.jsonl")], ["a", "--model", "nothing"]):
+        assert infer.main(["--model", str(package), *flags]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_a_pickle_never_runs(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    hostile = shutil.copytree(package, tmp_path / "hostile")
-    (hostile / "head.safetensors").unlink()
-    torch.save({"projection": Bomb()}, hostile / "head_weights.pt")
-    with pytest.raises(pickle.UnpicklingError):
-        EmotionClassifier(hostile)
-    assert not (tmp_path / "exploded").exists()
+def test_a_package_of_the_reference_loads(
+    package: Path, classifier: EmotionClassifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Six keys, a pickled head, and an adapter of the vision-language checkpoint."""
+    folder = tmp_path / "reference"
+    shutil.copytree(package / "lora_adapter", folder / "lora_adapter")
+    shutil.copyfile(package / "head_weights.pt", folder / "head_weights.pt")
+    config = json.loads((package / "config.json").read_text())
+    keys = ("model_name", "hidden_size", "embed_dim", "num_labels", "emotion_labels", "threshold")
+    (folder / "config.json").write_text(json.dumps({key: config[key] for key in keys}))
+    adapter = load_file(folder / LAYOUT.adapter)
+    renamed = {key.replace("model.model.", "model.model.language_model."): value for key, value in adapter.items()}
+    vision = {"base_model.model.vision_tower.layers.0.attention.q_proj.lora_A.weight": torch.ones(16, 4)}
+    save_file(renamed | vision, folder / LAYOUT.adapter)
+    settings = json.loads((folder / LAYOUT.adapter_config).read_text())
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    made_of = {"base_model_class": "Mistral3Model", "parent_library": "transformers.models.mistral3.modeling_mistral3"}
+    settings |= {"target_modules": targets, "auto_mapping": made_of, "lora_dropout": 0.1}
+    (folder / LAYOUT.adapter_config).write_text(json.dumps(settings))
+    found = EmotionClassifier(folder, encoder=classifier.encoder)
+    np.testing.assert_array_equal(found.predict_proba(TEXTS), classifier.predict_proba(TEXTS))
+    assert "left out 1 tensors of the vision tower" in caplog.text
+    assert found.predict(["a"], threshold=None) == found.predict(["a"], threshold=0.5)
 
 
 def test_export_refuses(finished_run: Path, package: Path, tmp_path: Path) -> None:
@@ -230,7 +303,7 @@ def test_export_refuses(finished_run: Path, package: Path, tmp_path: Path) -> No
 
 
 def test_a_contaminated_run_says_so_everywhere(
-    finished_run: Path, package: Path, tiny_backbone: Path, tmp_path: Path
+    finished_run: Path, package: Path, tiny_backbone: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "pooled"
     flags = [*tiny_flags(finished_run.parent / "corpus", tiny_backbone, run), "--balance_target", "90"]
@@ -238,10 +311,9 @@ def test_a_contaminated_run_says_so_everywhere(
     assert "CONTAMINATED" in (run / "train.log").read_text(encoding="utf-8")
     assert json.loads((run / "metrics.json").read_text())["protocol"] == "pooled-r2"
     export(run, tmp_path / "package")
-    refused = CliRunner().invoke(app, ["check", str(tmp_path / "package")])
-    assert refused.exit_code == 1 and "the scores are contaminated" in refused.output
-    accepted = CliRunner().invoke(app, ["check", str(tmp_path / "package"), "--allow-contaminated"])
-    assert accepted.exit_code == 0, accepted.output
+    (refused,) = inspect(tmp_path / "package")
+    assert "has contaminated scores" in str(refused)
+    assert inspect(tmp_path / "package", allow_contaminated=True) == []
     card = (tmp_path / "package" / "README.md").read_text(encoding="utf-8")
     assert "These scores are contaminated" in card and "were made from rows outside train" in card
     assert "contaminated" not in (package / "README.md").read_text(encoding="utf-8")
@@ -266,7 +338,7 @@ def test_a_null_test_is_no_package(finished_run: Path, tmp_path: Path) -> None:
         export(run, tmp_path / "package")
 
 
-def test_a_baseline_is_no_package(finished_run: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_a_baseline_is_no_package(finished_run: Path, tiny_backbone: str, tmp_path: Path) -> None:
     flags = tiny_flags(finished_run.parent / "corpus", tiny_backbone, tmp_path / "mlp")
     assert main([*flags, "--head", "mlp", "--mlp_hidden_size", "16"]) == 0
     with pytest.raises(ReleaseError, match="baseline without a backbone"):

@@ -59,7 +59,7 @@ def test_the_run_folder_is_complete(finished_run: Path) -> None:
     assert "parameters train" in log and "eval_macro_f1" in log and "hub_release export" in log
 
 
-def test_bad_input_costs_no_finished_run(finished_run: Path, tmp_path: Path, tiny_backbone: Path) -> None:
+def test_bad_input_costs_no_finished_run(finished_run: Path, tmp_path: Path, tiny_backbone: str) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     before = sorted(path.relative_to(run) for path in run.rglob("*"))
     flags = tiny_flags(tmp_path / "nothing", tiny_backbone, run)
@@ -102,7 +102,7 @@ def test_checkpoints_hold_trained_weights_only(finished_run: Path) -> None:
             assert all("lora" in key or "projection" in key or "classifier" in key for key in list(file.keys()))
 
 
-def test_a_second_run_encodes_nothing_and_gives_the_same(finished_run: Path, tiny_backbone: Path) -> None:
+def test_a_second_run_encodes_nothing_and_gives_the_same(finished_run: Path, tiny_backbone: str) -> None:
     base = finished_run.parent
     flags = [*tiny_flags(base / "corpus", tiny_backbone, base / "again"), "--balance_target", "30"]
     read_corpus.cache_clear()  # as in another process
@@ -114,7 +114,7 @@ def test_a_second_run_encodes_nothing_and_gives_the_same(finished_run: Path, tin
 
 
 def test_a_run_is_not_overwritten_unasked(
-    finished_run: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, tiny_backbone: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (finished_run / "metrics.json").read_bytes()
     assert main(tiny_flags(finished_run.parent / "corpus", tiny_backbone, finished_run)) == 2
@@ -122,7 +122,7 @@ def test_a_run_is_not_overwritten_unasked(
     assert (finished_run / "metrics.json").read_bytes() == before
 
 
-def test_bad_input_ends_with_a_message(tmp_path: Path, tiny_backbone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_ends_with_a_message(tmp_path: Path, tiny_backbone: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(tmp_path / "corpus")
     (tmp_path / "corpus" / "train.jsonl").write_text('{"text": "x", "labels": ["sorrow"]}\n')
     assert main(tiny_flags(tmp_path / "corpus", tiny_backbone, tmp_path / "run")) == 2

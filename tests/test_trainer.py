@@ -99,7 +99,7 @@ def launch(flags: list[str], cache: Path, processes: int = 1) -> subprocess.Pope
     )
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_backbone: Path) -> None:
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_backbone: str) -> None:
     corpus = write_corpus(tmp_path / "corpus", rows=96)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert launch(tiny_flags(corpus, tiny_backbone, whole), tmp_path).wait() == 0
@@ -128,7 +128,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_backbone: 
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=0)
 
 
-def test_early_stopping_keeps_its_patience_over_a_resume(tmp_path: Path, tiny_backbone: Path) -> None:
+def test_early_stopping_keeps_its_patience_over_a_resume(tmp_path: Path, tiny_backbone: str) -> None:
     run = RunFolder(tmp_path / "run")
     still = [f"--learning_rate_{part}=0" for part in RATES]  # nothing learns: epoch 1 stays the best
     flags = [
@@ -143,7 +143,7 @@ def test_early_stopping_keeps_its_patience_over_a_resume(tmp_path: Path, tiny_ba
     assert run.read_json("timing.json")["epochs"] == 3
 
 
-def test_two_processes_equal_one(tmp_path: Path, tiny_backbone: Path) -> None:
+def test_two_processes_equal_one(tmp_path: Path, tiny_backbone: str) -> None:
     corpus = write_corpus(tmp_path / "corpus", rows=58)  # of the last 2 rows one process gets both
     one, two = tmp_path / "one", tmp_path / "two"
     shared = ["--head_dropout", "0", "--embedding_noise", "0"]

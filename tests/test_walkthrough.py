@@ -45,7 +45,7 @@ def commands() -> list[list[str]]:
 
 
 def test_from_a_file_of_tickets_to_a_scored_package(
-    tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GOEMOTIONS_MISTRAL_CACHE", str(tmp_path / "cache"))

@@ -183,6 +183,10 @@ class RunOptions:
         },
     )
     seeds: list[int] = field(default_factory=list, metadata={"help": "seeds of every setting of --compare"})
+    co2_country: str | None = field(
+        default=None,
+        metadata={"help": "estimate emissions with codecarbon, by the electricity of this country (such as ITA)"},
+    )
     evaluate: str | None = field(
         default=None, metadata={"help": "train nothing: score this package, Hub id or run folder on --data"}
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,15 +15,32 @@ from peft import PeftModel
 from scipy.special import expit
 
 from modeling.backbones import restore_float32
-from modeling.infer import EmotionConfig, EmotionModel, load_encoder, predict_logits, predict_probabilities
+from modeling.infer import (
+    BUNDLED_BACKBONE,
+    ENCODERS,
+    EmotionConfig,
+    EmotionModel,
+    load_encoder,
+    predict_logits,
+    predict_probabilities,
+)
 from training import plots
 from training.build import holds_bfloat16
 from training.calibration import choose_calibration, describe_calibration, fold_into
+from training.corpus import GOEMOTIONS_HUB
 from training.prepare import Prepared
-from training.published import read_published, to_markdown
+from training.published import Published, read_published, to_markdown
 from training.recipe import Recipe
 from training.run_folder import RunFolder
-from training.scoring import POLICIES, Scored, score_policies, unreliable_labels
+from training.scoring import (
+    DRAWS,
+    LOW_SUPPORT,
+    POLICIES,
+    WIDE_INTERVAL,
+    Scored,
+    score_policies,
+    unreliable_labels,
+)
 from training.splits import CONTAMINATED
 from training.thresholds import choose_thresholds
 from training.trainer import FocalTrainer
@@ -53,9 +71,10 @@ class Report:
 
 
 def finish(
-    run: RunFolder, trainer: FocalTrainer, data: Prepared, recipe: Recipe, null_test: str | None, seconds: float
+    run: RunFolder, trainer: FocalTrainer, data: Prepared, recipe: Recipe, null_test: str | None, timing: dict[str, Any]
 ) -> None:
     """Calibrate and score the best model, write the results, and say what to type next."""
+    started = time.perf_counter()
     # The base model's own forward: the wrapped one computes under autocast, what is published does not.
     assert isinstance(trainer.model, (PeftModel, EmotionModel))
     model = trainer.model
@@ -69,8 +88,9 @@ def finish(
     run.write_json("metrics.json", found.metrics)
     run.write_json("thresholds.json", found.thresholds)
     run.write_text("per_label.csv", found.per_label.round(4).to_csv(index=False))
-    published = read_published(data.corpus.labels)
+    published = comparable(data)
     run.write_text("scores.md", to_markdown(found.per_label, found.metrics, published))
+    run.write_json("context.json", describe_context(recipe, data, published))
     run.write_arrays(
         "predictions.npz",
         {
@@ -79,11 +99,33 @@ def finish(
             for name in ("probabilities", "references")
         },
     )
-    draw(run, found, uncalibrated["test"], scored, data, recipe)
+    draw(run, found, uncalibrated["test"], scored, data, recipe, published)
     write_model(run, trainer, model, cast(EmotionConfig, plain.config), found)
     run.write_json("golden.json", golden_rows(plain, recipe))
-    run.write_json("timing.json", {"seconds_of_training": round(seconds, 1), "epochs": trainer.state.epoch})
-    print_results(run, found, seconds, recipe)
+    timing = timing | {"seconds_of_scoring": round(time.perf_counter() - started, 1), "epochs": trainer.state.epoch}
+    run.write_json("timing.json", timing)
+    print_results(run, found, timing["seconds_of_training"], recipe)
+
+
+def comparable(data: Prepared) -> list[Published]:
+    """Published systems that were scored on the same corpus and labels; none on a corpus other than GoEmotions."""
+    return read_published(data.corpus.labels) if data.corpus.name == GOEMOTIONS_HUB else []
+
+
+def describe_context(recipe: Recipe, data: Prepared, published: Sequence[Published]) -> dict[str, Any]:
+    """What a reader of the scores needs beside them, and which parts of the run are folders of this machine."""
+    encoder = recipe.encoder.removeprefix("sentence-transformers/")
+    local = {
+        "backbone": recipe.model_name != BUNDLED_BACKBONE and Path(recipe.model_name).exists(),
+        "encoder": recipe.encoder not in ENCODERS and Path(encoder).exists(),
+        "dataset": recipe.dataset not in ("starter", "goemotions") and Path(recipe.dataset).exists(),
+    }
+    return {
+        "bootstrap_draws": DRAWS,
+        "unreliable": {"positives_below": LOW_SUPPORT, "f1_interval_wider_than": WIDE_INTERVAL},
+        "published": [dataclasses.asdict(system) for system in published],
+        "local": local,
+    }
 
 
 def calibrate(
@@ -146,14 +188,20 @@ def warning_of(recipe: Recipe) -> str:
 
 
 def draw(
-    run: RunFolder, found: Report, uncalibrated: Scored, scored: dict[str, Scored], data: Prepared, recipe: Recipe
+    run: RunFolder,
+    found: Report,
+    uncalibrated: Scored,
+    scored: dict[str, Scored],
+    data: Prepared,
+    recipe: Recipe,
+    published: Sequence[Published],
 ) -> None:
     """Pictures of the scores."""
     labels, note = data.corpus.labels, warning_of(recipe)
     own = found.thresholds["per_label"]
     cutoffs = np.array([own[label] for label in labels])
     pictures: dict[str, Callable[[Path], None]] = {
-        "per_label.png": lambda path: plots.plot_per_label(path, found.per_label, read_published(labels), note),
+        "per_label.png": lambda path: plots.plot_per_label(path, found.per_label, published, note),
         "precision_recall.png": lambda path: plots.plot_precision_recall(path, scored["test"], labels, note),
         "thresholds.png": lambda path: plots.plot_threshold_curves(path, scored["validation"], labels, own, note),
         "confusions.png": lambda path: plots.plot_confusions(path, scored["test"], cutoffs, labels, note),

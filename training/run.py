@@ -20,6 +20,7 @@ from training.audit import LeakError
 from training.balance import BalanceError
 from training.build import build_model, build_trainer
 from training.compare import compare
+from training.emissions import start_tracking, stop_tracking
 from training.evaluation import evaluate
 from training.null_test import run_null_tests
 from training.plots import plot_label_frequencies
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> int:
     """The stages of a run."""
     run, state = RunFolder(str(options.output_dir)), PartialState(cpu=not torch.cuda.is_available())
+    opened, tracker = time.perf_counter(), start_tracking(options.co2_country if state.is_main_process else None)
     with state.main_process_first():
         if state.is_main_process:
             if options.resume and (run.path / "recipe.yaml").exists():
@@ -74,7 +76,13 @@ def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> 
         logger.info("resuming from %s", checkpoint or "the start: no complete checkpoint is there")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if state.is_main_process:
-        finish(run, trainer, data, recipe, null_test, time.perf_counter() - started)
+        timing = {
+            "seconds_of_preparation": round(started - opened, 1),
+            "seconds_of_training": round(time.perf_counter() - started, 1),
+            "resumed": checkpoint is not None,
+            **stop_tracking(tracker),
+        }
+        finish(run, trainer, data, recipe, null_test, timing)
     return 0
 
 

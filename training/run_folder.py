@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import yaml
 
@@ -41,6 +42,7 @@ RESULTS = [
     "per_label.csv",
     "per_label.png",
     "scores.md",
+    "context.json",
     "thresholds.json",
     "golden.json",
     "focal_config.json",
@@ -180,6 +182,20 @@ def describe_environment(seed: int, processes: int) -> dict[str, Any]:
         "processes": processes,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpus": torch.cuda.device_count(),
         "git_commit": commit,
     }
+
+
+def _cpu_name() -> str:
+    """What the processor calls itself; on Linux ``platform`` does not know."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        found = re.search(r"^model name\s*:\s*(.+)$", information.read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()

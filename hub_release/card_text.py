@@ -1,0 +1,28 @@
+"""How the model card writes things."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from hub_release.card_facts import Facts
+
+_SPECIAL = re.compile(r"([\\`*\[\]<|])")
+
+
+def plain(text: str) -> str:
+    """Text that Markdown takes as it is, also within a table."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, minutes up to two hours, then hours."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def find_plots(facts: Facts, plots: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Caption and file of those pictures that the package has, of a mapping file: caption."""
+    return [(caption, file) for file, caption in plots.items() if file in facts.files]

@@ -1,0 +1,189 @@
+"""The connection to the Hub: every request has a timeout and a bounded number of tries; errors come in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+from huggingface_hub import HfApi, set_client_factory
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils._http import hf_request_event_hook, parse_ratelimit_headers
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, retry_if_result, stop_after_attempt
+from tenacity.wait import wait_exponential_jitter
+
+from hub_release.package import ReleaseError
+
+TRIES = 5
+LONGEST_WAIT = 60
+"""Seconds. A Hub that asks for more patience (Retry-After has no upper bound) ends the push with its words."""
+TIMEOUT = {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}
+"""Seconds of silence; an upload of any length may go on for as long as bytes flow."""
+TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class HubError(ReleaseError):
+    """The Hub or the network failed, or the Hub refused; the message names the remedy."""
+
+
+def connect() -> HfApi:
+    """The Hub client, for ``HF_ENDPOINT`` and the token of the Hub's own sources; patient, but never for ever."""
+    set_client_factory(
+        lambda: _Client(event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=None)
+    )
+    return HfApi()
+
+
+class _Client(httpx2.Client):
+    """Gives every request a timeout, and several tries to those that may be repeated.
+
+    Where the client retries by itself, it does so without a bound on Retry-After; elsewhere it does not retry at all
+    and sets no timeout, or sets it to None on a call (observed with huggingface_hub 2.4.0).
+    """
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Send; a commit is tried once, since an answer that is lost does not say that it did not land.
+
+        Raises:
+            HubError: no try had an answer, or the Hub asks to wait for too long.
+        """
+        asked = request.extensions.get("timeout", {})
+        limits = {name: TIMEOUT[name] if asked.get(name) is None else asked[name] for name in TIMEOUT}
+        request.extensions = {**request.extensions, "timeout": limits}
+        # A file's stream cannot be rewound from here; the client itself repeats such uploads.
+        if not isinstance(request.stream, httpx2.ByteStream) or "/commit/" in request.url.path:
+            return self._send_once(request, **options)
+        tries = Retrying(
+            stop=stop_after_attempt(TRIES),
+            wait=wait_before_next_try,
+            retry=retry_if_exception_type(httpx2.TransportError)
+            | retry_if_result(lambda response: response.status_code in TRANSIENT),
+            retry_error_callback=_give_up,
+        )
+        return tries(self._send_once, request, **options)
+
+    def _send_once(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        response = super().send(request, **options)
+        wait = _asked_wait(response)
+        if wait > LONGEST_WAIT:
+            response.close()
+            raise HubError(
+                f"{_name(request)}: the Hub answered {response.status_code} and asks to wait {wait} seconds. Remedy: "
+                "run again after that time; what was uploaded already is not uploaded again"
+            )
+        return response
+
+
+def wait_before_next_try(state: RetryCallState) -> float:
+    """Seconds to wait: what the Hub asks for, else twice as long each time, from one second on."""
+    outcome = state.outcome
+    assert outcome is not None
+    if outcome.failed:
+        response = getattr(outcome.exception(), "response", None)
+    else:
+        response = outcome.result()
+        response.close()
+    asked = 0 if response is None else _asked_wait(response)
+    return asked or wait_exponential_jitter(initial=1, max=20)(state)
+
+
+def _asked_wait(response: httpx2.Response) -> int:
+    if response.status_code not in TRANSIENT:
+        return 0
+    limit = parse_ratelimit_headers(response.headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds
+    # Retry-After may also be a date, which the Hub does not use: then the own waiting times are good enough.
+    asked = response.headers.get("Retry-After", "").strip()
+    return int(asked) if asked.isdecimal() else 0
+
+
+def _give_up(state: RetryCallState) -> httpx2.Response:
+    name, outcome = _name(state.args[0]), state.outcome
+    assert outcome is not None
+    if outcome.failed:
+        raise HubError(f"{name}, tried {TRIES} times: {_network(outcome.exception())}") from outcome.exception()
+    raise HubError(
+        f"{name}, tried {TRIES} times: the Hub answers {outcome.result().status_code}. Remedy: look at "
+        "https://status.huggingface.co and run again later"
+    )
+
+
+def _name(request: httpx2.Request) -> str:
+    # Without the query: signed upload addresses carry their secret there.
+    return f"{request.method} {request.url.host}{request.url.path}"
+
+
+def _network(error: BaseException | None) -> str:
+    what = "no answer in time" if isinstance(error, httpx2.TimeoutException) else "the connection failed"
+    return f"{what} ({type(error).__name__}). Remedy: check the network, a proxy and HF_ENDPOINT, and run again"
+
+
+@contextmanager
+def errors_in_words() -> Iterator[None]:
+    """Turn what the Hub client raises, which is several unrelated families of errors, into a :class:`HubError`."""
+    try:
+        yield
+    except ReleaseError:
+        raise
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        chain: list[BaseException] = [error]
+        while chain[-1].__cause__ is not None:  # an upload's own error lies under a RuntimeError
+            chain.append(chain[-1].__cause__)
+        for cause in chain:
+            if isinstance(cause, HubError):
+                raise cause from error
+            if isinstance(cause, HfHubHTTPError):
+                raise HubError(refusal_in_words(cause)) from error
+            if isinstance(cause, httpx2.HTTPError):
+                raise HubError(_network(cause)) from error
+        if isinstance(error, OfflineModeIsEnabled):
+            raise HubError("HF_HUB_OFFLINE is set. Remedy: unset it to reach the Hub") from error
+        if isinstance(error, (ConnectionError, TimeoutError)):  # of hf-xet, which has its own connections
+            raise HubError(
+                f"the upload failed ({error}). Remedy: check the network and run again; HF_HUB_DISABLE_XET=1 uploads "
+                "without Xet"
+            ) from error
+        if isinstance(error, HFValidationError):
+            raise ReleaseError(f"{error} Remedy: name it as user/model") from error
+        raise HubError(
+            f"the Hub's answer cannot be used ({type(error).__name__}: {error}). Remedy: check that HF_ENDPOINT is a "
+            "Hub and that no proxy's page stands before it, and run again"
+        ) from error
+
+
+def refusal_in_words(error: HfHubHTTPError) -> str:
+    """What a refused request means, with the Hub's own words and the remedy."""
+    status = error.response.status_code
+    said = f" ({error.server_message})" if error.server_message else ""
+    if isinstance(error, GatedRepoError):
+        return f"the repository is gated{said}. Remedy: ask for access on its page"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the repository has no such revision{said}. Remedy: check --revision"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"the repository does not exist, or this token may not see it{said}. Remedy: check the id, and the token "
+            "with hf auth whoami"
+        )
+    if status == 401:
+        return f"the Hub does not accept the token{said}. Remedy: hf auth login, or a valid token in HF_TOKEN"
+    if status in (402, 413, 507) or (status == 403 and "storage" in said.lower()):
+        return f"the account's quota is used up{said}. Remedy: free storage or change the plan, and run again"
+    if status == 403:
+        return (
+            f"the token may not do this{said}. Remedy: a token with write access to this namespace "
+            "(https://huggingface.co/settings/tokens), or --create-pr to propose the change"
+        )
+    if status == 404:
+        return f"the Hub does not know {error.response.url.path}{said}. Remedy: check the id and HF_ENDPOINT"
+    if status in TRANSIENT:
+        return f"the Hub answered {status}{said}. Remedy: run again later"
+    return f"the Hub refused with {status}{said}. Remedy: mend what it names and run again"

@@ -1,0 +1,85 @@
+"""What a commit will change: files here compared with files on the Hub, by their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import RepoFile
+
+from hub_release.package import ReleaseError
+
+OF_THE_HUB = frozenset({".gitattributes"})
+"""Written by the Hub itself into every repository: which files are large. Never touched."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a commit will change.
+
+    Attributes:
+        parent: the commit that it stands on; None where the repository has to be made.
+        branch_exists: whether the branch has to be made from ``parent``.
+        new: paths to add.
+        changed: paths to replace.
+        same: paths that stand there already, with the same content.
+        removed: paths to delete.
+        bytes: size of the new and the changed files.
+    """
+
+    parent: str | None
+    branch_exists: bool
+    new: tuple[str, ...]
+    changed: tuple[str, ...]
+    same: tuple[str, ...]
+    removed: tuple[str, ...]
+    bytes: int
+
+    @property
+    def changes(self) -> tuple[tuple[str, ...], ...]:
+        """What differs; empty tuples where nothing does."""
+        return (self.new, self.changed, self.removed)
+
+
+def folder_files(folder: Path) -> dict[str, Path]:
+    """Path in the repository → file, for all files of a folder but Python's compiled ones.
+
+    Raises:
+        ReleaseError: the folder holds a link, which may lead out of it.
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise ReleaseError(f"{name} is a link. Remedy: put the file itself into {folder}")
+        if path.is_file() and path.parent.name != "__pycache__":
+            files[name] = path
+    return files
+
+
+def compare(files: Mapping[str, Path], there: Mapping[str, RepoFile], parent: str | None, branch_exists: bool) -> Plan:
+    """The plan that makes a branch hold exactly ``files``, where ``there`` is what it holds at ``parent``."""
+    new = tuple(path for path in files if path not in there)
+    changed = tuple(path for path, file in files.items() if path in there and not same_content(file, there[path]))
+    return Plan(
+        parent=parent,
+        branch_exists=branch_exists,
+        new=new,
+        changed=changed,
+        same=tuple(path for path in files if path not in new and path not in changed),
+        removed=tuple(path for path in there if path not in files),
+        bytes=sum(files[path].stat().st_size for path in (*new, *changed)),
+    )
+
+
+def same_content(file: Path, entry: RepoFile) -> bool:
+    """Whether a file has the content of a file on the Hub: by SHA-256 if that is a large one, else by git's SHA-1."""
+    size = file.stat().st_size
+    if size != entry.size:
+        return False
+    digest = hashlib.sha256() if entry.lfs else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with file.open("rb") as stream:
+        hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest() == (entry.lfs.sha256 if entry.lfs else entry.blob_id)

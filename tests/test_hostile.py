@@ -1,0 +1,56 @@
+"""Broken and hostile packages: each is refused with a message that names the file, and none runs anything."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import hub_release.check
+from hub_release.check import check
+from hub_release.package import LAYOUT, seal
+from modeling import infer
+from modeling.infer import EmotionClassifier, PackageError
+from tests.hostile_packages import CASES, spoil
+
+
+@pytest.fixture
+def spoilt(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return spoil(package, tmp_path, request.param)
+
+
+def test_the_corpus_is_large() -> None:
+    assert len(CASES) >= 100 and sum(not case.loads for case in CASES.values()) >= 60
+
+
+@pytest.mark.parametrize(("name", "spoilt"), [(name, name) for name in CASES], indirect=["spoilt"], ids=list(CASES))
+def test_check_refuses(name: str, spoilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[Path] = []
+    monkeypatch.setattr(hub_release.check, "golden_problems", lambda package: run.append(package) or [])
+    problems = check(spoilt)
+    assert any(CASES[name].file in problem for problem in problems), problems
+    assert all("Remedy: " in problem for problem in problems)
+    assert not (tmp_path / "exploded").exists()
+    assert CASES[name].loads or not run, "code was run beside files that cannot be loaded"
+
+
+REFUSED = [name for name, case in CASES.items() if not case.loads]
+
+
+@pytest.mark.parametrize(("name", "spoilt"), [(name, name) for name in REFUSED], indirect=["spoilt"], ids=REFUSED)
+def test_the_classifier_refuses(name: str, spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(PackageError, match="Remedy: ") as refused:
+        EmotionClassifier(spoilt)
+    assert CASES[name].file in str(refused.value)
+    assert infer.main(["a text", "--model", str(spoilt)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_an_unspoilt_package_is_accepted(package: Path, tmp_path: Path) -> None:
+    same = shutil.copytree(package, tmp_path / "package")
+    seal(same)
+    assert (same / LAYOUT.sums).read_bytes() == (package / LAYOUT.sums).read_bytes()
+    assert not hub_release.check.inspect(same)

@@ -1,0 +1,42 @@
+"""What a run emits, estimated by codecarbon; only where the user names the country whose electricity it uses."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import Any
+
+from training.recipe import RecipeError
+
+
+def start_tracking(country: str | None) -> Any:
+    """A running codecarbon tracker that asks no network, or None without a country.
+
+    Args:
+        country: ISO 3166-1 alpha-3 code, such as ITA.
+
+    Raises:
+        RecipeError: codecarbon is not installed, or there is no such country (codecarbon would take the mean of all).
+    """
+    if country is None:
+        return None
+    try:
+        codecarbon, pycountry = importlib.import_module("codecarbon"), importlib.import_module("pycountry")
+    except ImportError as error:
+        raise RecipeError(f"--co2_country needs codecarbon ({error}). Remedy: pip install codecarbon") from error
+    if pycountry.countries.get(alpha_3=country) is None:
+        raise RecipeError(f"--co2_country {country}: no such country; accepted: three-letter codes such as ITA")
+    tracker = codecarbon.OfflineEmissionsTracker(country_iso_code=country, save_to_file=False, log_level="error")
+    tracker.start()
+    return tracker
+
+
+def stop_tracking(tracker: Any) -> dict[str, Any]:
+    """``emissions`` for ``timing.json``: grams of CO2 equivalent, their source and the country; nothing without a tracker."""
+    if tracker is None:
+        return {}
+    kilograms = tracker.stop()
+    source = f"codecarbon {importlib.metadata.version('codecarbon')}"
+    return {
+        "emissions": {"grams": kilograms * 1e3, "source": source, "location": tracker.final_emissions_data.country_name}
+    }
