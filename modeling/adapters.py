@@ -29,20 +29,24 @@ _BACKBONE_PREFIX = f"{_PEFT_PREFIX}backbone."
 
 
 class _LoraProduct(torch.autograd.Function):
-    """x Wᵀ + h Bᵀ with h = x Aᵀ, and its gradients, each sum done within a matrix product."""
+    """x Wᵀ + s (x Aᵀ) Bᵀ and its gradients, in the precision of W, each sum done within a matrix product."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        inner = functional.linear(x, a)
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        x, a, b = (tensor.to(weight.dtype) for tensor in (x, a, b))
+        inner = functional.linear(x, a).mul_(scaling)
         ctx.save_for_backward(x, weight, a, b, inner)
+        ctx.scaling = scaling
         return functional.linear(x, weight).addmm_(inner, b.t())
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, a, b, inner = ctx.saved_tensors
-        inner_gradient = gradient @ b
+        inner_gradient = (gradient @ b).mul_(ctx.scaling)
         x_gradient = (gradient @ weight).addmm_(inner_gradient, a) if ctx.needs_input_grad[0] else None
-        return x_gradient, None, inner_gradient.t() @ x, gradient.t() @ inner
+        return x_gradient, None, inner_gradient.t() @ x, gradient.t() @ inner, None
 
 
 class LoraLinear(lora.Linear):
@@ -65,10 +69,8 @@ class LoraLinear(lora.Linear):
             return super().forward(x, *args, **kwargs)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
-        a, b = (cast(torch.Tensor, part[name].weight) for part in (self.lora_A, self.lora_B))
-        scaled = (b * self.scaling[name]).to(dtype)
-        product = cast(Any, _LoraProduct).apply(x.to(dtype), base.weight.to(dtype), a.to(dtype), scaled)
-        return cast(torch.Tensor, product)
+        weights = [cast(torch.Tensor, part[name].weight) for part in (self.lora_A, self.lora_B)]
+        return cast(torch.Tensor, cast(Any, _LoraProduct).apply(x, base.weight.to(dtype), *weights, self.scaling[name]))
 
 
 class ParameterCount(NamedTuple):

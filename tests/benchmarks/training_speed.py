@@ -39,6 +39,7 @@ SETTINGS = {
     "reference: 8 x 4, checkpointing": Setting(8, 4, one_token=False, checkpointing=True),
     "32, whole attention": Setting(32, 1, one_token=False),
     "32, one token": Setting(32, 1, one_token=True),
+    "32, one token, compiled": Setting(32, 1, one_token=True, compile=True),
     "512, whole attention": Setting(512, 1, one_token=False),
     "512, one token": Setting(512, 1, one_token=True),
     "512, one token, compiled": Setting(512, 1, one_token=True, compile=True),
