@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import MistralConfig, MistralModel
 
 from tests import HUB_CACHE
 from tests.cards import Change, edit
+from tests.hub_server import TestHub, connected
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBED_DIM = 12
@@ -148,3 +149,25 @@ def changed(carded: Path, tmp_path: Path) -> Callable[..., str]:
         return render_card(copy)
 
     return render
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """A folder of these files."""
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[TestHub]:
+    """A Hub on this machine."""
+    with TestHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(server: TestHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TestHub]:
+    """The same, empty, as the Hub of this process and its children."""
+    with connected(server, monkeypatch, tmp_path / "home"):
+        yield server

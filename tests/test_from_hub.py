@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
 from modeling import infer
 from tests.conftest import ROOT
-from tests.hub_server import TestHub, connected, environment
+from tests.hub_server import TestHub, environment
 from training.corpus import GOEMOTIONS_HUB, GOEMOTIONS_REVISION
 from training.taxonomy import GOEMOTIONS_28
 
@@ -32,12 +31,6 @@ rows = {s: [[t, [corpus.labels[i] for i in row.nonzero()[0]]] for t, row in zip(
         for s in corpus.splits}
 print(json.dumps({"revision": corpus.revision, "rows": rows, "ids": corpus["train"].ids}))
 """
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TestHub]:
-    with TestHub() as server, connected(server, monkeypatch, tmp_path / "home"):
-        yield server
 
 
 def goemotions_files() -> dict[str, bytes]:

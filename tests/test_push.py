@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from hub_release.hub import HubError, connect
 from hub_release.package import ReleaseError
 from hub_release.plan import Plan, folder_files
 from hub_release.pull import pull
-from tests.hub_server import READER, WRITER, TestHub, connected
+from tests.conftest import write_files
+from tests.hub_server import READER, WRITER, TestHub
 from tests.hub_store import File, RefusalError
 
 NAME = "you/model"
@@ -27,18 +28,6 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[TestHub]:
-    with TestHub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(server: TestHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TestHub]:
-    with connected(server, monkeypatch, tmp_path / "home"):
-        yield server
-
-
 @pytest.fixture
 def api(hub: TestHub) -> HfApi:
     return connect()
@@ -46,10 +35,7 @@ def api(hub: TestHub) -> HfApi:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for path, content in FILES.items():
-        (tmp_path / "package" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "package" / path).write_bytes(content)
-    return tmp_path / "package"
+    return write_files(tmp_path / "package", FILES)
 
 
 def push(api: HfApi, folder: Path, confirm: Callable[[Plan], bool] = lambda plan: True, **options: object) -> Pushed:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,8 @@ from hub_release import hub as hub_module
 from hub_release.commit import Destination, Pushed, push_files
 from hub_release.hub import HubError, connect
 from hub_release.plan import folder_files
-from tests.conftest import ROOT
-from tests.hub_server import TestHub, connected, environment
+from tests.conftest import ROOT, write_files
+from tests.hub_server import TestHub, environment
 
 NAME = "you/model"
 BEFORE = {"README.md": b"# before", "config.json": b"{}", "old.txt": b"old", "sub/head_weights.pt": b"old" * 99}
@@ -29,25 +28,14 @@ AFTER = {"README.md": b"---\nlicense: mit\n---\n# after", "config.json": b"{}", 
 ONCE, FOR_EVER = 1, 10_000
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[TestHub]:
-    with TestHub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(server: TestHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TestHub]:
-    with connected(server, monkeypatch, tmp_path / "home"):
-        api.cache_clear()
-        yield server
+@pytest.fixture(autouse=True)
+def _own_client(hub: TestHub) -> None:
+    api.cache_clear()
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for path, content in AFTER.items():
-        (tmp_path / "package" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "package" / path).write_bytes(content)
-    return tmp_path / "package"
+    return write_files(tmp_path / "package", AFTER)
 
 
 @functools.cache

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +21,17 @@ from hub_release.cli import app
 from hub_release.package import LAYOUT
 from hub_release.plan import folder_files
 from tests import HUB_CACHE
-from tests.conftest import ROOT
-from tests.hub_server import WRITER, TestHub, connected, environment
+from tests.conftest import ROOT, write_files
+from tests.hub_server import WRITER, TestHub, environment
 from tests.hub_store import RefusalError
 
 NAME = "you/model"
 FILES = {"README.md": b"# hello", "config.json": b"{}", "head_weights.pt": b"tensors" * 50}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[TestHub]:
-    with TestHub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(server: TestHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TestHub]:
-    with connected(server, monkeypatch, tmp_path / "home"):
-        yield server
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for path, content in FILES.items():
-        (tmp_path / "package" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "package" / path).write_bytes(content)
-    return tmp_path / "package"
+    return write_files(tmp_path / "package", FILES)
 
 
 @pytest.fixture
