@@ -40,6 +40,24 @@ MISTRAL_SMALL_3_1 = {
 }
 """The language model of Mistral-Small-3.1-24B-Instruct-2503, for building it without a network."""
 
+SMOLLM2_135M = {
+    "model_type": "mistral",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 9.999999747378752e-06,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+    "sliding_window": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""The bundled backbone, for planning it before it is converted."""
+
 
 def read_backbone_config(name: str, revision: str | None = None) -> PreTrainedConfig:
     """The language model's configuration of a Hub id, a folder or ``smollm2-135m``."""

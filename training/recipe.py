@@ -176,6 +176,10 @@ class RunOptions:
         default=False,
         metadata={"help": "run the recipe on noise and on shuffled labels; fails where it finds anything"},
     )
+    plan: bool = field(
+        default=False,
+        metadata={"help": "train nothing: print the memory that the recipe needs, part by part, and which GPU has it"},
+    )
     compare: list[str] = field(
         default_factory=list,
         metadata={
@@ -317,8 +321,8 @@ def parse_recipe(argv: Sequence[str] | None = None) -> tuple[Recipe, RunOptions]
     check_recipe(recipe)
     if recipe.data_dir and recipe.dataset not in ("files", "goemotions"):
         raise RecipeError(f"data_dir is not read by dataset {recipe.dataset!r}; use --dataset files or goemotions")
-    if bool(options.compare) + options.null_test + bool(options.evaluate) > 1:
-        raise RecipeError("--compare, --null_test and --evaluate are three things to do: give one of them")
+    if bool(options.compare) + options.null_test + bool(options.evaluate) + options.plan > 1:
+        raise RecipeError("--compare, --null_test, --evaluate and --plan are four things to do: give one of them")
     if options.seeds and not options.compare:
         raise RecipeError("--seeds belongs to --compare; the seed of one run is --seed")
     if options.evaluate and not options.data:

@@ -23,6 +23,7 @@ from training.compare import compare
 from training.emissions import start_tracking, stop_tracking
 from training.evaluation import evaluate
 from training.null_test import run_null_tests
+from training.plan import describe_plan
 from training.plots import plot_label_frequencies
 from training.prepare import Prepared, prepare
 from training.reading import CorpusError
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what the flags ask for. Returns the exit code: 1 for a failed test, 2 where the input is at fault."""
     try:
         recipe, options = parse_recipe(sys.argv[1:] if argv is None else argv)
+        if options.plan:
+            sys.stdout.write(describe_plan(recipe) + "\n")
+            return 0
         if options.evaluate and options.data:
             output = Path(options.output_dir) if options.output_dir else None
             columns = (recipe.text_column, recipe.label_column)

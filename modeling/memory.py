@@ -1,0 +1,299 @@
+"""What training and classifying will hold in memory, from a configuration alone: no weights, no GPU, no run.
+
+The model is built on the meta device with its real shapes, its matrices packed as bitsandbytes packs them. Its own
+forward and backward then run on tensors that have a shape and no content, and every storage that comes and goes is
+counted. So the activations are what autograd saves, whatever the layers do, and not a formula beside them.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+
+from modeling.adapters import attach_lora
+from modeling.backbones import build_on_meta
+from modeling.focal import focal_loss
+from modeling.infer import EmotionConfig, EmotionModel
+from modeling.meter import Meter, QuantisedLinear, without_content
+
+GIB = 2**30
+
+GPUS = {8: 7.6, 12: 11.6, 16: 14.5, 24: 21.9, 40: 39.3, 48: 44.3, 80: 79.1}
+"""Common GPUs: the number on the box → the GiB that PyTorch finds on the least generous of them, such as RTX 4060,
+RTX 3060, T4, L4, A100, L40S, H100 (error correction and the driver take the rest)."""
+
+RESERVE = GIB // 2
+"""For what PyTorch does not allocate or cannot use: CUDA context and kernels (0.3 to 0.45 GiB), workspace of cuBLAS
+(8 MiB, 32 on Hopper), and the gaps between blocks."""
+
+EVALUATION_ROWS = 256
+"""Rows that the trainer evaluates at once."""
+
+INFERENCE_ROWS = 64
+"""Rows that ``EmotionClassifier`` sends through the backbone at once."""
+
+OPTIMIZERS_32BIT = {
+    "adamw_torch": 2,
+    "adamw_torch_fused": 2,
+    "paged_adamw": 2,
+    "paged_adamw_32bit": 2,
+    "lion_32bit": 1,
+    "paged_lion_32bit": 1,
+    "rmsprop": 1,
+    "adagrad": 1,
+    "sgd": 0,
+}
+"""Float32 states of a trainable parameter, by transformers' name of the optimizer."""
+
+OPTIMIZERS_8BIT = {
+    "adamw_bnb_8bit": 2,
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "lion_8bit": 1,
+    "paged_lion_8bit": 1,
+}
+"""States of one byte, with a float32 constant for every 256 of them."""
+
+_COPY = "head, the frozen copy that PEFT keeps"
+
+_SMALLEST_8BIT = 4_096
+"""bitsandbytes keeps the states of smaller tensors in float32."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides how much memory is needed.
+
+    Attributes:
+        config: the model, with its ``backbone_config``.
+        dtype: precision of the frozen weights that are not quantised, while training.
+        scoring_dtype: their precision when the trained model is scored.
+        lora_rank: rank of the adapters.
+        lora_dropout: dropout on the adapters' input.
+        lora_target_modules: names of the linear layers with an adapter.
+        batch_size: rows of a micro-batch.
+        gradient_accumulation_steps: micro-batches of an optimizer step.
+        bf16: autocast while training.
+        gradient_checkpointing: recompute each layer in the backward pass.
+        optim: optimizer, by transformers' name.
+        output_layer: is ``lm_head`` loaded too? Never by this project; by loaders of a whole causal language model.
+        device: ``cuda`` or ``cpu``.
+    """
+
+    config: EmotionConfig
+    dtype: torch.dtype
+    scoring_dtype: torch.dtype
+    lora_rank: int
+    lora_dropout: float
+    lora_target_modules: tuple[str, ...]
+    batch_size: int
+    gradient_accumulation_steps: int
+    bf16: bool
+    gradient_checkpointing: bool
+    optim: str
+    output_layer: bool = False
+    device: str = "cuda"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes by part, at each of the moments where the peak may lie.
+
+    Attributes:
+        parameters: numbers of parameters by part; a 4-bit one counts as one.
+        training: moment (``step``, ``optimizer``, ``scoring``) → part → bytes.
+        inference: part → bytes.
+        layer_activations: bytes that one layer keeps for the backward pass of a micro-batch.
+    """
+
+    parameters: dict[str, int]
+    training: dict[str, dict[str, int]]
+    inference: dict[str, int]
+    layer_activations: int
+
+    @property
+    def training_peak(self) -> int:
+        """Bytes at the worst moment of training, without :data:`RESERVE`."""
+        return max(sum(parts.values()) for parts in self.training.values())
+
+    @property
+    def inference_peak(self) -> int:
+        """Bytes at the worst moment of classifying, without :data:`RESERVE`."""
+        return sum(self.inference.values())
+
+
+def smallest_gpu(peak: int) -> int | None:
+    """The smallest of :data:`GPUS` that holds ``peak`` bytes and the reserve; None where none does."""
+    return next((name for name, capacity in GPUS.items() if peak + RESERVE <= capacity * GIB), None)
+
+
+# The model, and what it weighs
+
+
+def _build(setting: Setting, dtype: torch.dtype) -> tuple[nn.Module, EmotionModel]:
+    """The model on the meta device as training holds it, with and without PEFT's shell."""
+    model = build_on_meta(setting.config)
+    if setting.config.head == "mlp":
+        return model, model
+    backbone = model.backbone.requires_grad_(False).to(dtype)
+    with torch.device("meta"):
+        if setting.output_layer:
+            backbone.lm_head = nn.Linear(backbone.config.hidden_size, backbone.config.vocab_size, False, dtype=dtype)
+            backbone.lm_head.requires_grad_(False)
+        for module in list(backbone.layers.modules()):
+            if setting.config.reads_one_token and isinstance(module, MistralRMSNorm):
+                module.float()
+            for name, child in module.named_children():
+                if setting.config.quantization != "none" and type(child) is nn.Linear:
+                    setattr(module, name, QuantisedLinear(child, setting.config.quantization))
+        if setting.config.reads_one_token:
+            backbone.norm.float()
+        alpha = setting.lora_rank  # a factor, which takes no memory
+        peft_model = attach_lora(model, setting.lora_rank, alpha, setting.lora_dropout, setting.lora_target_modules)
+    return peft_model, model
+
+
+def _part(name: str, tensor: torch.Tensor, owner: nn.Module) -> str:
+    if isinstance(owner, QuantisedLinear):
+        return "quantised matrices" if name.endswith(".weight") else "constants of the quantised matrices"
+    if ".original_module." in name:
+        return _COPY
+    if "projection." in name or "classifier." in name:
+        return "head"
+    if "lora_" in name:
+        return "adapters"
+    for part in ("embed_tokens", "lm_head"):
+        if part in name:
+            return part
+    return "frozen matrices" if tensor.ndim > 1 else "norms and buffers"
+
+
+def weigh(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
+    """Numbers of parameters, and bytes, of a model's tensors by part."""
+    parameters: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    modules = dict(model.named_modules())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        owner = modules[name.rpartition(".")[0]]
+        part = _part(f".{name}", tensor, owner)
+        quantised = isinstance(owner, QuantisedLinear) and isinstance(tensor, nn.Parameter)
+        count = cast(Any, owner).in_features * cast(Any, owner).out_features if quantised else tensor.numel()
+        parameters[part] = parameters.get(part, 0) + (count if isinstance(tensor, nn.Parameter) else 0)
+        sizes[part] = sizes.get(part, 0) + tensor.numel() * tensor.element_size()
+    return parameters, sizes
+
+
+def optimizer_bytes(setting: Setting, sizes: Iterable[int]) -> tuple[int, int]:
+    """Bytes of the states, and of the largest temporary, of an optimizer over tensors of these numbers of elements.
+
+    Raises:
+        ValueError: an optimizer whose states are not known here.
+    """
+    elements = list(sizes)
+    largest, cpu = max(elements), setting.device == "cpu"
+    if setting.optim in OPTIMIZERS_32BIT:
+        # torch takes one square root of all tensors at once on a GPU; on a CPU two of one tensor at a time.
+        at_once = sum(elements) if setting.optim in ("adamw_torch", "rmsprop", "adagrad") else 0
+        temporary = 2 * largest if cpu else at_once
+        return 4 * OPTIMIZERS_32BIT[setting.optim] * sum(elements), 4 * temporary
+    if setting.optim not in OPTIMIZERS_8BIT:
+        known = ", ".join([*OPTIMIZERS_32BIT, *OPTIMIZERS_8BIT])
+        raise ValueError(
+            f"optim: the states of {setting.optim} are not known to the memory plan. Remedy: use one of {known}"
+        )
+    states = sum(4 * n if n < _SMALLEST_8BIT else n + 4 * math.ceil(n / 256) for n in elements)
+    # A GPU updates 8-bit states in place; a CPU through float32 copies of states, gradient, weight and denominator.
+    return OPTIMIZERS_8BIT[setting.optim] * states, 4 * 5 * largest if cpu else 0
+
+
+# The moments
+
+
+def _train(setting: Setting, shell: nn.Module, model: EmotionModel) -> tuple[dict[str, int], int]:
+    """What a step adds to the weights, by part, and what a layer of it keeps for the backward pass, in bytes."""
+    shell.train()
+    if setting.gradient_checkpointing and setting.config.head == "backbone":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers renames the call; both names work
+            model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    labels = len(setting.config.emotion_labels)
+    after_layer: list[int] = []
+    with FakeTensorMode():
+        meter = Meter(without_content(shell))
+        for layer in getattr(model.backbone, "layers", ()):
+            layer.register_forward_hook(lambda *_: after_layer.append(meter.live))
+        trainable = [parameter for parameter in shell.parameters() if parameter.requires_grad]
+        with meter:
+            if setting.gradient_accumulation_steps > 1:  # the first micro-batch has left its gradients
+                for parameter in trainable:
+                    parameter.grad = torch.empty_like(parameter)
+            before = set(meter.blocks())
+            rows = torch.empty(setting.batch_size, setting.config.embed_dim)
+            with torch.autocast("cpu", torch.bfloat16, enabled=setting.bf16):
+                logits = shell(embeddings=rows).logits
+            targets = torch.empty(setting.batch_size, labels)
+            loss = focal_loss(logits.float(), targets, torch.empty(labels), gamma=2.0)
+            layers = len(after_layer)  # checkpointing runs the hooks again
+            kept = [block for block in meter.blocks() if block not in before]
+            loss.backward()
+            gradients = meter.blocks(p.grad for p in trainable if p.grad is not None)
+    parts = {"gradients": meter.at_peak(gradients), "activations": meter.at_peak(kept)}
+    parts["workspace"] = meter.peak - sum(parts.values())
+    return parts, after_layer[layers - 1] - after_layer[layers - 2] if layers > 1 else 0
+
+
+def _classify(setting: Setting, dtype: torch.dtype, rows: int) -> int:
+    """What a forward pass without gradients adds to the weights, in bytes.
+
+    Two layers are enough: without gradients a layer leaves nothing behind.
+    """
+    config = copy.copy(setting.config)
+    if config.backbone_config is not None:
+        config.backbone_config = config.backbone_config | {"num_hidden_layers": 2}
+    model = _build(dataclasses.replace(setting, config=config), dtype)[1].eval()
+    with FakeTensorMode(), torch.no_grad():
+        meter = Meter(without_content(model))
+        with meter:
+            model(embeddings=torch.empty(rows, config.embed_dim))
+    return meter.peak
+
+
+def plan_memory(setting: Setting) -> Plan:
+    """The memory plan of a setting. Takes seconds, and memory for shapes alone.
+
+    Raises:
+        ValueError: an optimizer whose states are not known here, or a LoRA target that the backbone does not have.
+    """
+    shell, model = _build(setting, setting.dtype)
+    parameters, weights = weigh(shell)
+    trainable = [parameter.numel() for parameter in shell.parameters() if parameter.requires_grad]
+    states, temporary = optimizer_bytes(setting, trainable)
+    step, layer_activations = _train(setting, shell, model)
+    same = setting.dtype == setting.scoring_dtype
+    scored = weights if same else weigh(_build(setting, setting.scoring_dtype)[0])[1]
+    training = {
+        "step": weights | {"optimizer states": states} | step,
+        "optimizer": weights | {"optimizer states": states, "gradients": 4 * sum(trainable), "workspace": temporary},
+        "scoring": scored
+        | {"optimizer states": states, "workspace": _classify(setting, setting.scoring_dtype, EVALUATION_ROWS)},
+    }
+    dtype = torch.bfloat16 if setting.device == "cuda" else setting.scoring_dtype
+    classifier = weigh(_build(setting, dtype)[1])[1]
+    # A package's heads are not held twice.
+    classifier.pop(_COPY, None)
+    return Plan(
+        parameters,
+        training,
+        inference=classifier | {"workspace": _classify(setting, dtype, INFERENCE_ROWS)},
+        layer_activations=layer_activations,
+    )

@@ -1,0 +1,212 @@
+"""``--plan``: what a recipe will hold in memory, part by part, what each saving is worth, and which GPU is enough."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modeling.backbones import MISTRAL_SMALL_3_1, SMOLLM2_135M, read_backbone_config
+from modeling.infer import BUNDLED_BACKBONE, EmotionConfig
+from modeling.memory import (
+    EVALUATION_ROWS,
+    GIB,
+    GPUS,
+    INFERENCE_ROWS,
+    OPTIMIZERS_8BIT,
+    RESERVE,
+    Plan,
+    Setting,
+    plan_memory,
+    smallest_gpu,
+)
+from training.build import holds_bfloat16
+from training.recipe import Recipe, RecipeError, override
+from training.taxonomy import build_taxonomy
+
+MIB = 2**20
+
+KNOWN_SHAPES = {BUNDLED_BACKBONE: SMOLLM2_135M, "Mistral-Small-3.1-24B": MISTRAL_SMALL_3_1}
+"""Backbones whose shapes need no file and no network, by a part of their names."""
+
+ENCODER_WIDTHS = {"use-multilingual-v3": 512, "use-v4": 512, "minilm": 384}
+OTHER_WIDTH = 768
+"""Taken for the other encoders; the width moves the sum by some MiB at most."""
+
+REFERENCE = {
+    "quantization": "nf4",
+    "one_token": False,
+    "gradient_checkpointing": True,
+    "optim": "adamw_bnb_8bit",
+    "batch_size": 8,
+    "gradient_accumulation_steps": 4,
+    "bf16": True,
+}
+"""How the reference trains; it loads ``lm_head`` too."""
+
+_PARTS = {
+    "frozen matrices": "frozen matrices",
+    "quantised matrices": "frozen matrices, quantised",
+    "constants of the quantised matrices": "their constants",
+    "embed_tokens": "embed_tokens",
+    "lm_head": "lm_head",
+    "norms and buffers": "norms and buffers",
+    "adapters": "adapters (LoRA)",
+    "head": "projection and classifier",
+    "head, the frozen copy that PEFT keeps": "their frozen copy that PEFT keeps",
+    "gradients": "gradients",
+    "optimizer states": "optimizer states",
+    "activations": "activations kept for the backward pass",
+    "workspace": "workspace: the largest temporaries",
+}
+"""Parts in the order of the table, and how it calls them."""
+
+
+def read_setting(recipe: Recipe) -> Setting:
+    """What the memory of a recipe depends on, without its rows, its encoder or its weights.
+
+    Raises:
+        RecipeError: the shapes of its backbone cannot be read.
+    """
+    config = EmotionConfig(
+        model_name=recipe.model_name,
+        hidden_size=recipe.mlp_hidden_size,
+        embed_dim=ENCODER_WIDTHS.get(recipe.encoder, OTHER_WIDTH),
+        emotion_labels=build_taxonomy(recipe.labels).labels,
+        prefix=recipe.prefix,
+        head=recipe.head,
+        quantization=recipe.quantization,
+        one_token=recipe.one_token,
+    )
+    if recipe.head == "backbone":
+        config.backbone_config = _read_shapes(recipe)
+        config.hidden_size = config.backbone_config["hidden_size"]
+    half = recipe.quantization != "none" or holds_bfloat16(recipe, config)
+    return Setting(
+        config=config,
+        dtype=torch.bfloat16 if half else torch.float32,
+        scoring_dtype=torch.bfloat16 if recipe.quantization != "none" else torch.float32,
+        lora_rank=recipe.lora_rank,
+        lora_dropout=recipe.lora_dropout,
+        lora_target_modules=tuple(recipe.lora_target_modules),
+        batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        bf16=recipe.bf16,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        optim=recipe.optim,
+    )
+
+
+def _read_shapes(recipe: Recipe) -> dict[str, Any]:
+    for part, shapes in KNOWN_SHAPES.items():
+        if part in recipe.model_name and not Path(recipe.model_name).is_dir():
+            return dict(shapes)
+    try:
+        read = read_backbone_config(recipe.model_name, recipe.model_revision)
+    except OSError as error:
+        raise RecipeError(
+            f"model_name: the shapes of {recipe.model_name} cannot be read ({type(error).__name__}). Remedy: give a "
+            "folder with its config.json, or connect to the Hub; the weights are not needed"
+        ) from None
+    return read.to_diff_dict() | {"model_type": read.model_type, "hidden_size": read.hidden_size}
+
+
+def savings(recipe: Recipe) -> dict[str, Setting]:
+    """The recipe's setting with one switch turned at a time, and the reference's; by the flags that turn it."""
+    rows = recipe.batch_size * recipe.gradient_accumulation_steps
+    at_once = {"batch_size": rows, "gradient_accumulation_steps": 1}
+    if recipe.gradient_accumulation_steps == 1:
+        at_once = {"batch_size": max(rows // 4, 1), "gradient_accumulation_steps": 4}
+    changes: list[dict[str, Any]] = [at_once]
+    changes.append({"optim": "adamw_torch" if recipe.optim in OPTIMIZERS_8BIT else "adamw_bnb_8bit"})
+    if recipe.head == "backbone":
+        changes.append({"gradient_checkpointing": not recipe.gradient_checkpointing})
+        changes.append({"one_token": not recipe.one_token})
+        changes.append({"quantization": "none" if recipe.quantization != "none" else "nf4"})
+    found = {"the recipe as it stands": read_setting(recipe)}
+    for change in changes:
+        flags = " ".join(f"--{name} {str(value).lower()}" for name, value in change.items())
+        found[flags] = read_setting(override(recipe, change))
+    if recipe.head == "backbone":
+        reference = read_setting(override(recipe, REFERENCE))
+        found["the reference's way: all of it off, and lm_head loaded"] = dataclasses.replace(
+            reference, output_layer=True
+        )
+    return found
+
+
+def describe_plan(recipe: Recipe) -> str:
+    """The plan as text: its parts, and what each saving is worth.
+
+    Raises:
+        RecipeError: the shapes of the backbone cannot be read, or the optimizer's states are not known.
+    """
+    try:
+        plans = {name: plan_memory(setting) for name, setting in savings(recipe).items()}
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    plan = next(iter(plans.values()))
+    return "\n".join([*_parts_table(recipe, plan), "", *_savings_table(plans), *_references(recipe)])
+
+
+def _parts_table(recipe: Recipe, plan: Plan) -> list[str]:
+    columns = [*plan.training.values(), plan.inference]
+    backbone = (
+        f"{recipe.model_name}, quantization {recipe.quantization}" if recipe.head == "backbone" else "no backbone"
+    )
+    rows = f"{recipe.batch_size} rows x {recipe.gradient_accumulation_steps}"
+    heads = ("a step", "optimizer", "scoring", "inference")
+    lines = [
+        f"Memory of {backbone}, in MiB on one GPU.",
+        f"Training: a step of {rows}, then the optimizer's, then scoring {EVALUATION_ROWS} rows at once. Inference: a package,",
+        f"{INFERENCE_ROWS} rows at once. The sentence encoder stays on the CPU.",
+        "",
+        f"{'':<40}{'parameters':>15}" + "".join(f"{head:>11}" for head in heads),
+    ]
+    for part, text in _PARTS.items():
+        if any(parts.get(part) for parts in columns):
+            lines.append(_line(text, plan.parameters.get(part), [parts.get(part) for parts in columns]))
+    peaks = [sum(parts.values()) for parts in columns]
+    lines.append(_line("sum", sum(plan.parameters.values()), peaks))
+    lines.append(_line("reserve: CUDA context, kernels, gaps", None, [RESERVE] * len(peaks)))
+    lines.append(_line("needed", None, [peak + RESERVE for peak in peaks]))
+    lines.append(f"{'smallest common GPU':<55}" + "".join(f"{_gpu(peak):>11}" for peak in peaks))
+    if plan.layer_activations:
+        size = plan.layer_activations / MIB
+        lines += [
+            "",
+            f"One layer keeps {size:,.1f} MiB for the backward pass of a micro-batch of {recipe.batch_size} rows.",
+        ]
+    return lines
+
+
+def _savings_table(plans: Mapping[str, Plan]) -> list[str]:
+    lines = [f"{'needed, in GiB':<62}{'training':>9}{'GPU':>10}{'inference':>10}{'GPU':>8}"]
+    for name, plan in plans.items():
+        cells = [cell for peak in (plan.training_peak, plan.inference_peak) for cell in (_gib(peak), _gpu(peak))]
+        lines.append(f"{name:<62}{cells[0]:>9}{cells[1]:>10}{cells[2]:>10}{cells[3]:>8}")
+    sizes = ", ".join(f"{name} GB: {capacity}" for name, capacity in GPUS.items())
+    return [*lines, "", f"GiB that PyTorch finds on common GPUs: {sizes}."]
+
+
+def _references(recipe: Recipe) -> list[str]:
+    if "Mistral-Small-3.1-24B" not in recipe.model_name:
+        return []
+    return ["The references ask for 48 GB (the published model, on one RTX 6000 Ada) and 24 GB (the tutorial)."]
+
+
+def _line(text: str, parameters: int | None, sizes: Iterable[int | None]) -> str:
+    cells = ("" if size is None else f"{size / MIB:,.{0 if size >= 10 * MIB or not size else 1}f}" for size in sizes)
+    return f"{text:<40}{f'{parameters:,}' if parameters else '':>15}" + "".join(f"{cell:>11}" for cell in cells)
+
+
+def _gib(peak: int) -> str:
+    return f"{(peak + RESERVE) / GIB:.2f}"
+
+
+def _gpu(peak: int) -> str:
+    name = smallest_gpu(peak)
+    return f"{name} GB" if name else f"> {max(GPUS)} GB"
