@@ -109,7 +109,8 @@ def _reliability(facts: Facts) -> dict[str, Any]:
         "temperature": "One temperature for all labels, fitted on validation, is folded into the classifier",
         "platt": "A scale and a bias for each label (Platt), fitted on validation, are folded into the classifier",
     }[calibration["method"]]
-    names = ("expected_calibration_error", "mean_label_calibration_error", "brier_score")
+    errors = ("expected_calibration_error", "mean_label_calibration_error", "brier_score")
+    scores = ("macro_f1_at_0.5", "macro_f1_at_own_thresholds")
     return {
         "rule_rows": f"{rule['positives_below']:,}",
         "rule_width": f"{rule['f1_interval_wider_than']:g}",
@@ -117,7 +118,12 @@ def _reliability(facts: Facts) -> dict[str, Any]:
         "unreliable_rows": [(plain(row["label"]), f"{int(row['support']):,}", _label_score(row, "f1")) for row in rows],
         "calibration": f"{method}. Why: {calibration['reason']}.",
         "calibration_rows": [
-            (split, when, *(f"{calibration[split][when][name]:.4f}" for name in names))
+            (
+                split,
+                when,
+                *(f"{calibration[split][when][name]:.4f}" for name in errors),
+                *(f"{calibration[split][when][name]:.3f}" for name in scores),
+            )
             for split in ("validation", "test")
             for when in ("before", "after")
         ],

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from modeling.infer import cache_folder, load_encoder
 from tests.conftest import ROOT
 from training.audit import POLICIES, CorpusAudit, LeakError, apply_policy, audit_corpus, audit_rows
-from training.balance import oversample, real_rows
+from training.balance import MLSMOTE_LABELS, oversample, real_rows
 from training.copies import MIN_SHINGLES, NEAR, SHINGLE, find_copies, match_key, normalise
 from training.corpus import Corpus, Split, load_corpus
 from training.encoding import encode
@@ -253,12 +253,42 @@ def test_training_rows_stem_from_train() -> None:
     turned[:, [0, 1]] = turned[:, [1, 0]]
     with pytest.raises(LeakError, match="other labels"):
         audit_rows(corpus, embeddings, dataclasses.replace(rows, labels=turned))
-    audit_rows(corpus, embeddings, dataclasses.replace(rows, labels=turned), own_labels=False)
     # A child of a test row, whatever parents it claims.
     child = rows.embeddings.copy()
     child[-1] = generator.normal(size=5)
     with pytest.raises(LeakError, match="not what its parents give"):
         audit_rows(corpus, embeddings, dataclasses.replace(rows, embeddings=child))
+
+
+@pytest.mark.parametrize("rule", MLSMOTE_LABELS)
+def test_labels_that_mlsmote_cannot_have_given(rule: str) -> None:
+    generator = np.random.default_rng(1)
+    embeddings = generator.normal(size=(62, 5)).astype(np.float32)
+    labels = (generator.random((60, 4)) < (0.9, 0.5, 0.5, 0.2)).astype(np.int8)
+    labels[labels.sum(axis=1) == 0, 0] = 1
+    names, texts = ("a", "b", "c", "d"), [f"text {i}" for i in range(60)]
+    other = Split(["x"], ["another"], labels[:1])
+    corpus = Corpus("c", "", names, {"train": Split(texts, texts, labels), "validation": other, "test": other})
+    rows = oversample(real_rows(embeddings[:60], labels), names, "mlsmote", 0, 60, mlsmote_labels=rule)
+    audit_rows(corpus, embeddings, rows, rule)
+    first, second = (labels[rows.parents[:, side]] for side in (0, 1))
+    made = rows.synthetic
+
+    def refused(row: int, changed: np.ndarray) -> None:
+        foreign = rows.labels.copy()
+        foreign[row] = changed
+        with pytest.raises(LeakError, match="labels"):
+            audit_rows(corpus, embeddings, dataclasses.replace(rows, labels=foreign), rule)
+
+    for row in np.flatnonzero(made)[:20]:
+        refused(row, 1 - (first[row] & second[row]))  # none of what both parents have
+        one_has = first[row] ^ second[row]
+        if rule == "union" and one_has.any():
+            refused(row, rows.labels[row] & ~one_has)  # lacks what a parent has
+        if rule == "intersection":
+            refused(row, rows.labels[row] | one_has if one_has.any() else np.ones(4, dtype=np.int8))
+    refused(0, 1 - labels[0])  # a real row has its own, whatever the rule
+    assert (first[made] != second[made]).any() and not np.array_equal(rows.labels[made], first[made])
 
 
 # The order of labels

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
+from sklearn.metrics import f1_score
 from torch import nn
 
+from modeling.infer import EmotionModel
+from training import results
 from training.calibration import (
     calibration_error,
     choose_calibration,
@@ -19,6 +25,8 @@ from training.calibration import (
     fold_into,
     log_loss_of_logits,
 )
+from training.prepare import Prepared
+from training.thresholds import choose_thresholds
 
 
 def draw(seed: int, rows: int = 4_000) -> tuple[np.ndarray, np.ndarray]:
@@ -88,3 +96,26 @@ def test_errors_by_hand() -> None:
     described = describe_calibration(probabilities, labels)
     assert described["brier_score"] == pytest.approx((0.01 + 0.81 + 0.01 + 0.01) / 4)
     assert described["mean_label_calibration_error"] == pytest.approx(0.25)
+
+
+def test_the_record_says_what_calibration_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shifted logits, which Platt scaling mends: macro F1 before and after, at 0.5 and at thresholds of each's own."""
+    splits = {"validation": draw(4), "test": draw(5)}
+    shift = np.array([2.0, 0.0, -2.0])
+    said = {split: (logits + shift).astype(np.float32) for split, (logits, _) in splits.items()}
+    monkeypatch.setattr(results, "predict_logits", lambda _, values: values)
+    corpus = {split: SimpleNamespace(labels=labels) for split, (_, labels) in splits.items()}
+    data, model = SimpleNamespace(corpus=corpus, embeddings=said), SimpleNamespace(classifier=nn.Linear(4, 3))
+    before, after, record = results.calibrate(cast(EmotionModel, model), cast(Prepared, data), 0)
+    assert record["method"] == "platt"
+    np.testing.assert_allclose(before["test"].probabilities, expit(said["test"].astype(float)))
+    for when, scored in (("before", before), ("after", after)):
+        own = choose_thresholds(scored["validation"].probabilities, splits["validation"][1]).own
+        for split, (_, labels) in splits.items():
+            for name, cuts in (("0.5", 0.5), ("own_thresholds", own)):
+                expected = f1_score(labels, scored[split].probabilities >= cuts, average="macro")
+                assert record[split][when][f"macro_f1_at_{name}"] == pytest.approx(expected)
+    at_half, own = (
+        [record["test"][w][f"macro_f1_at_{k}"] for w in ("before", "after")] for k in ("0.5", "own_thresholds")
+    )
+    assert abs(at_half[1] - at_half[0]) > 0.02 and abs(own[1] - own[0]) < 0.01

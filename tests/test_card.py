@@ -105,8 +105,12 @@ def test_the_tables_of_model_and_data(carded: Path) -> None:
     names = ("expected_calibration_error", "mean_label_calibration_error", "brier_score")
     calibration = read(carded, "calibration.json")
     header = ("rows", "when", "expected calibration error", "its mean over labels", "Brier score")
+    header += ("macro F1 at 0.5", "at own thresholds")
+    f1 = ("macro_f1_at_0.5", "macro_f1_at_own_thresholds")
     assert tables[header] == [
-        [split, when, *(f"{calibration[split][when][name]:.4f}" for name in names)]
+        [split, when]
+        + [f"{calibration[split][when][name]:.4f}" for name in names]
+        + [f"{calibration[split][when][name]:.3f}" for name in f1]
         for split in ("validation", "test")
         for when in ("before", "after")
     ]

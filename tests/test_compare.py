@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.cards import edit
 from tests.conftest import LABELS, write_corpus
 from training.compare import build_cells
 from training.null_test import chance_scores
 from training.recipe import RecipeError
 from training.run import main
+from training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,53 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ).split()
 
 
-def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def check_compare_runs(grid: Path, table: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+    """The settings of a finished grid as run folders give what the grid gives; a run differs by nothing from itself."""
+    settings = [str(grid / f"balance={b}_loss={loss}") for b in ("none", "smote") for loss in ("bce", "focal-uniform")]
+    before = sorted(grid.rglob("*"))
+    capsys.readouterr()
+    assert main(["--compare_runs", *settings]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert sorted(grid.rglob("*")) == before
+    of_grid = (grid / "comparison.md").read_text().splitlines()
+    assert [line.split(" | ")[1:] for line in shown] == [line.split(" | ")[1:] for line in of_grid]
+    out = grid.parent / f"{grid.name}-compared"
+    assert main(["--compare_runs", *settings, "--output_dir", str(out)]) == 0
+    numbers = table.columns.drop("setting")
+    pd.testing.assert_frame_equal(pd.read_csv(out / "comparison.csv")[numbers], table[numbers])
+    assert sorted(path.name for path in out.iterdir()) == [f"comparison.{suffix}" for suffix in ("csv", "md", "png")]
+    single = f"{settings[1]}/seed-1"
+    capsys.readouterr()
+    assert main(["--compare_runs", single, single, f"{settings[0]}/seed-1"]) == 0
+    _, itself, other = capsys.readouterr().out.splitlines()[-3:]
+    assert itself.endswith("| +0.000 [+0.000, +0.000] |") and not other.endswith("| +0.000 [+0.000, +0.000] |")
+
+
+def test_compare_runs_refuses_what_cannot_be_paired(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [tmp_path / name for name in ("one", "texts", "labels", "references")]
+    assert main([*flags, "--epochs", "1", "--output_dir", str(runs[0])]) == 0
+    for run in runs[1:]:
+        shutil.copytree(runs[0], run)
+    edit(runs[1] / "audit.json", lambda audit: audit["splits"]["test"].update(sha256="0" * 64))
+    edit(runs[2] / "audit.json", lambda audit: audit["labels"].reverse())
+    arrays = RunFolder(runs[3]).read_arrays("predictions.npz")
+    RunFolder(runs[3]).write_arrays("predictions.npz", arrays | {"test_references": arrays["test_references"][::-1]})
+    for run in runs[1:]:
+        capsys.readouterr()
+        assert main(["--compare_runs", str(runs[0]), str(run)]) == 2
+        told = capsys.readouterr().err
+        assert f"{run} was tested on other rows or labels than {runs[0]}" in told and "Remedy: train both" in told
+    (runs[1] / "timing.json").unlink()
+    for bad in (runs[1], tmp_path / "none"):
+        assert main(["--compare_runs", str(runs[0]), str(bad)]) == 2
+        assert f"{bad} is not a finished run. Remedy" in capsys.readouterr().err
+    assert main(["--compare_runs", str(runs[0])]) == 2
+    assert "needs two run folders" in capsys.readouterr().err
+
+
+def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*flags, "--compare", "balance=none,smote", "loss=bce,focal-uniform", "--seeds", "0", "1"]
     command += ["--output_dir", str(tmp_path)]
     assert main(command) == 0
@@ -53,6 +101,9 @@ def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, caplog: pyt
     ]
     mean = np.mean([entry["test"]["per_label"]["macro_f1"] for entry in found])
     assert table.loc[0, "test"] == pytest.approx(mean, abs=1e-4) and metrics["protocol"] == "official"
+    told = (tmp_path / "comparison.md").read_text().partition("\n")[0]
+    assert "mean over 2 seeds" in told and "bootstrap samples of the rows" in told and "do not say" in told
+    check_compare_runs(tmp_path, table, capsys)
     # A run that is missing is made again, and nothing else.
     stamps = {run: run.stat().st_mtime_ns for run in runs}
     runs[3].unlink()
@@ -94,6 +145,9 @@ def test_bad_axes(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixtur
         (["seed=0,1"], "seeds of every setting are --seeds"),
         (["balance=none", "balance=smote"], "given twice"),
         (["loss=bce", "gamma=0,2"], "loss sets alpha and gamma"),
+        (["balance=none,none"], "balance none is given twice. Remedy"),
+        (["gamma=2,2.0"], "gamma 2.0 is given twice"),
+        (["labels=[a b],[a-b]"], r"labels .'a b'.* and .*labels .'a-b'.* would share the folder .*Remedy"),
     ):
         with pytest.raises(RecipeError, match=message):
             build_cells(axes, [0], tmp_path)
@@ -102,7 +156,7 @@ def test_bad_axes(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixtur
     assert cells[0].overrides["alpha"] == {"joy": 0.7} and len({cell.runs[0].path for cell in cells}) == 4
     for bad, message in (
         (["--seeds", "1"], "belongs to --compare"),
-        (["--compare", "gamma=1", "--null_test"], "three"),
+        (["--compare", "gamma=1", "--null_test"], "four"),
     ):
         assert main([*flags, *bad, "--output_dir", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err

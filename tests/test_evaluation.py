@@ -19,6 +19,7 @@ from training.reading import CorpusError
 from training.recipe import RecipeError, parse_recipe
 from training.run import main
 from training.scoring import Scored, score_policies, scores_with_intervals
+from training.scoring import scores as training_scores
 from training.taxonomy import GOEMOTIONS_28, MAPPINGS, TAXONOMIES
 
 XED = (
@@ -259,6 +260,58 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.parquet", "a.csv", "a.tsv", "hot.csv"):
         for mapping in (None, read_mapping("plutchik")):  # a header is seen, whatever the mapping says of columns
             assert read_rows(tmp_path / name, mapping, labels, "text", "labels") == expected, name
+
+
+def test_a_column_for_each_label_is_as_good_as_one_of_names(
+    finished_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Labels that neither the model nor the mapping knows count in both forms alike, and leave rows out alike."""
+    rows = [("sunny cake", ["joy"]), ("slammed", ["anger", "boredom"]), ("meh", ["boredom"]), ("hm", [])]
+    rows += [(f"tears {i}", ["sadness"]) for i in range(5)]
+    names = ("joy", "anger", "sadness", "boredom")
+    hot = pd.DataFrame({"text": [t for t, _ in rows]} | {name: [int(name in n) for _, n in rows] for name in names})
+    hot.insert(1, "votes", range(len(rows)))
+    hot.to_csv(tmp_path / "hot.csv", index=False)
+    hot.to_json(tmp_path / "hot.jsonl", orient="records", lines=True)
+    hot.astype(dict.fromkeys(names, bool)).to_parquet(tmp_path / "hot.parquet")
+    write_jsonl(tmp_path / "names.jsonl", rows)
+    (tmp_path / "own.yaml").write_text("labels: {joy: [joy], anger: [anger]}\n")
+    results = {}
+    for file in ("names.jsonl", "hot.csv", "hot.jsonl", "hot.parquet"):
+        flags = ["--evaluate", str(finished_run), "--data", str(tmp_path / file), "--output_dir", str(tmp_path / "out")]
+        assert main([*flags, "--mapping", str(tmp_path / "own.yaml")]) == 0
+        results[file] = {k: v for k, v in scored(tmp_path / "out").items() if not k.startswith("data")}
+        assert results[file] == results["names.jsonl"], file
+        assert main(flags) == 2  # without a mapping, each form is refused by the same names
+    assert results["hot.csv"]["file_labels_not_mapped"] == {
+        "boredom": {"rows": 2, "why": "not in the mapping"},
+        "sadness": {"rows": 5, "why": "not in the mapping"},
+    }
+    assert results["hot.csv"]["rows"]["scored"] == 3
+    assert "not of 0 and 1: column votes" in caplog.text
+    hot.astype({"boredom": object}).replace({"boredom": {0: None}}).to_csv(tmp_path / "hot.csv", index=False)
+    with pytest.raises(CorpusError, match=r"line 2: column 'boredom': '' is not 0 or 1"):
+        read_rows(tmp_path / "hot.csv", None, ("joy", "anger"), "text", "labels")
+
+
+def test_a_label_that_no_row_has_is_scored_where_the_label_sets_are_one(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "joy.jsonl", [("sunny cake", ["joy"]), ("dark cellar", ["joy"]), ("slammed door", ["joy"])])
+    flags = ["--evaluate", str(finished_run), "--data", str(tmp_path / "joy.jsonl")]
+    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
+    result, shown = scored(tmp_path / "out"), capsys.readouterr().out
+    assert list(result["targets"]) == ["joy", "anger", "fear"] and not result["model_labels_not_mapped"]
+    assert "no row of the file has anger, fear: their F1 is 0, in macro F1 too" in shown
+    classifier = load_classifier(str(finished_run))
+    texts = ["sunny cake", "dark cellar", "slammed door"]
+    said = classifier.predict_proba(texts) >= [classifier.config.thresholds[label] for label in classifier.labels]
+    assert said[:, 1:].any()  # false positives, which only these labels' scores can show
+    expected = training_scores(said.astype(int), np.array([[1, 0, 0]] * 3))
+    for name in ("macro_f1", "micro_f1"):
+        assert result["scores"]["package"][name] == pytest.approx(expected[name], abs=1e-6)
+    with pytest.raises(MappingError, match="it has none"):
+        match_labels(None, classifier.labels, {}, "rows.csv")
 
 
 def test_a_swallowed_row_is_pointed_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -137,6 +137,24 @@ def test_intervals_hold_the_score_and_narrow_with_rows() -> None:
     assert widths[1] < widths[0] / 2
 
 
+def test_macro_f1_of_the_frequent_labels_leaves_the_rare_ones_out() -> None:
+    """Two labels with at least 100 positives, 100 itself included, and two with fewer."""
+    generator = np.random.default_rng(0)
+    labels = np.zeros((900, 4), dtype=np.int8)
+    for label, count in enumerate((400, 100, 99, 20)):
+        labels[generator.permutation(900)[:count], label] = 1
+    probabilities = np.clip(0.4 * labels + 0.7 * generator.random((900, 4)), 0, 1)
+    result, _ = score_policies(Scored(probabilities, labels), {"fixed": np.full(4, 0.5)}, list("abcd"))
+    expected = f1_score(labels[:, :2], probabilities[:, :2] >= 0.5, average="macro")
+    assert result["fixed"]["macro_f1_frequent"] == pytest.approx(expected, abs=1e-6)
+    assert abs(expected - result["fixed"]["macro_f1"]) > 0.05
+    low, high = result["fixed"]["intervals_95"]["macro_f1_frequent"]
+    assert low < expected < high and low > result["fixed"]["intervals_95"]["macro_f1"][1]
+    for few in ([0, 1], [2, 3]):  # nothing is left out, or everything
+        part = Scored(probabilities[:, few], labels[:, few])
+        assert "macro_f1_frequent" not in score_policies(part, {"fixed": np.full(2, 0.5)}, list("ab"))[0]["fixed"]
+
+
 def test_labels_with_few_rows_or_wide_intervals_are_unreliable() -> None:
     generator = np.random.default_rng(0)
     labels = (generator.random((2_000, 3)) < (0.4, 0.06, 0.03)).astype(np.int8)

@@ -184,7 +184,7 @@ def test_what_cannot_be_planned_says_why(capsys: pytest.CaptureFixture[str]) -> 
     recipe, _ = parse_recipe(["--model_name", "nobody/knows-this"])
     with pytest.raises(RecipeError, match=r"shapes of nobody/knows-this cannot be read .* Remedy: give a folder"):
         read_setting(recipe)
-    with pytest.raises(RecipeError, match="four things to do"):
+    with pytest.raises(RecipeError, match="five things to do"):
         parse_recipe(["--plan", "--null_test"])
 
 

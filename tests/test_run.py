@@ -43,6 +43,11 @@ FILES = [
 def test_the_run_folder_is_complete(finished_run: Path) -> None:
     assert [name for name in FILES if not (finished_run / name).is_file()] == []
     metrics = json.loads((finished_run / "metrics.json").read_text())
+    calibration = json.loads((finished_run / "calibration.json").read_text())
+    for split in ("validation", "test"):
+        for policy, name in (("fixed", "0.5"), ("per_label", "own_thresholds")):
+            after = calibration[split]["after"][f"macro_f1_at_{name}"]
+            assert after == pytest.approx(metrics[split][policy]["macro_f1"], abs=1e-6)
     assert (
         metrics.pop("protocol") == "official"
         and metrics.pop("null_test") is None

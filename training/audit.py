@@ -172,7 +172,7 @@ def apply_policy(corpus: Corpus, audit: CorpusAudit, policy: str) -> Corpus:
 
 
 def audit_rows(
-    corpus: Corpus, embeddings: np.ndarray, rows: Rows, own_labels: bool = True, contaminated: bool = False
+    corpus: Corpus, embeddings: np.ndarray, rows: Rows, mlsmote_labels: str | None = None, contaminated: bool = False
 ) -> dict[str, Any]:
     """Check the balanced training rows against the corpus, and describe both.
 
@@ -180,7 +180,8 @@ def audit_rows(
         corpus: the splits.
         embeddings: float32 [N, E] of all splits, one after the other.
         rows: the rows that will be trained on.
-        own_labels: does every row have the labels of its first parent?
+        mlsmote_labels: the rule of ``mlsmote`` that gave rows between two parents their labels; None where every row
+            has the labels of its first parent. See :func:`_refuse_foreign_labels` for what can be known of it.
         contaminated: does the split protocol put children of evaluation rows into train? They are then counted.
 
     Raises:
@@ -195,8 +196,7 @@ def audit_rows(
     if not np.allclose(rows.embeddings, first + rows.steps[:, None] * (second - first), atol=1e-5):
         raise LeakError("a training row is not what its parents give")
     labels = np.concatenate([corpus[split].labels for split in SPLITS])
-    if own_labels and not np.array_equal(rows.labels, labels[rows.parents[:, 0]]):
-        raise LeakError("a training row has other labels than its first parent")
+    _refuse_foreign_labels(rows, labels, mlsmote_labels)
     known = set(corpus["train"].texts)
     return {
         "corpus": corpus.name,
@@ -219,6 +219,39 @@ def audit_rows(
             "synthetic_with_parent_outside_train": int(outside.sum()),
         },
     }
+
+
+def _refuse_foreign_labels(rows: Rows, labels: np.ndarray, mlsmote_labels: str | None) -> None:
+    """Refuse labels that cannot stem from the parents.
+
+    ``mlsmote`` lets all k neighbours of the first parent vote, of which one is recorded. So a row of ``union`` must have
+    at least what its two parents have, a row of ``intersection`` at most what both have, and each row, whatever the
+    rule, a label of both: the one that was oversampled. What the other neighbours voted for is not known: labels that
+    ``union`` and ``ranking`` add to those, and labels that ``ranking`` and ``intersection`` leave out, are not checked.
+
+    Args:
+        rows: the rows.
+        labels: 0/1 [N, L] of the whole corpus, which parents index.
+        mlsmote_labels: the rule; None where every row has the labels of its first parent.
+
+    Raises:
+        LeakError: the labels of a row.
+    """
+    first, second = labels[rows.parents[:, 0]], labels[rows.parents[:, 1]]
+    own = (rows.labels == first).all(axis=1)
+    if mlsmote_labels is None:
+        if not own.all():
+            raise LeakError("a training row has other labels than its first parent")
+        return
+    both = first & second
+    voted = (rows.labels & both).any(axis=1)
+    if mlsmote_labels == "union":
+        voted &= (rows.labels >= (first | second)).all(axis=1)
+    elif mlsmote_labels == "intersection":
+        voted &= (rows.labels <= both).all(axis=1)
+    # A real row and a copy have one parent, and nobody voted.
+    if not np.where(rows.parents[:, 0] == rows.parents[:, 1], own, voted).all():
+        raise LeakError(f"a training row has labels that mlsmote by {mlsmote_labels} does not give its parents")
 
 
 if __name__ == "__main__":

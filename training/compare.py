@@ -18,7 +18,7 @@ from training.corpus import local_data
 from training.plots import plot_comparison
 from training.recipe import Recipe, RecipeError, RunOptions, Train, override
 from training.run_folder import RunFolder
-from training.scoring import bootstrap_weights, weighted_scores
+from training.scoring import DRAWS, bootstrap_weights, weighted_scores
 from training.splits import CONTAMINATED
 
 LOSSES = {
@@ -67,35 +67,93 @@ def compare(recipe: Recipe, options: RunOptions, train: Train) -> int:
             return code
         shutil.rmtree(run.checkpoints)
         sys.stdout.write(f"{number} of {len(todo)} is done: {cell.name}, seed {seed}\n")
+    _report(cells, folder)
+    return 0
+
+
+def compare_runs(folders: list[str], output: Path | None) -> int:
+    """Compare runs that are there by paired bootstrap, print the table, and write it only into ``output``.
+
+    Args:
+        folders: run folders; of a folder with one run for each seed (``seed-0``, …) the runs are averaged.
+        output: folder of ``comparison.md``, ``.csv`` and ``.png``; None writes nothing.
+
+    Raises:
+        RecipeError: a run is not finished, or was tested on other rows than the first.
+    """
+    cells = [Cell(folder, {}, dict(enumerate(_finished_runs(Path(folder))))) for folder in folders]
+    tested = {run.path: _test_split(run) for cell in cells for run in cell.runs.values()}
+    first = next(iter(tested))
+    for path, split in tested.items():
+        if split != tested[first]:
+            raise RecipeError(
+                f"--compare_runs: {path} was tested on other rows or labels than {first}, and the rows cannot be "
+                "paired. Remedy: train both with the same data, split, seed of the split and labels"
+            )
+    _report(cells, output)
+    return 0
+
+
+def _finished_runs(folder: Path) -> list[RunFolder]:
+    runs = [folder] if (folder / "recipe.yaml").is_file() else sorted(folder.glob("seed-*"))
+    for run in runs or [folder]:
+        if not (run / "timing.json").is_file():  # written last
+            raise RecipeError(
+                f"--compare_runs: {run} is not a finished run. Remedy: train to the end, or another folder"
+            )
+    return [RunFolder(run) for run in runs]
+
+
+def _test_split(run: RunFolder) -> tuple[list[str], str, bytes]:
+    """Labels, texts and references of the test split, to hold against another's."""
+    audit, arrays = run.read_json("audit.json"), run.read_arrays("predictions.npz")
+    return audit["labels"], audit["splits"]["test"]["sha256"], arrays["test_references"].tobytes()
+
+
+def _report(cells: list[Cell], folder: Path | None) -> None:
+    """Print the table; and write table and plot into ``folder``."""
     table = summarise(cells)
+    sys.stdout.write(to_markdown(table))
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     result = RunFolder(folder)
     result.write_text("comparison.csv", table.round(4).to_csv(index=False))
     result.write_text("comparison.md", to_markdown(table))
     with result.replacing("comparison.png") as path:
         plot_comparison(path, table, {cell.name: _scores(cell, "test") for cell in cells})
-    sys.stdout.write(f"{to_markdown(table)}the comparison is in {folder}\n")
-    return 0
+    sys.stdout.write(f"the comparison is in {folder}\n")
 
 
 def build_cells(axes: list[str], seeds: list[int], folder: Path) -> list[Cell]:
     """The grid of ``field=value,value`` axes; a value that is a list or a mapping stands in brackets, as in YAML.
 
     Raises:
-        RecipeError: an axis that is not of this form, is given twice, or sets what another one sets.
+        RecipeError: an axis that is not of this form, is given twice, or sets what another one sets; equal values, or
+            two settings that would share a folder.
     """
     values: dict[str, list[Any]] = {}
     for axis in axes:
         field, chosen = _parse_axis(axis)
         if field in values:
             raise RecipeError(f"--compare {axis}: {field} is given twice. Remedy: list all its values in one axis")
+        twice = [value for index, value in enumerate(chosen) if value in chosen[:index]]
+        if twice:
+            raise RecipeError(f"--compare {axis}: {field} {twice[0]} is given twice. Remedy: list each value once")
         values[field] = chosen
     if "loss" in values and {"alpha", "gamma"} & set(values):
         raise RecipeError("--compare: loss sets alpha and gamma; give either loss, or alpha and gamma")
-    cells = []
+    cells: list[Cell] = []
     for choice in itertools.product(*values.values()):
         settings = dict(zip(values, choice, strict=True))
         name = ", ".join(f"{field} {value}" for field, value in settings.items())
         place = folder / "_".join(re.sub(r"[^\w.=+-]+", "-", f"{f}={v}").strip("-") for f, v in settings.items())
+        clash = next((cell.name for cell in cells if place in {run.path.parent for run in cell.runs.values()}), None)
+        if clash:
+            raise RecipeError(
+                f"--compare: {clash!r} and {name!r} would share the folder {place}. Remedy: compare them with two "
+                "commands, each with an --output_dir of its own"
+            )
         overrides = settings | LOSSES[settings["loss"]] if "loss" in settings else settings
         overrides.pop("loss", None)
         cells.append(Cell(name, overrides, {seed: RunFolder(place / f"seed-{seed}") for seed in seeds}))
@@ -195,7 +253,13 @@ def _draws(cell: Cell, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def to_markdown(table: pd.DataFrame) -> str:
     """The table for people; a difference whose interval leaves out 0 is bold."""
+    fewest, most = table["seeds"].min(), table["seeds"].max()
+    seeds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     lines = [
+        f"Macro F1, mean over {seeds} {'seed' if most == 1 else 'seeds'}. Intervals are of {DRAWS:,} bootstrap samples of "
+        "the rows, with the seeds as they are: they do not say how far other seeds would fall apart"
+        + (", which the standard deviation (sd) over the seeds does." if most > 1 else ", and one seed cannot."),
+        "",
         "| setting | seeds | validation [95 %] | test (sd) [95 %] | test at 0.5 | against the first [95 %] |",
         "|---|---|---|---|---|---|",
     ]

@@ -49,6 +49,8 @@ from training.scoring import scores_with_intervals
 
 logger = logging.getLogger(__name__)
 
+_ZERO_OR_ONE = {"0", "1", "0.0", "1.0", "True", "False"}
+
 
 def evaluate(
     model: str,
@@ -66,7 +68,7 @@ def evaluate(
         data: a CSV, TSV, JSONL or Parquet file.
         mapping: a mapping that ships, or a YAML file; None where the file's labels are the model's.
         text_column: column of the texts.
-        label_column: column with names, ids or lists; where it is absent, one 0/1 column a label.
+        label_column: column with names, ids or lists; where it is absent, each column of 0 and 1 is a label.
         output: folder of ``evaluation.json``, ``.csv`` and ``.png``; None writes nothing.
         dataset: ``goemotions`` for a TSV file of GoEmotions, which has no header and has ``labels.txt`` beside it.
 
@@ -155,8 +157,7 @@ def read_rows(
         columns = mapping.columns
         logger.info("%s has no header with %r: its columns are %s", path, text_column, ", ".join(columns))
     table, places = read_table(path, columns)
-    known = {*model_labels, *(mapping.names() if mapping else ())}
-    own = [column for column in table.columns if column in known]
+    own = None if label_column in table.columns else _label_columns(path, table, mapping, model_labels, text_column)
     raw = table_rows(str(path), table, places, own or None, text_column, label_column, None)
     refuse_bad_texts(raw)
     long = [row for row in raw if "\n" in row.text]
@@ -167,6 +168,26 @@ def read_rows(
             *(len(long), longest.place, longest.text.count("\n") + 1),
         )
     return sorted(LabelledRow(row.text, _names(row, mapping, model_labels, ids_only=bool(columns))) for row in raw)
+
+
+def _label_columns(
+    path: Path, table: pd.DataFrame, mapping: LabelMapping | None, model_labels: Sequence[str], text_column: str
+) -> list[str]:
+    """Columns of a known label, and beside such columns every other of 0 and 1: a label that nothing knows is one too.
+
+    A column of other values is no label; the log names it.
+    """
+    known = {*model_labels, *(mapping.names() if mapping else ())} & set(table.columns)
+    if not known:
+        return []
+    taken: list[str] = []
+    left: list[str] = []
+    for column in table.columns.drop(text_column, errors="ignore"):
+        values = {str(value) for value in table[column]} - {"", "nan", "None"}
+        (taken if column in known or (values and values <= _ZERO_OR_ONE) else left).append(column)
+    if left:
+        logger.info("%s: no label, because not of 0 and 1: column %s", path, ", ".join(map(str, left)))
+    return taken
 
 
 def _has_header(path: Path, text_column: str) -> bool:
@@ -291,6 +312,8 @@ def _range(ends: Sequence[float]) -> str:
 
 def _describe_mapping(result: dict[str, Any]) -> list[str]:
     lines = [f"mapping: {result['mapping'] or 'none, the labels are the same'}"]
+    if empty := [label for label, row in result["scores"]["package"]["per_label"].items() if not row["support"]]:
+        lines.append(f"no row of the file has {', '.join(empty)}: their F1 is 0, in macro F1 too, as in training")
     lines += [
         f"  {t:<16} model: {', '.join(s['model'])}; file: {', '.join(s['file'])}" for t, s in result["targets"].items()
     ]

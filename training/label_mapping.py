@@ -179,6 +179,8 @@ def match_labels(
 ) -> LabelMatch:
     """Bring the label sets together; a target is scored where both sides have a label for it.
 
+    Without a mapping the file's label set is the model's, so that every label is scored, also one that no row has.
+
     Args:
         mapping: the mapping; None where the file's labels are the model's.
         model_labels: the labels of the model.
@@ -199,6 +201,8 @@ def match_labels(
                 "as training/label_mapping.py shows"
             )
         mapping = identity(model_labels)
+        if counts:  # the label sets are one: what no row has can still be said wrongly
+            counts = dict.fromkeys(model_labels, 0) | dict(counts)
     mapping.refuse_unknown(model_labels, counts)
     model = {target: [label for label in model_labels if target in mapping.targets(label)] for target in mapping.labels}
     file = {target: [label for label in sorted(counts) if target in mapping.targets(label)] for target in model}

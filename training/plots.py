@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_curve
 
 from training.calibration import calibration_error, reliability
@@ -27,6 +28,15 @@ def _figure(path: Path, width: float, height: float, note: str = "") -> Iterator
         figure.suptitle(note, color="tab:red", fontsize=10)
     yield figure
     figure.savefig(path, dpi=110, format="png")
+
+
+def _error_bars(score: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
+    """Lengths to the left and right of each score, [2, N].
+
+    A percentile interval may lie beside the score itself (few positives); an error bar cannot, and ends at the score.
+    """
+    middle = np.asarray(score)
+    return np.maximum([middle - np.asarray(low), np.asarray(high) - middle], 0)
 
 
 def plot_label_frequencies(path: Path, before: np.ndarray, after: np.ndarray, labels: Sequence[str], note: str) -> None:
@@ -52,7 +62,7 @@ def plot_per_label(path: Path, table: pd.DataFrame, published: Sequence[Publishe
     names = [f"{label} ({support})" for label, support in zip(own["label"], own["support"], strict=True)]
     with _figure(path, 8.5, 0.3 * len(own) + 1.8, note) as figure:
         axes = figure.subplots()
-        width = np.abs(own[["f1_low", "f1_high"]].to_numpy().T - own["f1"].to_numpy())
+        width = _error_bars(own["f1"], own["f1_low"], own["f1_high"])
         axes.barh(names, own["f1"], xerr=width, color="tab:blue", ecolor="0.4", label="threshold from validation, 95 %")
         axes.plot(fixed, names, "k|", markersize=9, label="threshold 0.5")
         styles = (("d", "tab:red"), ("x", "tab:orange"))
@@ -152,7 +162,7 @@ def plot_comparison(path: Path, table: pd.DataFrame, scores: dict[str, list[floa
     names = [f"{name} *" if star else name for name, star in zip(rows["setting"], differs, strict=True)]
     with _figure(path, 8.5, 0.32 * len(names) + 1.4) as figure:
         axes = figure.subplots()
-        width = np.abs(rows[["test_low", "test_high"]].to_numpy().T - rows["test"].to_numpy())
+        width = _error_bars(rows["test"], rows["test_low"], rows["test_high"])
         colours = ["tab:red" if contaminated else "tab:blue" for contaminated in rows["contaminated"]]
         axes.errorbar(rows["test"], names, xerr=width, fmt="none", ecolor="0.6", label="95 %, rows resampled")
         axes.scatter(rows["test"], names, color=colours, zorder=3, label="mean over seeds (red: contaminated)")
@@ -181,9 +191,14 @@ def plot_evaluation(
     with _figure(path, 8, 0.34 * len(labels) + 1.8) as figure:
         axes = figure.subplots()
         names = [f"{label} ({tuned[label]['support']:,})" for label in labels]
-        # A percentile interval of a rare label may lie beside the score itself; an error bar cannot.
-        errors = np.maximum([f1 - ends[:, 0], ends[:, 1] - f1], 0)
-        axes.barh(names, f1, xerr=errors, capsize=2, color="tab:blue", label="the model's thresholds, 95 % interval")
+        axes.barh(
+            names,
+            f1,
+            xerr=_error_bars(f1, ends[:, 0], ends[:, 1]),
+            capsize=2,
+            color="tab:blue",
+            label="the model's thresholds, 95 % interval",
+        )
         axes.plot([fixed[label]["f1"] for label in labels], names, "o", color="tab:orange", label="threshold 0.5")
         axes.set_xlim(0, 1)
         axes.set_xlabel("F1 (support in brackets)")

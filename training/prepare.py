@@ -77,7 +77,9 @@ def prepare(recipe: Recipe, null_test: str | None = None) -> Prepared:
     embeddings = dict(zip(SPLITS, np.split(vectors, ends), strict=True))
     report = {
         **audit.report,
-        **audit_rows(corpus, vectors, rows, own_labels=recipe.balance != "mlsmote", contaminated=contaminated),
+        **audit_rows(
+            corpus, vectors, rows, recipe.mlsmote_labels if recipe.balance == "mlsmote" else None, contaminated
+        ),
         "protocol": recipe.split,
         "imbalance": {"before": imbalance(corpus["train"].labels), "after": imbalance(rows.labels)},
         "suspected_label_permutations": {s: _suspects(embeddings, corpus, s) for s in ("validation", "test")},

@@ -168,7 +168,8 @@ class RunOptions:
 
     recipe: str = field(default="quickstart", metadata={"help": "a name in training/recipes, or a YAML file"})
     output_dir: str | None = field(
-        default=None, metadata={"help": "run folder (default: runs/<recipe>), or where --evaluate writes"}
+        default=None,
+        metadata={"help": "run folder (default: runs/<recipe>), or where --evaluate and --compare_runs write"},
     )
     resume: bool = field(default=False, metadata={"help": "continue from the last complete checkpoint"})
     overwrite: bool = field(default=False, metadata={"help": "train anew in a folder that holds a run"})
@@ -185,6 +186,10 @@ class RunOptions:
         metadata={
             "help": "a grid of runs: field=value,value … for any field of a recipe, and loss=bce,focal-uniform,focal-r2"
         },
+    )
+    compare_runs: list[str] = field(
+        default_factory=list,
+        metadata={"help": "train nothing: compare the test scores of these run folders by paired bootstrap"},
     )
     seeds: list[int] = field(default_factory=list, metadata={"help": "seeds of every setting of --compare"})
     co2_country: str | None = field(
@@ -321,15 +326,20 @@ def parse_recipe(argv: Sequence[str] | None = None) -> tuple[Recipe, RunOptions]
     check_recipe(recipe)
     if recipe.data_dir and recipe.dataset not in ("files", "goemotions"):
         raise RecipeError(f"data_dir is not read by dataset {recipe.dataset!r}; use --dataset files or goemotions")
-    if bool(options.compare) + options.null_test + bool(options.evaluate) + options.plan > 1:
-        raise RecipeError("--compare, --null_test, --evaluate and --plan are four things to do: give one of them")
+    things = (options.compare, options.compare_runs, options.null_test, options.evaluate, options.plan)
+    if sum(map(bool, things)) > 1:
+        raise RecipeError(
+            "--compare, --compare_runs, --null_test, --evaluate and --plan are five things to do: give one of them"
+        )
+    if len(options.compare_runs) == 1:
+        raise RecipeError("--compare_runs needs two run folders or more; the others are compared with the first")
     if options.seeds and not options.compare:
         raise RecipeError("--seeds belongs to --compare; the seed of one run is --seed")
     if options.evaluate and not options.data:
         raise RecipeError("--evaluate needs rows: add --data FILE, a labelled CSV, TSV, JSONL or Parquet file")
     if not options.evaluate and (options.data or options.mapping):
         raise RecipeError("--data and --mapping belong to --evaluate PACKAGE_OR_RUN; a training corpus is --data_dir")
-    if not options.evaluate:
+    if not options.evaluate and not options.compare_runs:
         options.output_dir = options.output_dir or f"runs/{'compare-' if options.compare else ''}{path.stem}"
     return recipe, options
 

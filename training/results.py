@@ -39,6 +39,7 @@ from training.scoring import (
     WIDE_INTERVAL,
     Scored,
     score_policies,
+    scores,
     unreliable_labels,
 )
 from training.splits import CONTAMINATED
@@ -134,7 +135,10 @@ def calibrate(
     """Fit a calibration on validation and fold it into the classifier.
 
     Returns:
-        What the model said of validation and test before, what it says after, and the content of ``calibration.json``.
+        What the model said of validation and test before, what it says after, and the content of ``calibration.json``:
+        per split and before and after, how well probabilities are calibrated, and macro F1 at 0.5 and at each label's
+        own threshold. Own thresholds are tuned anew after calibration: drawn towards a common one, they may move a few
+        decisions, which the scores before and after show.
     """
     references = {split: data.corpus[split].labels for split in ("validation", "test")}
     logits = {split: predict_logits(model, data.embeddings[split]).astype(float) for split in references}
@@ -142,11 +146,17 @@ def calibrate(
     fold_into(model.classifier, calibration)
     before = {split: Scored(expit(values), references[split]) for split, values in logits.items()}
     after = {split: Scored(calibration(values), references[split]) for split, values in logits.items()}
-    for split in after:
-        record[split] = {
-            name: describe_calibration(scored[split].probabilities, scored[split].references)
-            for name, scored in (("before", before), ("after", after))
+    record |= {split: {} for split in references}
+    for when, scored in (("before", before), ("after", after)):
+        cutoffs = {
+            "0.5": 0.5,
+            "own_thresholds": choose_thresholds(scored["validation"].probabilities, references["validation"]).own,
         }
+        for split, rows in scored.items():
+            record[split][when] = describe_calibration(rows.probabilities, rows.references) | {
+                f"macro_f1_at_{name}": scores(rows.probabilities >= cuts, rows.references)["macro_f1"]
+                for name, cuts in cutoffs.items()
+            }
     return before, after, record | {"scale": calibration.scale.tolist(), "bias": calibration.bias.tolist()}
 
 

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from training.audit import LeakError
 from training.balance import BalanceError
 from training.build import build_model, build_trainer
-from training.compare import compare
+from training.compare import compare, compare_runs
 from training.emissions import start_tracking, stop_tracking
 from training.evaluation import evaluate
 from training.null_test import run_null_tests
@@ -41,12 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.plan:
             sys.stdout.write(describe_plan(recipe) + "\n")
             return 0
+        output = Path(options.output_dir) if options.output_dir else None
         if options.evaluate and options.data:
-            output = Path(options.output_dir) if options.output_dir else None
             columns = (recipe.text_column, recipe.label_column)
             return evaluate(options.evaluate, options.data, options.mapping, *columns, output, recipe.dataset)
-        if (options.compare or options.null_test) and PartialState(cpu=not torch.cuda.is_available()).num_processes > 1:
-            raise RecipeError("--compare and --null_test are many runs of one process each: launch one process")
+        many = options.compare or options.compare_runs or options.null_test
+        if many and PartialState(cpu=not torch.cuda.is_available()).num_processes > 1:
+            raise RecipeError("--compare, --compare_runs and --null_test are many runs of one process each: launch one")
+        if options.compare_runs:
+            return compare_runs(options.compare_runs, output)
         if options.compare:
             return compare(recipe, options, train)
         if options.null_test:
