@@ -72,6 +72,21 @@ def test_bad_input_costs_no_finished_run(finished_run: Path, tmp_path: Path, tin
     assert (mine / "model" / "weights.txt").read_text() == "mine"
 
 
+def test_a_run_is_not_resumed_on_other_rows(
+    finished_run: Path, tmp_path: Path, tiny_backbone: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    corpus = shutil.copytree(finished_run.parent / "corpus", tmp_path / "corpus")
+    rows = (corpus / "validation.jsonl").read_text()
+    (corpus / "validation.jsonl").write_text(rows.replace("sunny cake", "sunny pie", 1))
+    before = {name: (run / name).read_bytes() for name in FILES if name != "train.log"}
+    flags = [*tiny_flags(corpus, tiny_backbone, run), "--balance_target", "30", "--resume"]
+    assert main(flags) == 2
+    message = capsys.readouterr().err
+    assert "texts or labels of validation changed" in message and "Remedy" in message
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
 def test_dropped_copies_are_on_record(finished_run: Path, tmp_path: Path) -> None:
     corpus = shutil.copytree(finished_run.parent / "corpus", tmp_path / "corpus")
     copies = (corpus / "test.jsonl").read_text().splitlines()[:3]

@@ -82,6 +82,10 @@ class Corpus:
     def __getitem__(self, split: str) -> Split:
         return self.splits[split]
 
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of each split."""
+        return {name: split.fingerprint() for name, split in self.splits.items()}
+
     def require_splits(self) -> None:
         """Refuse a corpus of one file, which has no splits.
 
@@ -90,12 +94,6 @@ class Corpus:
         """
         if set(self.splits) != set(SPLITS):
             raise CorpusError(f"{self.name}: one file holds no splits. Remedy: --split stratified, or three files")
-
-
-def local_data(dataset: str, data_dir: str | None) -> Path | None:
-    """The folder or file that holds a corpus; None for one on the Hub and for the one that ships."""
-    place = data_dir or (os.environ.get("GOEMOTIONS_DIR") if dataset == "goemotions" else None)
-    return Path(place) if place else None
 
 
 def load_corpus(
@@ -139,9 +137,9 @@ def load_corpus(
             raise CorpusError("dataset files needs --data_dir: the folder with train, validation and test files")
         return _build("files", "", labels, None, file_rows(Path(data_dir), own, *columns), unlabelled)
     if dataset == "goemotions":
-        folder = local_data(dataset, data_dir)
-        if folder is not None:
-            rows = goemotions_rows(folder)
+        folder = data_dir or os.environ.get("GOEMOTIONS_DIR")
+        if folder:
+            rows = goemotions_rows(Path(folder))
             return _build(GOEMOTIONS_HUB, "official simplified TSV", labels, GOEMOTIONS_28, rows, unlabelled)
         dataset, revision, config = GOEMOTIONS_HUB, GOEMOTIONS_REVISION, "simplified"
         columns = ("text", "labels", "id")

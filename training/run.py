@@ -24,7 +24,7 @@ from training.emissions import start_tracking, stop_tracking
 from training.evaluation import evaluate
 from training.null_test import run_null_tests
 from training.plots import plot_label_frequencies
-from training.prepare import Prepared, prepare
+from training.prepare import Prepared, forget_rows, load_rows, prepare
 from training.reading import CorpusError
 from training.recipe import Recipe, RecipeError, RunOptions, parse_recipe
 from training.results import finish, warning_of
@@ -35,6 +35,7 @@ logger = logging.getLogger("training")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the flags ask for. Returns the exit code: 1 for a failed test, 2 where the input is at fault."""
+    forget_rows()
     try:
         recipe, options = parse_recipe(sys.argv[1:] if argv is None else argv)
         if options.evaluate and options.data:
@@ -63,6 +64,8 @@ def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> 
                 run.refuse_other_recipe(dataclasses.asdict(recipe))
             run.open(options.resume, options.overwrite)
         log_to(run, state)
+        if state.is_main_process and options.resume:
+            run.refuse_other_rows(load_rows(recipe).fingerprints())
         data = prepare(recipe, null_test)
         if state.is_main_process:  # only now: bad data must not cost the run that is there
             run.clear(checkpoints=options.overwrite)
