@@ -48,7 +48,12 @@ def attach_lora(
     suffixes = {name.rsplit(".", 1)[-1] for name, _ in model.backbone.named_modules()}
     missing = sorted(set(target_modules) - suffixes)
     if missing:
-        raise ValueError(f"lora_target_modules: the backbone has no {', '.join(missing)}")
+        linear = {
+            name.rsplit(".", 1)[-1] for name, part in model.backbone.named_modules() if isinstance(part, nn.Linear)
+        }
+        raise ValueError(
+            f"lora_target_modules: the backbone has no {', '.join(missing)}. Remedy: some of {', '.join(sorted(linear))}"
+        )
     # A pattern under the language model's layers: a vision tower has modules of the same names.
     names = "|".join(re.escape(name) for name in target_modules)
     config = LoraConfig(

@@ -10,15 +10,16 @@ from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
-from modeling.infer import cache_folder, load_encoder
+from modeling.infer import ENCODERS, cache_folder, load_encoder
 from training.audit import CorpusAudit, apply_policy, audit_corpus, audit_rows
 from training.balance import Rows, imbalance, oversample, real_rows, thin_label
 from training.corpus import Corpus, load_corpus
 from training.encoding import encode
 from training.label_order import suspect_labels
 from training.reading import SPLITS
-from training.recipe import Recipe
+from training.recipe import Recipe, RecipeError, first_line
 from training.splits import CONTAMINATED, pooled_r2, stratified
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def prepare(recipe: Recipe, null_test: str | None = None) -> Prepared:
 
     Raises:
         CorpusError: bad data.
+        RecipeError: the encoder cannot be loaded.
         BalanceError: a label that cannot be oversampled.
         LeakError: an evaluation row, a copy or a child of one in train, where the recipe does not accept it.
     """
@@ -177,7 +179,13 @@ def read_corpus(
     audit.report["audit_policy"] = {**policy, "copies_before": before} if dropped else policy
     sizes = ", ".join(f"{split} {len(corpus[split]):,}" for split in SPLITS)
     logger.info("corpus %s, %d labels: %s", corpus.name, len(corpus.labels), sizes)
-    encoder = load_encoder(encoder_name)
+    try:
+        encoder = load_encoder(encoder_name)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RecipeError(
+            f"encoder: {encoder_name!r} cannot be loaded ({first_line(error)}). Remedy: one of {', '.join(ENCODERS)}, or "
+            "sentence-transformers/<Hub id or folder> of a model that is there"
+        ) from error
     texts = [text for split in SPLITS for text in corpus[split].texts]
     return corpus, encode(texts, encoder, cache_folder() / "embeddings"), encoder.version, audit
 
