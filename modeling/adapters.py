@@ -104,7 +104,12 @@ def attach_lora(
         target_modules = [name for name in target_modules if name not in IDLE]
     missing = sorted(set(target_modules) - suffixes)
     if missing:
-        raise ValueError(f"lora_target_modules: the backbone has no {', '.join(missing)}")
+        linear = {
+            name.rsplit(".", 1)[-1] for name, part in model.backbone.named_modules() if isinstance(part, nn.Linear)
+        }
+        raise ValueError(
+            f"lora_target_modules: the backbone has no {', '.join(missing)}. Remedy: some of {', '.join(sorted(linear))}"
+        )
     # A pattern under the language model's layers: a vision tower has modules of the same names.
     names = "|".join(re.escape(name) for name in target_modules)
     config = LoraConfig(

@@ -96,7 +96,7 @@ def alpha_per_label(
     if isinstance(alpha, str):
         if not alpha.startswith("{"):
             raise ValueError(
-                f"alpha: unknown preset {alpha!r}; use {', '.join(ALPHA_PRESETS)} or a mapping label: value"
+                f"alpha: unknown preset {alpha!r}. Remedy: {', '.join(ALPHA_PRESETS)} or a mapping label: value"
             )
         alpha = cast(dict[str, float], json.loads(alpha))
     values = dict(alpha)

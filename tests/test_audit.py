@@ -362,7 +362,7 @@ def test_two_files_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ([good, good, "--text_column", "body"], "no column 'body', only text"),
         ([good, good, "--label_column", "emotion"], "no column 'emotion', only text"),
         ([good, good, "--dataset", "goemotions"], "labels.txt is missing"),
-        ([good, empty], "line 1: the text is ' '"),
+        ([good, empty], "line 1, column 'text': the text is ' '"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -116,19 +117,29 @@ def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, capsys: pyt
     assert all(run.stat().st_mtime_ns != stamps[run] for run in runs)
 
 
-def test_compare_runs_again_where_the_data_changed(
+def test_compare_runs_again_where_rows_changed_and_nowhere_else(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus = shutil.copytree(flags[flags.index("--data_dir") + 1], tmp_path / "corpus")
-    command = [*flags, "--data_dir", str(corpus), "--epochs", "1", "--compare", "balance=none"]
-    command += ["--output_dir", str(tmp_path / "grid")]
-    told = []
-    for touched in (False, False, True):
-        if touched:
-            (corpus / "train.jsonl").touch()
-        assert main(command) == 0
-        told.append(capsys.readouterr().out.partition(" of 1 runs")[0][-1])
-    assert told == ["1", "0", "1"]
+    output = corpus / "grid"  # a run written into the data is no change of the data
+    copied = (corpus / "test.jsonl").read_text().splitlines(keepends=True)[0]
+    (corpus / "train.jsonl").write_text(copied + (corpus / "train.jsonl").read_text())
+    command = [*flags, "--data_dir", str(corpus), "--audit_policy", "drop-from-train", "--epochs", "1"]
+    command += ["--compare", "balance=none", "--output_dir"]
+
+    def made() -> str:
+        assert main([*command, str(output)]) == 0
+        return capsys.readouterr().out.partition(" of 1 runs")[0][-1]
+
+    assert [made(), made()] == ["1", "0"]
+    (corpus / "train.jsonl").touch()
+    assert made() == "0"
+    lines = (corpus / "train.jsonl").read_text().splitlines(keepends=True)
+    (corpus / "train.jsonl").write_text("".join(lines[:60]))
+    os.utime(corpus / "train.jsonl", (0, 0))  # as from an archive: older than the run
+    assert [made(), made()] == ["1", "0"]
+    audit = json.loads(next(output.glob("*/seed-*/audit.json")).read_text())
+    assert audit["training_rows"]["real"] == 59
 
 
 def test_a_setting_against_itself_differs_by_nothing(flags: list[str], tmp_path: Path) -> None:

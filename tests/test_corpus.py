@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,8 @@ import pandas as pd
 import pytest
 
 from training.corpus import STARTER_FOLDER, load_corpus
-from training.reading import SPLITS, CorpusError
+from training.reading import SPLITS
+from training.tables import CorpusError, read_table
 from training.taxonomy import GOEMOTIONS_15, GOEMOTIONS_28, TAXONOMIES
 
 OWN = ["happy", "angry"]
@@ -21,9 +23,9 @@ TABLE = pd.DataFrame({"text": ["a b", "NA", "c,\td"], "labels": [["happy"], ["an
 EXPECTED = np.array([[1, 0], [1, 1], [0, 0]])
 
 
-def save(folder: Path, kind: str, table: pd.DataFrame = TABLE) -> None:
+def save(folder: Path, kind: str, table: pd.DataFrame = TABLE, splits: Sequence[str] = SPLITS) -> None:
     flat = table.assign(labels=[",".join(names) for names in table.labels])
-    for split in SPLITS:
+    for split in splits:
         path = folder / f"{split}.{kind}"
         if kind == "parquet":
             table.to_parquet(path)
@@ -68,37 +70,88 @@ def test_one_column_a_label_and_ids(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_corpus("files", OWN, str(tmp_path))["test"].labels, EXPECTED[:2])
 
 
-FAULTS = {
-    "unknown label": (b"text,labels\nx,sad\n", r"train\.csv, line 2: unknown label 'sad'.*Remedy"),
-    "id out of range": (b"text,labels\nx,7\n", r"train\.csv, line 2: label id 7 is out of range, 0 to 1"),
-    "missing column": (b"words,labels\nx,happy\n", r"train\.csv: no column 'text', only words, labels.*Remedy"),
-    "missing label column": (b"text,mood\nx,happy\n", r"no column 'labels'.*Remedy"),
-    "empty file": (b"", r"train\.csv is empty"),
-    "no rows": (b"text,labels\n", "train split has no rows"),
-    "encoding": (b"text,labels\ncaf\xe9,happy\n", r"train\.csv: byte 15 is not UTF-8.*Remedy"),
-    "too many cells": (b"text,labels\nhello, world,happy\n", r"line 2: 3 cells for the 2 columns text, labels.*Remedy"),
-    "open quote": (b'text,labels\n"x,happy\ny,angry\n', r"line 2: unexpected end of data.*Remedy"),
-    "line number": (b'text,labels\n"a\nb",happy\n\nx,sad\n', r"train\.csv, line 5: unknown label 'sad'"),
-    "no list": (b'text,labels\nx,"[happy"\n', r"line 2: labels '\[happy' are not a list"),
-    "fraction": (b"text,labels\nx,0.7\n", r"line 2: unknown label '0\.7'"),
-    "empty text": (b"text,labels\n ,happy\n", r"train\.csv, line 2: the text is ' '.*Remedy"),
+FAULTS: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
+    # file to break, its content, and what the message must hold: place, column, value and what is particular
+    "unknown label": ("train.csv", b"text,labels\nx,sad\n", ("line 2", "'labels'", "unknown label 'sad'")),
+    "number out of range": ("train.csv", b"text,labels\nx,7\n", ("line 2", "'labels'", "id 7", "0 to 1")),
+    "fraction": ("train.csv", b"text,labels\nx,0.7\n", ("line 2", "'labels'", "'0.7'")),
+    "no list": ("train.csv", b'text,labels\nx,"[happy"\n', ("line 2", "'labels'", "'[happy'")),
+    "not 0 or 1": ("train.csv", b"text,happy,angry\nx,0,2\n", ("line 2", "'angry'", "'2' is not 0 or 1")),
+    "missing text column": ("train.csv", b"words,labels\nx,happy\n", ("'text'", "words, labels", "--text_column")),
+    "missing labels": ("train.csv", b"text,mood\nx,happy\n", ("'labels'", "text, mood", "--label_column")),
+    "repeated column": ("train.csv", b"text,labels,text\nx,happy,y\n", ("line 1", "'text'", "twice")),
+    "empty file": ("train.csv", b"", ("line 1", "empty")),
+    "header only": ("train.csv", b"text,labels\n", ("line 1", "'text,labels'", "no rows")),
+    "blank lines": ("train.jsonl", b"\n\n", ("line 1", "empty")),
+    "windows": ("train.csv", b"text,labels\ncaf\xe9,happy\n", ("line 2", "byte 15", "WINDOWS-1252", "caf\ufffd,happy")),
+    "UTF-16, little": ("train.csv", "text,labels\n".encode("utf-16"), ("line 1", "iconv -f UTF-16 -t UTF-8")),
+    "UTF-16, big": ("train.csv", b"\xfe\xff" + "text".encode("utf-16-be"), ("line 1", "iconv -f UTF-16 -t UTF-8")),
+    "too many cells": ("train.csv", b"text,labels\na, b,happy\n", ("line 2", "3 cells", "text, labels", "'a', ' b'")),
+    "open quote": ("train.csv", b'text,labels\n"x,happy\ny,angry\n', ("line 2", "column 1", "'\"x,happy")),
+    "open quote, later": (
+        "train.csv",
+        b'text,labels\nw,happy\n"a\nb","happy\ny,angry\n',
+        ("line 4", "column 2", "'\"happy"),
+    ),
+    "quote that another ends": ("train.csv", b'text,labels\n"x,happy\n"y",angry\n', ("line 2", "column 1", "'\"x")),
+    "open quote, tabs": ("train.tsv", b'text\tlabels\n"x\ny\tangry\n', ("line 2", "'\"x'", "close the quotes")),
+    "line after breaks": ("train.csv", b'text,labels\n"a\nb",happy\n\nx,sad\n', ("line 5", "'labels'", "'sad'")),
+    "empty text": ("train.csv", b"text,labels\n ,happy\n", ("line 2", "'text'", "' '")),
+    "half a character": ("train.jsonl", b'{"text": "\\ud83d", "labels": []}', ("line 1", "'text'", "ud83d", "half")),
+    "no labels": ("train.jsonl", b'{"text": "x"}\n\n{"text": "y", "lables": []}', ("'labels'", "only text, lables")),
+    "no label in a row": (
+        "train.jsonl",
+        b'{"text": "x", "labels": ["happy"]}\n\n{"text": "y", "lables": ["happy"]}',
+        ("line 3", "'labels'", "nan"),
+    ),
+    "not JSON": ("train.jsonl", b'{"text": "x", "labels": []}\n{oh}\n', ("line 2", "'{oh}'", "not JSON")),
+    "no object": ("train.jsonl", b'["x", "happy"]\n', ("line 1", '["x", "happy"]', "no object")),
+    "not Parquet": ("train.parquet", b"text", ("cannot be read as Parquet",)),
+    "duplicate id": ("train.csv", b"text,labels,id\nx,happy,1\ny,angry,1\n", ("line 3", "'id'", "'1'", "line 2")),
+    "id of another split": (
+        "test.csv",
+        b"text,labels,id\nx,happy,train2\n",
+        ("line 2", "'id'", "'train2'", "train.csv"),
+    ),
+    "missing id column": ("train.csv", b"text,labels\nx,happy\n", ("'id'", "only text, labels", "--id_column")),
+    "missing file": ("train.txt", b"", ("exactly one train file", "train.csv, train.tsv")),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_named_with_their_place(tmp_path: Path, fault: str) -> None:
-    save(tmp_path, "csv")
-    content, message = FAULTS[fault]
-    (tmp_path / "train.csv").write_bytes(content)
-    with pytest.raises(CorpusError, match=message):
+def test_faults_name_file_place_column_value_and_remedy(tmp_path: Path, fault: str) -> None:
+    broken, content, wanted = FAULTS[fault]
+    for split in SPLITS:
+        if not broken.startswith(split):
+            ids = [f"{split}{row}" for row in range(len(TABLE))]
+            save(tmp_path, "csv", TABLE.assign(id=ids), [split])
+    (tmp_path / broken).write_bytes(content)
+    with pytest.raises(CorpusError) as raised:
+        load_corpus("files", OWN, str(tmp_path), id_column="id" if "id" in fault.split() else None)
+    message = str(raised.value)
+    named = str(tmp_path) if fault == "missing file" else str(tmp_path / broken)
+    assert message.startswith(named) and "Remedy: " in message
+    assert [part for part in wanted if part not in message] == []
+
+
+def test_parquet_without_rows_is_named(tmp_path: Path) -> None:
+    save(tmp_path, "parquet")
+    TABLE.iloc[:0].to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(CorpusError, match=r"train\.parquet, row 1: no rows, only the columns 'text, labels'.*Remedy"):
         load_corpus("files", OWN, str(tmp_path))
 
 
-def test_a_json_row_without_labels_is_named(tmp_path: Path) -> None:
-    save(tmp_path, "jsonl")
-    (tmp_path / "train.jsonl").write_text('{"text": "x", "labels": ["happy"]}\n\n{"text": "y", "lables": ["happy"]}\n')
-    with pytest.raises(CorpusError, match=r"train\.jsonl, line 3: no labels"):
-        load_corpus("files", OWN, str(tmp_path))
+def test_a_quote_swallows_no_row_of_a_tsv_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    texts = ['"open', 'closed ""twice""', '"a" and b', 'a "b', '"']
+    lines = [f"{text}\thappy" for text in texts] + ['"one\ttab ""x"""\thappy', '"two\nlines"\tangry', '"last\thappy']
+    path.write_text("text\tlabels\n" + "\n".join(lines) + "\n")
+    table, places = read_table(path)
+    assert table.text.tolist() == [*texts, 'one\ttab "x"', "two\nlines", '"last']
+    assert table.labels.tolist() == ["happy"] * 6 + ["angry", "happy"]
+    assert places[-1].endswith("line 10")
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_table(path)[0].labels.tolist() == table.labels.tolist()
 
 
 def test_ids_are_those_of_goemotions_for_its_label_sets(tmp_path: Path) -> None:
@@ -108,15 +161,6 @@ def test_ids_are_those_of_goemotions_for_its_label_sets(tmp_path: Path) -> None:
     np.testing.assert_array_equal(corpus["train"].labels.sum(axis=1), [1, 0])
     assert corpus["train"].labels[0, corpus.labels.index("admiration")] == 1
     assert load_corpus("starter", ["joy", "anger"])["test"].labels.shape[1] == 2
-
-
-def test_duplicate_ids_and_missing_split(tmp_path: Path) -> None:
-    save(tmp_path, "jsonl", TABLE.assign(id=["1", "2", "1"]))
-    with pytest.raises(CorpusError, match=r"line 3: id '1' stands already at .*line 1"):
-        load_corpus("files", OWN, str(tmp_path), id_column="id")
-    (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(CorpusError, match="exactly one test file"):
-        load_corpus("files", OWN, str(tmp_path))
 
 
 def test_split_without_positives_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -129,7 +173,7 @@ def test_split_without_positives_warns(tmp_path: Path, caplog: pytest.LogCapture
 def goemotions(folder: Path) -> None:
     (folder / "labels.txt").write_text("\n".join(GOEMOTIONS_28))
     for name in ("train", "dev", "test"):
-        lines = [f"text {i}\u2028more\t{i}{',27' if i == 3 else ''}\tid{i}" for i in range(28)]
+        lines = [f"text {i}\u2028more\t{i}{',27' if i == 3 else ''}\t{name}{i}" for i in range(28)]
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -156,7 +200,18 @@ def test_label_sets_on_goemotions(tmp_path: Path, name: str) -> None:
 def test_goemotions_faults(tmp_path: Path) -> None:
     goemotions(tmp_path)
     (tmp_path / "dev.tsv").write_text("x\t28\tid\n")
-    with pytest.raises(CorpusError, match=r"dev\.tsv, line 1: column labels: id 28 is out of range"):
+    with pytest.raises(CorpusError, match=r"dev\.tsv, line 1, column 'labels': label id 28 is out of range.*Remedy"):
+        load_corpus("goemotions", ["goemotions-28"], str(tmp_path))
+    for content, message in (
+        ("x\t3\n", r"line 1: 2 cells for the 3 columns text, labels, id: 'x\\t3'.*Remedy"),
+        ("x\tjoy\tid\n", r"line 1, column 'labels': 'joy' is not a list of ids.*Remedy"),
+        ("x\t3\ttrain3\n", r"line 1, column 'id': id 'train3' stands already at .*train\.tsv, line 4.*Remedy"),
+    ):
+        (tmp_path / "dev.tsv").write_text(content)
+        with pytest.raises(CorpusError, match=rf"dev\.tsv, {message}"):
+            load_corpus("goemotions", ["goemotions-28"], str(tmp_path))
+    (tmp_path / "labels.txt").write_text("joy\nanger\n")
+    with pytest.raises(CorpusError, match=r"labels\.txt: 'joy anger' is not the 28 GoEmotions labels.*Remedy"):
         load_corpus("goemotions", ["goemotions-28"], str(tmp_path))
     goemotions(tmp_path)
     with pytest.raises(CorpusError, match="unknown label set 'ekmann'"):

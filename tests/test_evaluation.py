@@ -15,11 +15,11 @@ from modeling.infer import EmotionClassifier, EmotionConfig
 from training import evaluation
 from training.evaluation import LabelledRow, load_classifier, read_rows, score
 from training.label_mapping import LabelMapping, MappingError, match_labels, read_mapping, shipped_mappings
-from training.reading import CorpusError
 from training.recipe import RecipeError, parse_recipe
 from training.run import main
 from training.scoring import Scored, score_policies, scores_with_intervals
 from training.scoring import scores as training_scores
+from training.tables import CorpusError
 from training.taxonomy import GOEMOTIONS_28, MAPPINGS, TAXONOMIES
 
 XED = (
@@ -290,7 +290,7 @@ def test_a_column_for_each_label_is_as_good_as_one_of_names(
     assert results["hot.csv"]["rows"]["scored"] == 3
     assert "not of 0 and 1: column votes" in caplog.text
     hot.astype({"boredom": object}).replace({"boredom": {0: None}}).to_csv(tmp_path / "hot.csv", index=False)
-    with pytest.raises(CorpusError, match=r"line 2: column 'boredom': '' is not 0 or 1"):
+    with pytest.raises(CorpusError, match=r"line 2, column 'boredom': '' is not 0 or 1"):
         read_rows(tmp_path / "hot.csv", None, ("joy", "anger"), "text", "labels")
 
 
@@ -315,11 +315,14 @@ def test_a_label_that_no_row_has_is_scored_where_the_label_sets_are_one(
 
 
 def test_a_swallowed_row_is_pointed_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "xed.tsv"
-    path.write_bytes(b'Fine.\t1\r\n"Open quote\t2\r\nraw line\t5\r\nend"\t4\r\n')
+    path = tmp_path / "xed.csv"
+    path.write_bytes(b'Fine.,1\r\n"Open quote,2\r\nraw line,5\r\nend",4\r\n')
     with caplog.at_level("WARNING"):
         assert len(read_rows(path, read_mapping("plutchik"), GOEMOTIONS_28, "text", "labels")) == 2
     assert "line 2, over 3: an unclosed quote swallows rows" in caplog.text
+    lines = path.with_suffix(".tsv")
+    lines.write_bytes(path.read_bytes().replace(b",", b"\t"))
+    assert len(read_rows(lines, read_mapping("plutchik"), GOEMOTIONS_28, "text", "labels")) == 4
 
 
 BAD_FILES = {
@@ -328,10 +331,10 @@ BAD_FILES = {
     "cells.tsv": ("a\t1\tx\n", r"cells\.tsv, line 1: 3 cells for the 2 columns text, labels"),
     "column.csv": (
         "text,label\na,1\n",
-        r"column\.csv: no column 'labels', only text, label\. Remedy: set label_column",
+        r"column\.csv: no column 'labels', only text, label\. Remedy: --label_column",
     ),
-    "blank.tsv": (" \t1\n", r"blank\.tsv, line 1: the text is ' '\. Remedy"),
-    "empty.tsv": ("", "empty.tsv is empty"),
+    "blank.tsv": (" \t1\n", r"blank\.tsv, line 1, column 'text': the text is ' '\. Remedy"),
+    "empty.tsv": ("", "empty.tsv, line 1: the file is empty"),
 }
 
 

@@ -64,17 +64,58 @@ def test_the_run_folder_is_complete(finished_run: Path) -> None:
     assert "parameters train" in log and "eval_macro_f1" in log and "hub_release export" in log
 
 
-def test_bad_input_costs_no_finished_run(finished_run: Path, tmp_path: Path, tiny_backbone: str) -> None:
+BAD_SETTINGS = {
+    "--data_dir nowhere": "nowhere",
+    "--alpha unheard-of": "alpha",
+    "--lora_target_modules nothing": "lora_target_modules",
+    "--model_name /nope": "model_name: '/nope' cannot be loaded",
+    "--model_name no/model": "model_name: 'no/model' cannot be loaded",
+    "--model_name {empty}": "model_name",
+    "--encoder sentence-transformers/nope": "encoder: 'sentence-transformers/nope' cannot be loaded",
+    "--encoder sentence-transformers/{empty}": "encoder",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_SETTINGS)
+def test_bad_input_costs_no_finished_run(
+    finished_run: Path, tmp_path: Path, tiny_backbone: str, capsys: pytest.CaptureFixture[str], bad: str
+) -> None:
+    (tmp_path / "empty").mkdir()
     run = shutil.copytree(finished_run, tmp_path / "run")
-    before = sorted(path.relative_to(run) for path in run.rglob("*"))
-    flags = tiny_flags(tmp_path / "nothing", tiny_backbone, run)
-    assert main([*flags, "--overwrite"]) == 2
-    assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
+
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
+
+    before = content()
+    flags = tiny_flags(finished_run.parent / "corpus", tiny_backbone, run)
+    assert main([*flags, *bad.format(empty=tmp_path / "empty").split(), "--overwrite"]) == 2
+    assert content() == before
+    message = capsys.readouterr().err.rpartition("error: ")[2]
+    assert BAD_SETTINGS[bad] in message and "Traceback" not in message
+    assert "Remedy: " in message
+
+
+def test_files_of_others_are_left_alone(finished_run: Path, tmp_path: Path, tiny_backbone: str) -> None:
     mine = tmp_path / "mine"
     (mine / "model").mkdir(parents=True)
     (mine / "model" / "weights.txt").write_text("mine")
     assert main(tiny_flags(finished_run.parent / "corpus", tiny_backbone, mine)) == 2
     assert (mine / "model" / "weights.txt").read_text() == "mine"
+
+
+def test_a_run_is_not_resumed_on_other_rows(
+    finished_run: Path, tmp_path: Path, tiny_backbone: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    corpus = shutil.copytree(finished_run.parent / "corpus", tmp_path / "corpus")
+    rows = (corpus / "validation.jsonl").read_text()
+    (corpus / "validation.jsonl").write_text(rows.replace("sunny cake", "sunny pie", 1))
+    before = {name: (run / name).read_bytes() for name in FILES if name != "train.log"}
+    flags = [*tiny_flags(corpus, tiny_backbone, run), "--balance_target", "30", "--resume"]
+    assert main(flags) == 2
+    message = capsys.readouterr().err
+    assert "texts or labels of validation changed" in message and "Remedy" in message
+    assert {name: (run / name).read_bytes() for name in before} == before
 
 
 def test_dropped_copies_are_on_record(finished_run: Path, tmp_path: Path) -> None:
@@ -131,7 +172,7 @@ def test_bad_input_ends_with_a_message(tmp_path: Path, tiny_backbone: str, capsy
     write_corpus(tmp_path / "corpus")
     (tmp_path / "corpus" / "train.jsonl").write_text('{"text": "x", "labels": ["sorrow"]}\n')
     assert main(tiny_flags(tmp_path / "corpus", tiny_backbone, tmp_path / "run")) == 2
-    assert "train.jsonl, line 1: unknown label 'sorrow'" in capsys.readouterr().err
+    assert "train.jsonl, line 1, column 'labels': unknown label 'sorrow'" in capsys.readouterr().err
 
 
 def test_encoding_is_cached_by_text_and_resumes(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from training.balance import Rows, oversample, real_rows
 from training.corpus import Corpus, Split
-from training.reading import CorpusError
 from training.splits import pooled_r2, stratified
+from training.tables import CorpusError
 
 NAMES = ("a", "b", "c")
 

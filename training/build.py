@@ -8,15 +8,16 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
 from modeling.adapters import attach_lora, count_parameters
 from modeling.backbones import load_frozen_backbone, read_backbone_config
 from modeling.focal import alpha_per_label
-from modeling.infer import EmotionConfig, EmotionModel
+from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel
 from modeling.projection import standardise_projection
 from training.prepare import Prepared
-from training.recipe import Recipe, RecipeError
+from training.recipe import Recipe, RecipeError, first_line
 from training.run_folder import RunFolder
 from training.scoring import build_compute_metrics
 from training.trainer import EmbeddingDataset, FocalTrainer
@@ -25,18 +26,29 @@ logger = logging.getLogger(__name__)
 
 
 def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftModel | EmotionModel:
-    """Projection, frozen backbone with LoRA, classifier; or the baseline without a backbone."""
-    config = _build_config(recipe, data)
-    backbone = None
-    if recipe.head == "backbone":
-        backbone = load_frozen_backbone(
-            recipe.model_name,
-            recipe.model_revision,
-            recipe.quantization,
-            state.device,
-            config.reads_one_token,
-            torch.bfloat16 if holds_bfloat16(recipe, config) else torch.float32,
-        )
+    """Projection, frozen backbone with LoRA, classifier; or the baseline without a backbone.
+
+    Raises:
+        RecipeError: ``model_name`` cannot be loaded, or lacks a layer of ``lora_target_modules``.
+    """
+    try:
+        config = _build_config(recipe, data)
+        backbone = None
+        if recipe.head == "backbone":
+            backbone = load_frozen_backbone(
+                recipe.model_name,
+                recipe.model_revision,
+                recipe.quantization,
+                state.device,
+                config.reads_one_token,
+                torch.bfloat16 if holds_bfloat16(recipe, config) else torch.float32,
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RecipeError(
+            f"model_name: {recipe.model_name!r} cannot be loaded ({first_line(error)}). Remedy: {BUNDLED_BACKBONE}, the "
+            "folder of a Mistral-architecture model, or its Hub id (for which the network, model_revision and access "
+            "must be right)"
+        ) from error
     set_seed(recipe.seed)
     model = EmotionModel(config, backbone)
     if recipe.token_norm:

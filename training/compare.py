@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from training.corpus import local_data
 from training.plots import plot_comparison
+from training.prepare import load_rows
 from training.recipe import Recipe, RecipeError, RunOptions, Train, override
 from training.run_folder import RunFolder
 from training.scoring import DRAWS, bootstrap_weights, weighted_scores
@@ -41,8 +41,8 @@ class Cell:
 def compare(recipe: Recipe, options: RunOptions, train: Train) -> int:
     """Run the grid and write ``comparison.md``, ``.csv`` and ``.png``.
 
-    A run that is there with the same settings, and is newer than its data, is not run again, so a stopped comparison
-    goes on where it was; ``--overwrite`` runs all of them anew.
+    A run that is there with the same settings and the same rows is not run again, so a stopped comparison goes on where
+    it was; ``--overwrite`` runs all of them anew.
 
     Raises:
         RecipeError: an axis or a value that no recipe has.
@@ -181,19 +181,10 @@ def _settings(recipe: Recipe, cell: Cell, seed: int) -> Recipe:
 
 
 def _is_done(run: RunFolder, recipe: Recipe) -> bool:
-    last_written = run.path / "timing.json"
-    if not last_written.is_file() or last_written.stat().st_mtime < _last_change(recipe):
+    if not (run.path / "timing.json").is_file():  # written last
         return False
     stored = yaml.safe_load((run.path / "recipe.yaml").read_text(encoding="utf-8"))
-    return bool(stored == dataclasses.asdict(recipe))
-
-
-def _last_change(recipe: Recipe) -> float:
-    """When the rows of a local corpus last changed, in seconds; 0 for a corpus that has a revision."""
-    data = local_data(recipe.dataset, recipe.data_dir)
-    if data is None or not data.exists():  # reading it says what is wrong with it
-        return 0.0
-    return max(path.stat().st_mtime for path in (data, *(data.iterdir() if data.is_dir() else ())))
+    return stored == dataclasses.asdict(recipe) and run.corpus_sha256() == load_rows(recipe).fingerprints()
 
 
 def summarise(cells: list[Cell]) -> pd.DataFrame:

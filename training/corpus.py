@@ -6,6 +6,7 @@ Every problem ends with a :class:`CorpusError` that names the file, the row, the
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 from collections import Counter
@@ -18,15 +19,17 @@ import numpy as np
 
 from training.reading import (
     SPLITS,
-    CorpusError,
+    Columns,
     Row,
     declared_labels,
     file_rows,
     goemotions_rows,
     hub_rows,
     label_text,
+    out_of_range,
     refuse_bad_texts,
 )
+from training.tables import CorpusError
 from training.taxonomy import GOEMOTIONS_28, Taxonomy, build_taxonomy
 
 logger = logging.getLogger(__name__)
@@ -82,6 +85,10 @@ class Corpus:
     def __getitem__(self, split: str) -> Split:
         return self.splits[split]
 
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of each split."""
+        return {name: split.fingerprint() for name, split in self.splits.items()}
+
     def require_splits(self) -> None:
         """Refuse a corpus of one file, which has no splits.
 
@@ -90,12 +97,6 @@ class Corpus:
         """
         if set(self.splits) != set(SPLITS):
             raise CorpusError(f"{self.name}: one file holds no splits. Remedy: --split stratified, or three files")
-
-
-def local_data(dataset: str, data_dir: str | None) -> Path | None:
-    """The folder or file that holds a corpus; None for one on the Hub and for the one that ships."""
-    place = data_dir or (os.environ.get("GOEMOTIONS_DIR") if dataset == "goemotions" else None)
-    return Path(place) if place else None
 
 
 def load_corpus(
@@ -122,36 +123,36 @@ def load_corpus(
         text_column: column of the texts.
         label_column: column with names, ids or lists of them (in text: separated by commas); where it is absent, one
             0/1 column a label.
-        id_column: column of the row ids, which must then be unique.
+        id_column: column of the row ids, which must then be unique over all splits.
         unlabelled: ``keep`` rows without a label of the run as all-zero rows, or ``drop`` them.
 
     Raises:
         CorpusError: bad data.
     """
-    columns = (text_column, label_column, id_column)
+    columns = Columns(text_column, label_column, id_column)
     own = None if len(labels) == 1 else tuple(labels)
     if dataset == "starter":
         return _build(
-            dataset, "1", labels, GOEMOTIONS_28, file_rows(STARTER_FOLDER, None, "text", "labels", "id"), unlabelled
+            dataset, "1", labels, GOEMOTIONS_28, file_rows(STARTER_FOLDER, None, Columns(id="id")), unlabelled
         )
     if dataset == "files":
         if data_dir is None:
-            raise CorpusError("dataset files needs --data_dir: the folder with train, validation and test files")
-        return _build("files", "", labels, None, file_rows(Path(data_dir), own, *columns), unlabelled)
+            raise CorpusError("dataset files has no rows. Remedy: --data_dir with train, validation and test files")
+        return _build("files", "", labels, None, file_rows(Path(data_dir), own, columns), unlabelled)
     if dataset == "goemotions":
-        folder = local_data(dataset, data_dir)
-        if folder is not None:
-            rows = goemotions_rows(folder)
+        folder = data_dir or os.environ.get("GOEMOTIONS_DIR")
+        if folder:
+            rows = goemotions_rows(Path(folder))
             return _build(GOEMOTIONS_HUB, "official simplified TSV", labels, GOEMOTIONS_28, rows, unlabelled)
         dataset, revision, config = GOEMOTIONS_HUB, GOEMOTIONS_REVISION, "simplified"
-        columns = ("text", "labels", "id")
+        columns = Columns(id="id")
     try:
         loaded = datasets.load_dataset(dataset, config, revision=revision)
     except (OSError, ValueError) as error:
         remedy = "give the folder with --data_dir, or check the id and the network"
         raise CorpusError(f"dataset {dataset!r} cannot be loaded ({error}). Remedy: {remedy}") from error
     names = declared_labels(loaded, label_column)
-    return _build(dataset, revision or "", labels, names, hub_rows(dataset, loaded, own, *columns), unlabelled)
+    return _build(dataset, revision or "", labels, names, hub_rows(dataset, loaded, own, columns), unlabelled)
 
 
 # Rows → splits
@@ -169,7 +170,8 @@ def _build(
         taxonomy = build_taxonomy(labels, corpus_labels)
     except ValueError as error:
         raise CorpusError(str(error)) from None
-    splits = {split: _build_split(split, rows[split], taxonomy, unlabelled) for split in rows}
+    _refuse_duplicate_ids(itertools.chain.from_iterable(rows.values()))
+    splits = {split: _build_split(f"{name}, {split}", rows[split], taxonomy, unlabelled) for split in rows}
     for split, content in splits.items():
         for label in np.array(taxonomy.labels)[content.labels.sum(axis=0) == 0]:
             logger.warning("%s, %s: no positive row for %s; its scores there mean nothing", name, split, label)
@@ -178,8 +180,7 @@ def _build(
 
 def _build_split(split: str, rows: list[Row], taxonomy: Taxonomy, unlabelled: str) -> Split:
     if not rows:
-        raise CorpusError(f"the {split} split has no rows")
-    _refuse_duplicate_ids(rows)
+        raise CorpusError(f"{split}: no rows. Remedy: add some; --split stratified makes splits of one file")
     vectors = np.array([_vector(row, taxonomy) for row in rows], dtype=np.int8)
     refuse_bad_texts(rows)
     has_label = vectors.any(axis=1)
@@ -188,19 +189,21 @@ def _build_split(split: str, rows: list[Row], taxonomy: Taxonomy, unlabelled: st
     if without:
         logger.info("%s: %d of %d rows have no label of this run: %s", split, without, len(rows), unlabelled)
     if not len(kept):
-        raise CorpusError(f"the {split} split has no row with a label of this run")
+        raise CorpusError(
+            f"{split}: no row, of {len(rows)}, has a label of this run ({', '.join(taxonomy.labels)}). Remedy: other "
+            "--labels, or --unlabelled keep"
+        )
     return Split([rows[i].id for i in kept], [rows[i].text for i in kept], vectors[kept], without)
 
 
 def _vector(row: Row, taxonomy: Taxonomy) -> list[int]:
     names: list[str] = []
+    place = f"{row.place}, column {row.columns.labels!r}"
     for label in row.labels:
         name = label_text(label)
         if name not in taxonomy.sources and name.lstrip("-").isdigit():
             if not 0 <= int(name) < len(taxonomy.ids):
-                raise CorpusError(
-                    f"{row.place}: label id {name} is out of range, 0 to {len(taxonomy.ids) - 1} are valid"
-                )
+                raise CorpusError(out_of_range(place, name, len(taxonomy.ids)))
             name = taxonomy.ids[int(name)]
         names.append(name)
     try:
@@ -208,15 +211,21 @@ def _vector(row: Row, taxonomy: Taxonomy) -> list[int]:
     except KeyError as error:
         known = ", ".join([*taxonomy.sources, *sorted(taxonomy.ignored)])
         raise CorpusError(
-            f"{row.place}: unknown label {error}. Remedy: correct it, or add it to labels ({known})"
+            f"{place}: unknown label {error}. Remedy: correct it, or add it to labels ({known})"
         ) from None
 
 
 def _refuse_duplicate_ids(rows: Iterable[Row]) -> None:
+    """An id names one row of the whole corpus: two splits that share one share a row, or mix up two numberings."""
     places: dict[str, str] = {}
     for row in rows:
+        if row.columns.id is None:  # rows that were counted, in each split from 0
+            continue
         if row.id in places:
-            raise CorpusError(f"{row.place}: id {row.id!r} stands already at {places[row.id]}. Remedy: make ids unique")
+            raise CorpusError(
+                f"{row.place}, column {row.columns.id!r}: id {row.id!r} stands already at {places[row.id]}. Remedy: make "
+                "ids unique over all splits, or give no --id_column"
+            )
         places[row.id] = row.place
 
 

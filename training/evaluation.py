@@ -35,17 +35,17 @@ from training.encoding import encode
 from training.label_mapping import LabelMapping, LabelMatch, match_labels, read_mapping
 from training.plots import plot_evaluation
 from training.reading import (
-    SUFFIXES,
-    CorpusError,
+    Columns,
     Row,
     label_text,
+    out_of_range,
     read_goemotions,
-    read_table,
     refuse_bad_texts,
     table_rows,
 )
 from training.run_folder import RunFolder, RunFolderError
 from training.scoring import scores_with_intervals
+from training.tables import SUFFIXES, CorpusError, read_table, tsv_cells
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def read_rows(
         logger.info("%s has no header with %r: its columns are %s", path, text_column, ", ".join(columns))
     table, places = read_table(path, columns)
     own = None if label_column in table.columns else _label_columns(path, table, mapping, model_labels, text_column)
-    raw = table_rows(str(path), table, places, own or None, text_column, label_column, None)
+    raw = table_rows(str(path), table, places, own or None, Columns(text_column, label_column))
     refuse_bad_texts(raw)
     long = [row for row in raw if "\n" in row.text]
     if long:
@@ -193,9 +193,9 @@ def _label_columns(
 def _has_header(path: Path, text_column: str) -> bool:
     if path.suffix not in (".csv", ".tsv"):
         return True
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        cells = next(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","), [])
-    return text_column in cells
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline().rstrip("\r\n")
+    return text_column in (tsv_cells(first) if path.suffix == ".tsv" else next(csv.reader([first]), []))
 
 
 def _model_label(name: str, model_labels: Sequence[str], row: Row) -> str:
@@ -203,7 +203,7 @@ def _model_label(name: str, model_labels: Sequence[str], row: Row) -> str:
     if name in model_labels or not name.lstrip("-").isdigit():
         return name
     if not 0 <= int(name) < len(model_labels):
-        raise CorpusError(f"{row.place}: label id {name} is out of range, 0 to {len(model_labels) - 1} are valid")
+        raise CorpusError(out_of_range(f"{row.place}, column {row.columns.labels!r}", name, len(model_labels)))
     return model_labels[int(name)]
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.copies import Copy, find_copies, summarise
-from training.reading import SUFFIXES, CorpusError, label_text, read_goemotions, read_table, split_labels
+from training.reading import label_text, read_goemotions, split_labels
+from training.tables import SUFFIXES, CorpusError, read_table
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,16 @@ def _read_file(path: Path, arguments: argparse.Namespace) -> _File:
     texts = table[arguments.text_column].tolist()
     for place, text in zip(places, texts, strict=True):
         if not isinstance(text, str) or not text.strip():
-            raise CorpusError(f"{place}: the text is {text!r}. Remedy: delete the row or fill it in")
+            raise CorpusError(
+                f"{place}, column {arguments.text_column!r}: the text is {text!r}. Remedy: delete the row or fill it in"
+            )
     column = arguments.label_column or "labels"
     if column not in table.columns:
         return _File(path, places, texts, None)
     cells = zip(table[column], places, strict=True)
-    labels = [{label_text(label) for label in split_labels(cell, place)} for cell, place in cells]
+    labels = [
+        {label_text(label) for label in split_labels(cell, f"{place}, column {column!r}")} for cell, place in cells
+    ]
     return _File(path, places, texts, labels)
 
 

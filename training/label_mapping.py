@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from training.reading import CorpusError
+from training.tables import CorpusError
 from training.taxonomy import GOEMOTIONS_28, MAPPINGS
 
 _KEYS = ("labels", "ids", "columns")

@@ -6,19 +6,20 @@ import dataclasses
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
-from modeling.infer import cache_folder, load_encoder
+from modeling.infer import ENCODERS, cache_folder, load_encoder
 from training.audit import CorpusAudit, apply_policy, audit_corpus, audit_rows
 from training.balance import Rows, imbalance, oversample, real_rows, thin_label
 from training.corpus import Corpus, load_corpus
 from training.encoding import encode
 from training.label_order import suspect_labels
 from training.reading import SPLITS
-from training.recipe import Recipe
+from training.recipe import Recipe, RecipeError, first_line
 from training.splits import CONTAMINATED, pooled_r2, stratified
 
 logger = logging.getLogger(__name__)
@@ -57,10 +58,11 @@ def prepare(recipe: Recipe, null_test: str | None = None) -> Prepared:
 
     Raises:
         CorpusError: bad data.
+        RecipeError: the encoder cannot be loaded.
         BalanceError: a label that cannot be oversampled.
         LeakError: an evaluation row, a copy or a child of one in train, where the recipe does not accept it.
     """
-    corpus, vectors, version, audit = read_corpus(_corpus_key(recipe))
+    corpus, vectors, version, audit = read_corpus(**_corpus_key(recipe))
     contaminated = recipe.split == CONTAMINATED
     if null_test == "noise":
         vectors = np.random.default_rng(recipe.seed).standard_normal(vectors.shape, dtype=np.float32) * vectors.std()
@@ -80,6 +82,7 @@ def prepare(recipe: Recipe, null_test: str | None = None) -> Prepared:
         **audit_rows(
             corpus, vectors, rows, recipe.mlsmote_labels if recipe.balance == "mlsmote" else None, contaminated
         ),
+        "corpus_sha256": load_rows(recipe).fingerprints(),
         "protocol": recipe.split,
         "imbalance": {"before": imbalance(corpus["train"].labels), "after": imbalance(rows.labels)},
         "suspected_label_permutations": {s: _suspects(embeddings, corpus, s) for s in ("validation", "test")},
@@ -108,58 +111,83 @@ def balance(embeddings: np.ndarray, labels: np.ndarray, names: tuple[str, ...], 
     return rows
 
 
-_CORPUS_FIELDS = (
+_ROW_FIELDS = (
     "dataset",
+    "labels",
     "data_dir",
-    "dataset_config",
     "dataset_revision",
+    "dataset_config",
     "text_column",
     "label_column",
     "id_column",
-    "labels",
     "unlabelled",
-    "split",
-    "audit_policy",
-    "encoder",
 )
 
 
-def _corpus_key(recipe: Recipe) -> tuple[tuple[str, Any], ...]:
-    """The fields that decide corpus and embeddings; a stratified split depends on the seed too."""
-    fields = {name: getattr(recipe, name) for name in _CORPUS_FIELDS}
-    fields["labels"] = tuple(recipe.labels)
-    return tuple({**fields, "seed": recipe.seed if recipe.split == "stratified" else 0}.items())
+def forget_rows() -> None:
+    """Read files anew from here on: the many runs of a command share its rows, the next command's must not."""
+    _load_rows.cache_clear()
+
+
+def load_rows(recipe: Recipe) -> Corpus:
+    """The corpus as it was read, before splits are made anew or copies dropped.
+
+    Raises:
+        CorpusError: bad data.
+    """
+    return _load_rows(_row_key(recipe))
+
+
+def _row_key(recipe: Recipe) -> tuple[Any, ...]:
+    values = (getattr(recipe, name) for name in _ROW_FIELDS)
+    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+@cache
+def _load_rows(key: tuple[Any, ...]) -> Corpus:
+    return load_corpus(*key)
+
+
+def _corpus_key(recipe: Recipe) -> dict[str, Any]:
+    """What decides corpus and embeddings; a stratified split depends on the seed too."""
+    return {
+        "row_key": _row_key(recipe),
+        "fingerprints": tuple(load_rows(recipe).fingerprints().values()),
+        "seed": recipe.seed if recipe.split == "stratified" else None,
+        "audit_policy": recipe.audit_policy,
+        "encoder_name": recipe.encoder,
+    }
 
 
 @lru_cache(maxsize=1)
-def read_corpus(key: tuple[tuple[str, Any], ...]) -> tuple[Corpus, np.ndarray, str, CorpusAudit]:
-    """Corpus, embeddings of its splits one after the other, encoder version and audit; runs of a grid share them."""
-    fields = dict(key)
-    corpus = load_corpus(
-        fields["dataset"],
-        fields["labels"],
-        fields["data_dir"],
-        fields["dataset_revision"],
-        fields["dataset_config"],
-        fields["text_column"],
-        fields["label_column"],
-        fields["id_column"],
-        fields["unlabelled"],
-    )
-    if fields["split"] == "stratified":
-        corpus = stratified(corpus, fields["seed"])
+def read_corpus(
+    row_key: tuple[Any, ...], fingerprints: tuple[str, ...], seed: int | None, audit_policy: str, encoder_name: str
+) -> tuple[Corpus, np.ndarray, str, CorpusAudit]:
+    """Corpus, embeddings of its splits one after the other, encoder version and audit; runs of a grid share them.
+
+    ``fingerprints`` are for the cache alone: a file that changed has other rows under the same name.
+    """
+    corpus = _load_rows(row_key)
+    if seed is not None:
+        corpus = stratified(corpus, seed)
     corpus.require_splits()
     audit = audit_corpus(corpus)
-    kept = apply_policy(corpus, audit, fields["audit_policy"])
+    kept = apply_policy(corpus, audit, audit_policy)
     dropped = len(corpus["train"]) - len(kept["train"])
     before = audit.report["copies"]
     if dropped:
         corpus, audit = kept, audit_corpus(kept)
-    policy = {"policy": fields["audit_policy"], "rows_dropped": dropped}
+    policy = {"policy": audit_policy, "rows_dropped": dropped}
     audit.report["audit_policy"] = {**policy, "copies_before": before} if dropped else policy
     sizes = ", ".join(f"{split} {len(corpus[split]):,}" for split in SPLITS)
     logger.info("corpus %s, %d labels: %s", corpus.name, len(corpus.labels), sizes)
-    encoder = load_encoder(fields["encoder"])
+    try:
+        encoder = load_encoder(encoder_name)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RecipeError(
+            f"encoder: {encoder_name!r} cannot be loaded ({first_line(error)}). Remedy: one of {', '.join(ENCODERS)}, or "
+            "sentence-transformers/<Hub id or folder> of a model that is there"
+        ) from error
     texts = [text for split in SPLITS for text in corpus[split].texts]
     return corpus, encode(texts, encoder, cache_folder() / "embeddings"), encoder.version, audit
 

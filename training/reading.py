@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import ast
-import csv
-import io
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import pandas as pd
 
+from training.tables import SUFFIXES, CorpusError, read_table, read_text
 from training.taxonomy import GOEMOTIONS_28
 
 SPLITS = ("train", "validation", "test")
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _FILE_NAMES = {"train": ("train",), "validation": ("validation", "dev", "valid", "val"), "test": ("test",)}
 
 
-class CorpusError(ValueError):
-    """Bad input data; the message names the place and the remedy."""
+class Columns(NamedTuple):
+    """Names of the columns of a table; ``id`` None counts the rows."""
+
+    text: str = "text"
+    labels: str = "labels"
+    id: str | None = None
+
+
+GOEMOTIONS_COLUMNS = Columns(id="id")
+"""What the columns of GoEmotions' files, which have no header, are called in messages."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it was read: where it stands, its id, its text and its labels as written."""
+    """One row as it was read: where it stands, its id, its text, its labels as written, and the columns of these."""
 
     place: str
     id: str
     text: Any
     labels: Sequence[str | int]
+    columns: Columns
 
 
 def label_text(label: Any) -> str:
@@ -49,10 +55,14 @@ def refuse_bad_texts(rows: Iterable[Row]) -> None:
         CorpusError: names the place of the first.
     """
     for row in rows:
+        place = f"{row.place}, column {row.columns.text!r}"
         if isinstance(row.text, str) and not row.text.isascii() and any("\ud800" <= c <= "\udfff" for c in row.text):
-            raise CorpusError(f"{row.place}: the text holds half a character (a lone surrogate): {row.text!r:.80}")
+            raise CorpusError(
+                f"{place}: {row.text!r:.80} holds half a character (a lone surrogate). Remedy: write the whole one, or "
+                "delete it"
+            )
         if not isinstance(row.text, str) or not row.text.strip():
-            raise CorpusError(f"{row.place}: the text is {row.text!r}. Remedy: delete the row or fill it in")
+            raise CorpusError(f"{place}: the text is {row.text!r:.80}. Remedy: delete the row or fill it in")
 
 
 # Sources
@@ -74,50 +84,55 @@ def read_goemotions(path: Path) -> list[Row]:
         raise CorpusError(f"{names_file} is missing. Remedy: --data_dir must hold labels.txt, train, dev and test .tsv")
     names = names_file.read_text(encoding="utf-8").split()
     if tuple(names) != GOEMOTIONS_28:
-        raise CorpusError(f"{names_file}: the 28 GoEmotions labels in id order are expected, got {names}")
+        raise CorpusError(
+            f"{names_file}: {' '.join(names)!r:.80} is not the 28 GoEmotions labels in id order. Remedy: take the file "
+            "that comes with the TSV files; for other labels --dataset files"
+        )
     rows: list[Row] = []
     # A text may hold any line separator but the newline itself.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line:
             continue
         place = f"{path}, line {number}"
         cells = line.rstrip("\r").split("\t")
         if len(cells) != 3:
-            raise CorpusError(f"{place}: 3 columns (text, label ids, comment id) are expected, got {len(cells)}")
-        rows.append(Row(place, cells[2], cells[0], _parse_ids(cells[1], names, place)))
+            raise CorpusError(
+                f"{place}: {len(cells)} cells for the 3 columns text, labels, id: {line!r:.80}. Remedy: text, label ids "
+                "and comment id, with tabs between; a file with a header is read with --dataset files"
+            )
+        labels = _parse_ids(cells[1], names, f"{place}, column {GOEMOTIONS_COLUMNS.labels!r}")
+        rows.append(Row(place, cells[2], cells[0], labels, GOEMOTIONS_COLUMNS))
     return rows
+
+
+def out_of_range(place: str, label_id: Any, labels: int) -> str:
+    """What to say of a label id at ``place`` that is none of 0 to ``labels`` - 1."""
+    return f"{place}: label id {label_id} is out of range. Remedy: correct it to one of 0 to {labels - 1}"
 
 
 def _parse_ids(cell: str, names: Sequence[str], place: str) -> list[str]:
     try:
         ids = [int(part) for part in cell.split(",") if part.strip()]
     except ValueError:
-        raise CorpusError(f"{place}: column labels: {cell!r} is not a list of ids such as 3,17") from None
+        raise CorpusError(f"{place}: {cell!r} is not a list of ids. Remedy: ids such as 3,17") from None
     for label_id in ids:
         if not 0 <= label_id < len(names):
-            raise CorpusError(f"{place}: column labels: id {label_id} is out of range, 0 to {len(names) - 1} are valid")
+            raise CorpusError(out_of_range(place, label_id, len(names)))
     return [names[label_id] for label_id in ids]
 
 
-def file_rows(
-    folder: Path, own: Sequence[str] | None, text_column: str, label_column: str, id_column: str | None
-) -> dict[str, list[Row]]:
+def file_rows(folder: Path, own: Sequence[str] | None, columns: Columns) -> dict[str, list[Row]]:
     """Rows of the train, validation and test files of a folder; of one file all rows as ``train``."""
     result = {}
     for split in ("train",) if folder.is_file() else SPLITS:
         path = folder if folder.is_file() else _find_file(folder, split, SUFFIXES)
         table, places = read_table(path)
-        result[split] = table_rows(str(path), table, places, own, text_column, label_column, id_column)
+        result[split] = table_rows(str(path), table, places, own, columns)
     return result
 
 
 def hub_rows(
-    name: str,
-    loaded: datasets.DatasetDict,
-    own: Sequence[str] | None,
-    text_column: str,
-    label_column: str,
-    id_column: str | None,
+    name: str, loaded: datasets.DatasetDict, own: Sequence[str] | None, columns: Columns
 ) -> dict[str, list[Row]]:
     """Rows of a dataset that ``datasets`` has loaded."""
     result = {}
@@ -128,10 +143,10 @@ def hub_rows(
                 f"{name} has no {split} split, only {', '.join(loaded)}. Remedy: save three splits as files"
             )
         table = loaded[found].to_pandas()
-        if declared_labels(loaded, label_column) is not None:
-            table[label_column] = [np.atleast_1d(value).tolist() for value in table[label_column]]
+        if declared_labels(loaded, columns.labels) is not None:
+            table[columns.labels] = [np.atleast_1d(value).tolist() for value in table[columns.labels]]
         places = [f"{name}, {found}, row {index}" for index in range(len(table))]
-        result[split] = table_rows(f"{name}, {found}", table, places, own, text_column, label_column, id_column)
+        result[split] = table_rows(f"{name}, {found}", table, places, own, columns)
     return result
 
 
@@ -143,13 +158,7 @@ def declared_labels(loaded: datasets.DatasetDict, label_column: str) -> list[str
 
 
 def table_rows(
-    source: str,
-    table: pd.DataFrame,
-    places: list[str],
-    own: Sequence[str] | None,
-    text_column: str,
-    label_column: str,
-    id_column: str | None,
+    source: str, table: pd.DataFrame, places: list[str], own: Sequence[str] | None, columns: Columns
 ) -> list[Row]:
     """Rows of a table.
 
@@ -157,31 +166,32 @@ def table_rows(
         source: what the table was read from, for messages.
         table: the N rows.
         places: where each row stands.
-        own: the 0/1 columns that stand in for ``label_column`` where the table has none.
-        text_column: column of the texts.
-        label_column: column with names, ids or lists of them.
-        id_column: column of the row ids; None counts the rows.
+        own: the 0/1 columns that stand in for the column of the labels where the table has none.
+        columns: names of the columns.
 
     Raises:
         CorpusError: a column is missing, or a cell holds no labels.
     """
-    columns = list(table.columns)
-    for column in [text_column] + ([id_column] if id_column else []):
-        if column not in columns:
-            raise CorpusError(
-                f"{source}: no column {column!r}, only {', '.join(map(str, columns))}. Remedy: set text_column or id_column"
-            )
-    if label_column in columns:
-        labels = [split_labels(value, place) for value, place in zip(table[label_column], places, strict=True)]
-    elif own is not None and set(own) <= set(columns):
+    there = list(table.columns)
+    listed = ", ".join(map(str, there))
+    for flag, column in (("--text_column", columns.text), ("--id_column", columns.id)):
+        if column is not None and column not in there:
+            raise CorpusError(f"{source}: no column {column!r}, only {listed}. Remedy: {flag} with one of these")
+    if columns.labels in there:
+        at = f"column {columns.labels!r}"
+        labels = [
+            split_labels(value, f"{place}, {at}") for value, place in zip(table[columns.labels], places, strict=True)
+        ]
+    elif own is not None and set(own) <= set(there):
         labels = [list(row) for row in _one_hot_rows(table, places, own)]
     else:
         raise CorpusError(
-            f"{source}: no column {label_column!r}, only {', '.join(map(str, columns))}. Remedy: set label_column, or "
-            "list the label columns as labels"
+            f"{source}: no column {columns.labels!r}, only {listed}. Remedy: --label_column with one of these, or "
+            "--labels with the names of 0/1 columns, one a label"
         )
-    ids = [str(value) for value in table[id_column]] if id_column else [str(index) for index in range(len(table))]
-    return [Row(*cells) for cells in zip(places, ids, table[text_column].tolist(), labels, strict=True)]
+    ids = [str(value) for value in table[columns.id]] if columns.id else [str(index) for index in range(len(table))]
+    cells = zip(places, ids, table[columns.text].tolist(), labels, strict=True)
+    return [Row(place, row_id, text, found, columns) for place, row_id, text, found in cells]
 
 
 def _one_hot_rows(table: pd.DataFrame, places: list[str], own: Sequence[str]) -> Iterator[list[str]]:
@@ -189,7 +199,7 @@ def _one_hot_rows(table: pd.DataFrame, places: list[str], own: Sequence[str]) ->
         names = []
         for name, value in zip(own, values, strict=True):
             if str(value) not in ("0", "1", "0.0", "1.0", "True", "False"):
-                raise CorpusError(f"{place}: column {name!r}: {value!r} is not 0 or 1")
+                raise CorpusError(f"{place}, column {name!r}: {value!r} is not 0 or 1. Remedy: write 0 or 1")
             if str(value) in ("1", "1.0", "True"):
                 names.append(name)
         yield names
@@ -204,13 +214,15 @@ def split_labels(value: Any, place: str) -> list[Any]:
     if isinstance(value, (list, tuple, np.ndarray)):
         return list(value)
     if value is None or (isinstance(value, float) and np.isnan(value)):
-        raise CorpusError(f"{place}: no labels. Remedy: fill them in; an empty list or cell says that there are none")
+        raise CorpusError(
+            f"{place}: {value!r}, no labels. Remedy: fill them in; an empty list or cell says that there are none"
+        )
     text = str(value).strip()
     if text.startswith("["):
         try:
             return list(ast.literal_eval(text))
         except (ValueError, SyntaxError):
-            raise CorpusError(f"{place}: labels {text!r} are not a list such as ['joy', 'love']") from None
+            raise CorpusError(f"{place}: {text!r:.80} is not a list. Remedy: ['joy', 'love'] or joy, love") from None
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -220,80 +232,8 @@ def _find_file(folder: Path, split: str, suffixes: Sequence[str]) -> Path:
     if len(found) != 1:
         names = [f"{name}{suffix}" for name in _FILE_NAMES[split] for suffix in suffixes]
         what = f"found {', '.join(path.name for path in found)}" if found else "found none"
-        raise CorpusError(f"{folder}: exactly one {split} file is expected ({', '.join(names)}), {what}")
-    return found[0]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
         raise CorpusError(
-            f"{path}: byte {error.start} is not UTF-8. Remedy: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > fixed"
-        ) from None
-
-
-def read_table(path: Path, columns: Sequence[str] = ()) -> tuple[pd.DataFrame, list[str]]:
-    """A CSV, TSV, JSONL or Parquet file, and where each of its rows stands.
-
-    Args:
-        path: the file.
-        columns: names of the columns of a CSV or TSV file without a header.
-
-    Raises:
-        CorpusError: the file is empty, broken, not UTF-8 or has no rows.
-    """
-    if path.suffix == ".parquet":
-        try:
-            table = pd.read_parquet(path).reset_index(drop=True).rename(index=lambda row: row + 1)
-        except (OSError, ValueError) as error:
-            raise CorpusError(f"{path}: not a Parquet file ({error})") from None
-        return table, [f"{path}, row {number}" for number in table.index]
-    text = _read_text(path)
-    if not text.strip():
-        raise CorpusError(f"{path} is empty")
-    rows = _json_rows(path, text) if path.suffix == ".jsonl" else _separated_rows(path, text, columns)
-    numbered = dict(rows)
-    if not numbered:
-        raise CorpusError(f"{path}: the {path.stem} split has no rows, only a header")
-    # No type inference: an id such as 007, or a text such as "NA", must not change.
-    table = pd.DataFrame(list(numbered.values()), index=list(numbered), dtype=object)
-    return table, [f"{path}, line {number}" for number in table.index]
-
-
-def _separated_rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and rows of a CSV or TSV file; no cell may be missing or left over."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-    header = list(columns)
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise CorpusError(
-                f"{path}, line {line}: {error}. Remedy: close the quotes; double a quote inside them"
-            ) from None
-        if cells is None:
-            return
-        if not header:
-            header = cells
-        elif cells:
-            if len(cells) != len(header):
-                raise CorpusError(
-                    f"{path}, line {line}: {len(cells)} cells for the {len(header)} columns {', '.join(header)}. "
-                    "Remedy: quote a cell that holds the separator or a line break"
-                )
-            yield line, dict(zip(header, cells, strict=True))
-
-
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise CorpusError(f"{path}, line {number}: an object with the columns as keys is expected")
-        yield number, row
+            f"{folder}: exactly one {split} file is expected, {what}. Remedy: give --data_dir a folder with one of "
+            f"{', '.join(names)}"
+        )
+    return found[0]

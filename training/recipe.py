@@ -31,6 +31,11 @@ class RecipeError(ValueError):
     """A bad recipe or flag; the message names the key, where it stands and the accepted values."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, which may go on for a page."""
+    return str(error).strip().partition("\n")[0]
+
+
 def _setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
     metadata = {"help": help} | ({"choices": choices} if choices else {})
     if isinstance(default, list):

@@ -25,17 +25,18 @@ from training.evaluation import evaluate
 from training.null_test import run_null_tests
 from training.plan import describe_plan
 from training.plots import plot_label_frequencies
-from training.prepare import Prepared, prepare
-from training.reading import CorpusError
+from training.prepare import Prepared, forget_rows, load_rows, prepare
 from training.recipe import Recipe, RecipeError, RunOptions, parse_recipe
 from training.results import finish, warning_of
 from training.run_folder import RunFolder, RunFolderError, describe_environment
+from training.tables import CorpusError
 
 logger = logging.getLogger("training")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the flags ask for. Returns the exit code: 1 for a failed test, 2 where the input is at fault."""
+    forget_rows()
     try:
         recipe, options = parse_recipe(sys.argv[1:] if argv is None else argv)
         if options.plan:
@@ -70,14 +71,14 @@ def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> 
                 run.refuse_other_recipe(dataclasses.asdict(recipe))
             run.open(options.resume, options.overwrite)
         log_to(run, state)
+        if state.is_main_process and options.resume:
+            run.refuse_other_rows(load_rows(recipe).fingerprints())
         data = prepare(recipe, null_test)
-        if state.is_main_process:  # only now: bad data must not cost the run that is there
-            run.clear(checkpoints=options.overwrite)
     started = time.perf_counter()
-    if state.is_main_process:
+    trainer = build_trainer(build_model(recipe, data, state), recipe, data, run)
+    if state.is_main_process:  # only now: neither bad data nor a bad setting must cost the run that is there
+        run.clear(checkpoints=options.overwrite)
         describe_run(run, recipe, data, state)
-    model = build_model(recipe, data, state)
-    trainer = build_trainer(model, recipe, data, run)
     checkpoint = run.last_checkpoint() if options.resume else None
     if options.resume:
         logger.info("resuming from %s", checkpoint or "the start: no complete checkpoint is there")

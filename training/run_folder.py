@@ -117,6 +117,24 @@ class RunFolder:
                 "recipe and flags, or --overwrite to train anew"
             )
 
+    def corpus_sha256(self) -> dict[str, str]:
+        """Fingerprints of the splits as the run read them; empty where none are on record."""
+        recorded = self.path / "audit.json"
+        return self.read_json(recorded.name).get("corpus_sha256", {}) if recorded.is_file() else {}
+
+    def refuse_other_rows(self, fingerprints: Mapping[str, str]) -> None:
+        """Refuse to resume on rows that are not those of the run.
+
+        Raises:
+            RunFolderError: a split has other texts or labels; the message names it.
+        """
+        other = [split for split, recorded in self.corpus_sha256().items() if fingerprints.get(split) != recorded]
+        if other:
+            raise RunFolderError(
+                f"--resume with other rows than those of {self.path}: texts or labels of {', '.join(other)} changed "
+                "since it was started. Remedy: put the old files back, or --overwrite to train anew"
+            )
+
     def last_checkpoint(self) -> Path | None:
         """The last complete checkpoint: the highest step whose trainer state, written last, is there."""
         found = {

@@ -17,7 +17,8 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from training.balance import Rows
 from training.copies import match_key
 from training.corpus import Corpus, Split
-from training.reading import SPLITS, CorpusError
+from training.reading import SPLITS
+from training.tables import CorpusError
 
 logger = logging.getLogger(__name__)
 
