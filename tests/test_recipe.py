@@ -36,6 +36,13 @@ BAD = {
     "epochs: 0": r"bad\.yaml: epochs: 0 is out of range; accepted: at least 1",
     "head_dropout: 1.5": r"head_dropout: 1.5 is out of range; accepted: 0 to 1",
     "quantization: fp4": r"argument --quantization: invalid choice: 'fp4' .*nf4",
+    "epochs: [1]": r"bad\.yaml: epochs: \[1\] is of another type; accepted: a whole number",
+    "epochs: null": r"bad\.yaml: epochs: None is of another type; accepted: a whole number",
+    "gamma: {a: 2}": r"bad\.yaml: gamma: .* accepted: a number",
+    "bf16: 1": r"bad\.yaml: bf16: 1 is of another type; accepted: true or false",
+    "dataset_revision: 0123": r"bad\.yaml: dataset_revision: 83 is of another type; accepted: text .*, or null",
+    "labels: [yes, no]": r"bad\.yaml: labels: \[True, False\] is of another type; accepted: a list of texts",
+    "text_column: [text]": r"bad\.yaml: text_column: \['text'\] is of another type; accepted: text",
     "- a": "a mapping key: value is expected",
     "a: [": "not YAML",
 }

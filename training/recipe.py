@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -253,9 +253,32 @@ def _read_yaml(path: Path) -> list[str]:
     return _to_flags(content)
 
 
+_ACCEPTED: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int, str), "a whole number"),
+    float: ((int, float, str), "a number"),
+    bool: ((bool, str), "true or false"),
+    str: ((str,), "text (quote what YAML would read as a number, a date or yes and no)"),
+    str | None: ((str, type(None)), "text (quote what YAML would read as a number, a date or yes and no), or null"),
+    list[str]: ((str,), "a list of texts (quote what YAML would read as a number, a date or yes and no)"),
+}
+"""The types of a setting's values in YAML, and what they are called; of a list those of its items."""
+
+
+def _refuse_other_type(key: str, value: Any) -> None:
+    """Refuse what would become another value as a flag's text, such as a list of one number for a number."""
+    wanted = get_type_hints(Recipe).get(key)
+    if wanted is None or (key == "alpha" and isinstance(value, dict)):
+        return
+    types, accepted = _ACCEPTED[wanted]
+    items = value if isinstance(value, list) and wanted == list[str] else [value]
+    if not all(isinstance(item, types) for item in items):
+        raise RecipeError(f"{key}: {value!r} is of another type; accepted: {accepted}")
+
+
 def _to_flags(content: Mapping[str, Any]) -> list[str]:
     flags: list[str] = []
     for key, value in content.items():
+        _refuse_other_type(key, value)
         if value is None or value == []:
             continue
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
