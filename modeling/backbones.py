@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 from typing import cast
 
 import torch
@@ -60,16 +59,11 @@ def load_frozen_backbone(
     On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights for inference at the first forward without
     gradients, after which gradients are silently wrong; the repacking is switched off.
     """
-    if quantization != "none" and torch.device(device).type == "cpu" and platform.machine() not in ("x86_64", "AMD64"):
-        raise RuntimeError(
-            f"quantization {quantization} on a {platform.machine()} CPU is not verified: use quantization none, or a GPU"
-        )
     backbone = load_backbone(name, revision, quantization, dtype, device, one_token)
     backbone.requires_grad_(False)
     for module in backbone.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.__dict__["support_avx512bf16_for_cpu"] = False
-    logger.info("backbone %s: quantization %s", name, quantization)
     return backbone
 
 
