@@ -204,7 +204,13 @@ def _load_use_multilingual_v3(name: str) -> LoadedEncoder:
 
 def _load_use_v4(name: str) -> LoadedEncoder:
     hub = _import("tensorflow_hub", "'tensorflow-hub==0.16.1' tensorflow 'setuptools<81'")
-    module = hub.load("https://tfhub.dev/google/universal-sentence-encoder/4")
+    handle = "https://tfhub.dev/google/universal-sentence-encoder/4"
+    try:
+        module = hub.load(handle)
+    except OSError as error:
+        raise OSError(
+            f"{handle} cannot be read ({error}). Remedy: a network, its copy in TFHUB_CACHE_DIR, or another encoder="
+        ) from error
     return LoadedEncoder(name, "4", lambda texts: module(texts).numpy())
 
 
@@ -621,6 +627,11 @@ def load_backbone(
         model.apply(lambda module: module.float() if isinstance(module, MistralRMSNorm) else module)
     if quantization == "none":
         return cast(PreTrainedModel, model.to(device))
+    # bitsandbytes would repack 4-bit weights at the first forward without gradients on a CPU with AVX512-BF16: after
+    # it every gradient is wrong, layers must be multiples of 32 wide, and batches from 64 take 2 to 6 times as long.
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     logger.info("backbone %s: %s", name, _check_quantized(model, quantization))
     return cast(PreTrainedModel, model)
 
@@ -694,12 +705,14 @@ class EmotionModel(PreTrainedModel):
         device: str | torch.device = "cpu",
         revision: str | None = None,
         fuse: bool = False,
+        quantization: str | None = None,
         **kwargs: Any,
     ) -> EmotionModel:
         """Load a package: its heads, its adapter, and the frozen backbone that it names.
 
-        ``fuse`` makes it faster where it can, for inference alone, see :class:`FusedOneTokenMistral`. A folder
-        written by ``save_pretrained`` (with the whole model in it) loads the way of every other model.
+        ``fuse`` makes it faster where it can, for inference alone, see :class:`FusedOneTokenMistral`;
+        ``quantization`` stands in for the package's own, see :func:`load_backbone`. A folder written by
+        ``save_pretrained`` (with the whole model in it) loads the way of every other model.
 
         Raises:
             PackageError: a file is broken, hostile or does not fit the others; nothing of it was executed.
@@ -714,6 +727,7 @@ class EmotionModel(PreTrainedModel):
         if unknown:
             raise TypeError(f"a package does not take {', '.join(unknown)}; dtype, device and revision can be given")
         config = config or found
+        config.quantization = quantization or config.quantization
         if dtype is None or dtype == "auto":
             dtype = torch.float32
         elif isinstance(dtype, str):
@@ -1039,7 +1053,11 @@ def _read_adapter_config(folder: Path, config: EmotionConfig) -> LoraConfig:
             raise PackageError(name, f"sets {key}, which a package may not")
     if settings.get("peft_type") != "LORA":
         raise PackageError(name, f"is of type {settings.get('peft_type')!r}, not LORA")
-    if settings.get("base_model_name_or_path") not in (None, "", config.model_name):
+    own, named = (
+        re.sub(r"(-unsloth)?-bnb-4bit$", "", str(model).lower())  # Unsloth trains on a 4-bit copy under another name
+        for model in (config.model_name, settings.get("base_model_name_or_path") or config.model_name)
+    )
+    if own != named:
         raise PackageError(
             name,
             f"names another backbone than config.json: {settings['base_model_name_or_path']}",
@@ -1127,6 +1145,7 @@ class EmotionClassifier:
         batch_size: rows that go through the backbone at once.
         encoder: a callable texts → [N, E] that stands in for the package's own encoder.
         fuse: compute the same faster where that is possible, see :class:`FusedOneTokenMistral`.
+        quantization: ``none``, ``nf4`` or ``8bit`` in place of the package's own.
 
     Raises:
         PackageError: a file of the package is broken, hostile or does not fit the others.
@@ -1142,12 +1161,15 @@ class EmotionClassifier:
         batch_size: int = 64,
         encoder: Encoder | None = None,
         fuse: bool = True,
+        quantization: str | None = None,
     ) -> None:
         self.device, device_reason = _choose_device(device)
         self.dtype, dtype_reason = _choose_dtype(dtype, self.device)
         logger.info("device %s (%s), dtype %s (%s)", self.device, device_reason, self.dtype, dtype_reason)
         folder = _local_folder(folder_or_hub_id, revision)
-        self.model = EmotionModel.from_pretrained(folder, dtype=self.dtype, device=self.device, fuse=fuse)
+        self.model = EmotionModel.from_pretrained(
+            folder, dtype=self.dtype, device=self.device, fuse=fuse, quantization=quantization
+        )
         self.config = cast(EmotionConfig, self.model.config)
         self.labels: list[str] = list(self.config.emotion_labels)
         self.batch_size = batch_size
