@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import sys
@@ -27,8 +28,17 @@ from transformers import (
 from modeling import infer
 from modeling.adapters import ALL_LINEAR, attach_lora
 from modeling.backbones import load_frozen_backbone, read_backbone_config
-from modeling.infer import EmotionConfig, EmotionModel, OneTokenMistral, load_backbone
-from tests.conftest import EMBED_DIM, LABELS, tiny_config
+from modeling.infer import (
+    BUNDLED_BACKBONE,
+    EmotionConfig,
+    EmotionModel,
+    OneTokenMistral,
+    build_projection,
+    load_backbone,
+    load_encoder,
+)
+from modeling.projection import standardise_projection
+from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -191,6 +201,39 @@ def test_one_token_is_as_near_to_the_quantised_weights_as_the_stock_model(checkp
     stock, ours = ((run(model, tokens()) - expected).abs().mean() for model in (whole, one))
     assert ours < 1.1 * stock < 0.05 * expected.abs().mean()
     assert (expected - run(load_backbone(source), tokens())).abs().mean() > ours  # quantisation itself changes more
+
+
+def real_texts() -> list[str]:
+    """2,000 of GoEmotions' test texts where they are at hand, else those of the starter corpus."""
+    if folder := os.environ.get("GOEMOTIONS_DIR"):
+        lines = (Path(folder) / "test.tsv").read_text(encoding="utf-8").splitlines()
+        return [line.split("\t")[0] for line in lines[:2000]]
+    with (ROOT / "training" / "starter" / "test.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line)["text"] for line in file]
+
+
+def test_decisions_on_real_texts_with_the_real_backbone() -> None:
+    """Of the quantised stock model and of one token, neither is nearer to what the 4-bit weights stand for."""
+    embeddings = load_encoder("use-multilingual-v3")(real_texts())
+    torch.manual_seed(0)
+    projection, classifier = build_projection(512, 576), nn.Linear(576, 28)
+    standardise_projection(projection, embeddings, token_norm=960.0, seed=0)
+    with torch.no_grad():
+        inputs = projection(torch.from_numpy(embeddings))[:, None]
+    stock, one = (load_backbone(BUNDLED_BACKBONE, quantization="nf4", one_token=form) for form in (False, True))
+    exact = load_backbone(BUNDLED_BACKBONE, one_token=True)
+    for name, module in linear_layers(exact).items():
+        module.weight.data = exact_weight(stock.get_submodule(name))
+    with torch.no_grad():
+        logits = [
+            classifier(torch.cat([run(model, part) for part in inputs.split(512)])[:, 0])
+            for model in (stock, one, exact)
+        ]
+    decisions = [rows - logits[2].mean(dim=0) > 0 for rows in logits]
+    assert len(embeddings) in (180, 2000) and 0.3 < decisions[2].float().mean() < 0.7
+    theirs, ours = ((rows != decisions[2]).float().mean() for rows in decisions[:2])
+    print(f"decisions other than the exact ones: stock {theirs:.5f}, one token {ours:.5f} of {decisions[2].numel()}")
+    assert ours <= theirs < 0.01
 
 
 @FORMS
