@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import platform
 from typing import cast
 
 import torch
@@ -19,8 +17,6 @@ from modeling.infer import (
     convert_bundled_backbone,
     load_backbone,
 )
-
-logger = logging.getLogger(__name__)
 
 MISTRAL_SMALL_3_1 = {
     "model_type": "mistral",
@@ -73,22 +69,8 @@ def load_frozen_backbone(
     one_token: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """Load a backbone whose weights do not train, and whose gradients are right after an evaluation too.
-
-    On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights for inference at the first forward without
-    gradients, after which gradients are silently wrong; the repacking is switched off.
-    """
-    if quantization != "none" and torch.device(device).type == "cpu" and platform.machine() not in ("x86_64", "AMD64"):
-        raise RuntimeError(
-            f"quantization {quantization} on a {platform.machine()} CPU is not verified: use quantization none, or a GPU"
-        )
-    backbone = load_backbone(name, revision, quantization, dtype, device, one_token)
-    backbone.requires_grad_(False)
-    for module in backbone.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.__dict__["support_avx512bf16_for_cpu"] = False
-    logger.info("backbone %s: quantization %s", name, quantization)
-    return backbone
+    """Load a backbone whose weights do not train."""
+    return load_backbone(name, revision, quantization, dtype, device, one_token).requires_grad_(False)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ import json
 import logging
 import math
 import os
+import platform
 import re
 import shutil
 import sys
@@ -53,6 +54,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +204,13 @@ def _load_use_multilingual_v3(name: str) -> LoadedEncoder:
 
 def _load_use_v4(name: str) -> LoadedEncoder:
     hub = _import("tensorflow_hub", "'tensorflow-hub==0.16.1' tensorflow 'setuptools<81'")
-    module = hub.load("https://tfhub.dev/google/universal-sentence-encoder/4")
+    handle = "https://tfhub.dev/google/universal-sentence-encoder/4"
+    try:
+        module = hub.load(handle)
+    except OSError as error:
+        raise OSError(
+            f"{handle} cannot be read ({error}). Remedy: a network, its copy in TFHUB_CACHE_DIR, or another encoder="
+        ) from error
     return LoadedEncoder(name, "4", lambda texts: module(texts).numpy())
 
 
@@ -360,9 +368,9 @@ class _OneTokenLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = MistralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        # The residual stream keeps the norms' float32 where the matrices are bfloat16.
+        # The residual stream keeps the norms' float32 where the matrices are bfloat16, or computed with in bfloat16.
         weight = self.self_attn.v_proj.weight
-        dtype = weight.dtype if weight.is_floating_point() else hidden.dtype
+        dtype = weight.dtype if weight.is_floating_point() else torch.bfloat16
         hidden = hidden + self.self_attn(self.input_layernorm(hidden).to(dtype))
         return cast(torch.Tensor, hidden + self.mlp(self.post_attention_layernorm(hidden).to(dtype)))
 
@@ -478,24 +486,87 @@ class FusedOneTokenMistral(nn.Module):
         return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(hidden, matrix, None, "none", [], ""))
 
 
-def _quantization_config(quantization: str) -> BitsAndBytesConfig | None:
-    if quantization == "none":
-        return None
-    if quantization not in ("nf4", "8bit"):
-        raise ValueError(f"unknown quantization {quantization!r}: use none, nf4 or 8bit")
-    _import("bitsandbytes", "bitsandbytes")
-    if quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-
-
-_LANGUAGE_MODEL = r"^(?:model\.)?(?:language_model\.)?(?:model\.)?(?=layers\.|norm\.)"
+_QUANTIZATIONS: dict[str, dict[str, Any]] = {
+    "nf4": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": torch.bfloat16,
+    },
+    "8bit": {"load_in_8bit": True},
+}
+_LANGUAGE_MODEL = r"^(?:model\.)?(?:language_model\.)?(?:model\.)?(?=layers\.|norm\.|embed_tokens\.)"
 """What stands before a layer's name in a checkpoint: nothing, or the places of the headed and the vision models."""
+
+
+def _refuse_unsupported(quantization: str, device: torch.device) -> None:
+    if quantization != "none" and quantization not in _QUANTIZATIONS:
+        raise ValueError(f"unknown quantization {quantization!r}. Remedy: none, nf4 or 8bit")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"PyTorch sees no GPU for device {device}. Remedy: device cpu, or PyTorch built for your GPU")
+    if quantization == "none":
+        return
+    where = platform.machine() if device.type == "cpu" else device.type
+    if where not in ("cuda", "x86_64", "AMD64"):
+        raise ValueError(
+            f"quantization {quantization} is not supported on {where}. Remedy: quantization none, an x86 CPU or a CUDA GPU"
+        )
+    _import("bitsandbytes", "bitsandbytes")
+
+
+def _quantization_options(name: str, baked: dict[str, Any] | None, quantization: str) -> dict[str, Any]:
+    """Settings of bitsandbytes: ``baked``, with which a checkpoint was quantised, or those of ``quantization``."""
+    if baked is None:
+        return _QUANTIZATIONS.get(quantization, {})
+    kind = str(baked.get("quant_method", "bitsandbytes"))
+    if kind == "bitsandbytes":
+        kind = "8bit" if baked.get("load_in_8bit") else str(baked.get("bnb_4bit_quant_type", "fp4"))
+    if kind != quantization:
+        remedy = f"quantization {kind}, or a" if kind in _QUANTIZATIONS else "a"
+        raise ValueError(
+            f"the weights of {name} are quantised already, in {kind}; asked for was {quantization}. "
+            f"Remedy: {remedy} checkpoint in full precision"
+        )
+    # The list names modules of the whole checkpoint, of which only the language model is loaded.
+    skipped = [re.sub(_LANGUAGE_MODEL, "", module) for module in baked.get("llm_int8_skip_modules") or ()]
+    return {**baked, "llm_int8_skip_modules": skipped or None, "bnb_4bit_compute_dtype": torch.bfloat16}
+
+
+def _nf4_constants(linear: Any, settings: Any) -> list[torch.Tensor] | None:
+    """What a 4-bit weight is multiplied with; None if it is not one, or not as the settings say."""
+    state = getattr(linear.weight, "quant_state", None)
+    if state is None or (state.quant_type, state.nested) != ("nf4", settings.bnb_4bit_use_double_quant):
+        return None
+    return list(state.as_dict(packed=True).values()) if linear.compute_dtype == torch.bfloat16 else None
+
+
+def _8bit_constants(linear: Any) -> list[torch.Tensor] | None:
+    scales = getattr(linear.weight, "SCB", None)
+    return None if scales is None or linear.weight.dtype != torch.int8 else [scales]
+
+
+def _check_quantized(model: PreTrainedModel, quantization: str) -> str:
+    """What was quantised, in words.
+
+    Raises:
+        RuntimeError: a linear layer is not quantised as it should be.
+    """
+    settings: Any = model.config.quantization_config
+    sizes = {name: parameter.nbytes for name, parameter in model.named_parameters()}
+    linear: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    quantized = 0
+    for name, module in linear.items():
+        constants = _nf4_constants(module, settings) if quantization == "nf4" else _8bit_constants(module)
+        if constants is None and should_convert_module(name, settings.llm_int8_skip_modules):
+            raise RuntimeError(
+                f"{name} is not in {quantization}. Remedy: another version of bitsandbytes or checkpoint"
+            )
+        quantized += constants is not None
+        sizes[f"{name}.constants"] = sum(tensor.nbytes for tensor in constants or ())
+    if not quantized:
+        raise RuntimeError(f"no linear layer is in {quantization}. Remedy: another checkpoint")
+    doubly = " (double quantisation)" if quantization == "nf4" and settings.bnb_4bit_use_double_quant else ""
+    return f"{quantized} of {len(linear)} linear layers in {quantization}{doubly}, {sum(sizes.values()) / 1e6:,.2f} MB"
 
 
 def load_backbone(
@@ -508,42 +579,61 @@ def load_backbone(
 ) -> PreTrainedModel:
     """Load the language model ``name`` without its output layer, in ``dtype`` or quantised.
 
-    Of a vision-language checkpoint (Mistral Small 3.1) the language model is taken.
+    Of a vision-language checkpoint (Mistral Small 3.1) only the language model is read. That quantised weights are so
+    is checked, and logged with their memory.
 
     Args:
         name: a Hub id, a folder or ``smollm2-135m``.
         revision: branch, tag or commit of a Hub id.
-        quantization: ``none``, ``nf4`` (4-bit, double quantisation, bfloat16 compute) or ``8bit``.
-        dtype: precision of what is not quantised.
+        quantization: ``none``, ``nf4`` (4-bit, double quantisation, bfloat16 compute) or ``8bit``. What a checkpoint
+            that is quantised already leaves in full precision stays so.
+        dtype: precision without quantisation; with it, what is not quantised is bfloat16.
         device: where to.
         one_token: load an :class:`OneTokenMistral`.
 
     Raises:
         ImportError: quantisation without bitsandbytes.
-        ValueError: unknown quantisation, or an architecture other than Mistral's.
+        ValueError: the quantisation is unknown, not supported on the device, or not the checkpoint's; the checkpoint
+            lacks weights; or, with ``one_token``, its architecture is not Mistral's.
+        RuntimeError: weights are not quantised as asked.
     """
-    quantization_config = _quantization_config(quantization)
+    device = torch.device(device)
+    _refuse_unsupported(quantization, device)
     source = str(convert_bundled_backbone()) if name == BUNDLED_BACKBONE else name
-    options: dict[str, Any] = {
-        "revision": revision,
-        "dtype": torch.bfloat16 if quantization_config else dtype,
-        "trust_remote_code": False,
-    }
-    if quantization_config:
-        options |= {"quantization_config": quantization_config, "device_map": {"": device}}
-    if not one_token:
-        model = AutoModel.from_pretrained(source, **options)
-        model = getattr(model, "language_model", model)
-    else:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False).get_text_config()
-        if config.model_type != "mistral":
-            raise ValueError(f"{name} is of the architecture {config.model_type}, not mistral")
-        model, loaded = cast(Any, OneTokenMistral).from_pretrained(
-            source, config=config, key_mapping={_LANGUAGE_MODEL: ""}, output_loading_info=True, **options
-        )
-        if loaded["missing_keys"]:
-            raise ValueError(f"{name} lacks the weights {', '.join(sorted(loaded['missing_keys'])[:3])} …")
-    return model if quantization_config else model.to(device)
+    whole = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    config = whole.get_text_config()
+    if one_token and config.model_type != "mistral":
+        raise ValueError(f"{name} is of the architecture {config.model_type}, not mistral. Remedy: one_token false")
+    baked = getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None)
+    options: dict[str, Any] = {"dtype": dtype}
+    if settings := _quantization_options(name, baked, quantization):
+        if baked:
+            config.quantization_config = settings
+        else:
+            options["quantization_config"] = BitsAndBytesConfig(**settings)
+        options |= {"dtype": torch.bfloat16, "device_map": {"": device}}
+    model, loaded = cast(Any, OneTokenMistral if one_token else AutoModel).from_pretrained(
+        source,
+        config=config,
+        revision=revision,
+        trust_remote_code=False,
+        key_mapping={_LANGUAGE_MODEL: ""},
+        output_loading_info=True,
+        **options,
+    )
+    if loaded["missing_keys"]:
+        raise ValueError(f"{name} lacks the weights {', '.join(sorted(loaded['missing_keys'])[:3])} …")
+    if one_token:  # a checkpoint that is quantised already brings its own precision
+        model.apply(lambda module: module.float() if isinstance(module, MistralRMSNorm) else module)
+    if quantization == "none":
+        return cast(PreTrainedModel, model.to(device))
+    # bitsandbytes would repack 4-bit weights at the first forward without gradients on a CPU with AVX512-BF16: after
+    # it every gradient is wrong, layers must be multiples of 32 wide, and batches from 64 take 2 to 6 times as long.
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    logger.info("backbone %s: %s", name, _check_quantized(model, quantization))
+    return cast(PreTrainedModel, model)
 
 
 # Model
@@ -615,12 +705,14 @@ class EmotionModel(PreTrainedModel):
         device: str | torch.device = "cpu",
         revision: str | None = None,
         fuse: bool = False,
+        quantization: str | None = None,
         **kwargs: Any,
     ) -> EmotionModel:
         """Load a package: its heads, its adapter, and the frozen backbone that it names.
 
-        ``fuse`` makes it faster where it can, for inference alone, see :class:`FusedOneTokenMistral`. A folder
-        written by ``save_pretrained`` (with the whole model in it) loads the way of every other model.
+        ``fuse`` makes it faster where it can, for inference alone, see :class:`FusedOneTokenMistral`;
+        ``quantization`` stands in for the package's own, see :func:`load_backbone`. A folder written by
+        ``save_pretrained`` (with the whole model in it) loads the way of every other model.
 
         Raises:
             PackageError: a file is broken, hostile or does not fit the others; nothing of it was executed.
@@ -635,6 +727,7 @@ class EmotionModel(PreTrainedModel):
         if unknown:
             raise TypeError(f"a package does not take {', '.join(unknown)}; dtype, device and revision can be given")
         config = config or found
+        config.quantization = quantization or config.quantization
         if dtype is None or dtype == "auto":
             dtype = torch.float32
         elif isinstance(dtype, str):
@@ -960,7 +1053,11 @@ def _read_adapter_config(folder: Path, config: EmotionConfig) -> LoraConfig:
             raise PackageError(name, f"sets {key}, which a package may not")
     if settings.get("peft_type") != "LORA":
         raise PackageError(name, f"is of type {settings.get('peft_type')!r}, not LORA")
-    if settings.get("base_model_name_or_path") not in (None, "", config.model_name):
+    own, named = (
+        re.sub(r"(-unsloth)?-bnb-4bit$", "", str(model).lower())  # Unsloth trains on a 4-bit copy under another name
+        for model in (config.model_name, settings.get("base_model_name_or_path") or config.model_name)
+    )
+    if own != named:
         raise PackageError(
             name,
             f"names another backbone than config.json: {settings['base_model_name_or_path']}",
@@ -1048,6 +1145,7 @@ class EmotionClassifier:
         batch_size: rows that go through the backbone at once.
         encoder: a callable texts → [N, E] that stands in for the package's own encoder.
         fuse: compute the same faster where that is possible, see :class:`FusedOneTokenMistral`.
+        quantization: ``none``, ``nf4`` or ``8bit`` in place of the package's own.
 
     Raises:
         PackageError: a file of the package is broken, hostile or does not fit the others.
@@ -1063,12 +1161,15 @@ class EmotionClassifier:
         batch_size: int = 64,
         encoder: Encoder | None = None,
         fuse: bool = True,
+        quantization: str | None = None,
     ) -> None:
         self.device, device_reason = _choose_device(device)
         self.dtype, dtype_reason = _choose_dtype(dtype, self.device)
         logger.info("device %s (%s), dtype %s (%s)", self.device, device_reason, self.dtype, dtype_reason)
         folder = _local_folder(folder_or_hub_id, revision)
-        self.model = EmotionModel.from_pretrained(folder, dtype=self.dtype, device=self.device, fuse=fuse)
+        self.model = EmotionModel.from_pretrained(
+            folder, dtype=self.dtype, device=self.device, fuse=fuse, quantization=quantization
+        )
         self.config = cast(EmotionConfig, self.model.config)
         self.labels: list[str] = list(self.config.emotion_labels)
         self.batch_size = batch_size

@@ -292,6 +292,17 @@ def test_a_package_of_the_reference_loads(
     assert found.predict(["a"], threshold=None) == found.predict(["a"], threshold=0.5)
 
 
+def test_six_keys_are_enough(package: Path, classifier: EmotionClassifier, tmp_path: Path) -> None:
+    """The reference's configuration, and everything else as we publish it."""
+    folder = shutil.copytree(package, tmp_path / "package")
+    config = json.loads((package / "config.json").read_text())
+    keys = ("model_name", "hidden_size", "embed_dim", "num_labels", "emotion_labels", "threshold")
+    (folder / "config.json").write_text(json.dumps({key: config[key] for key in keys}))
+    found = EmotionClassifier(folder, encoder=classifier.encoder)
+    np.testing.assert_array_equal(found.predict_proba(TEXTS), classifier.predict_proba(TEXTS))
+    assert found.predict(TEXTS) == classifier.predict(TEXTS, threshold=config["threshold"])
+
+
 def test_export_refuses(finished_run: Path, package: Path, tmp_path: Path) -> None:
     with pytest.raises(ReleaseError, match="exists already"):
         export(finished_run, package)
