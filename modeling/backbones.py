@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -14,9 +19,12 @@ from modeling.infer import (
     EmotionConfig,
     EmotionModel,
     OneTokenMistral,
+    check_quantized,
     convert_bundled_backbone,
     load_backbone,
 )
+
+logger = logging.getLogger(__name__)
 
 MISTRAL_SMALL_3_1 = {
     "model_type": "mistral",
@@ -69,8 +77,59 @@ def load_frozen_backbone(
     one_token: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """Load a backbone whose weights do not train."""
+    """Load a backbone whose weights do not train.
+
+    Raises:
+        RuntimeError: Unsloth is in this process. See also :func:`modeling.infer.load_backbone`.
+    """
+    if "unsloth" in sys.modules:
+        raise RuntimeError("Unsloth has patched transformers in this process. Remedy: a process for each loader")
     return load_backbone(name, revision, quantization, dtype, device, one_token).requires_grad_(False)
+
+
+def load_unsloth_backbone(
+    name: str, revision: str | None, rank: int, alpha: int, dropout: float, target_modules: Sequence[str]
+) -> nn.Module:
+    """Load a language model in NF4 through Unsloth, with its LoRA layers and its gradient checkpointing, by R2's calls.
+
+    Unsloth patches transformers for the whole process: no other backbone is to be loaded in it.
+
+    Args:
+        name: a Hub id or a folder, with a tokenizer, which Unsloth insists on.
+        revision: branch, tag or commit of a Hub id.
+        rank: rank of LoRA's update.
+        alpha: the update is scaled by alpha / rank.
+        dropout: dropout on the update's input.
+        target_modules: names of the linear layers.
+
+    Raises:
+        ImportError: without Unsloth.
+        ValueError: the bundled backbone, which it cannot read.
+        RuntimeError: the weights are not NF4.
+    """
+    if name == BUNDLED_BACKBONE:
+        raise ValueError(f"loader unsloth cannot read {name}, which has no tokenizer. Remedy: loader transformers")
+    if importlib.util.find_spec("unsloth") is None:
+        raise ImportError(
+            "Unsloth is not installed; it wants older versions of transformers and datasets, hence an environment of "
+            "its own. Remedy: tests/unsloth_environment.sh FOLDER makes one for a CPU; or loader transformers"
+        )
+    fast = importlib.import_module("unsloth").FastLanguageModel
+    model, _ = fast.from_pretrained(name, revision=revision, max_seq_length=2, load_in_4bit=True, dtype=None)
+    inner = getattr(model.model, "language_model", model.model)
+    logger.info("backbone %s, by Unsloth: %s", name, check_quantized(inner, "nf4"))
+    fast.get_peft_model(
+        model,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias="none",
+        target_modules=list(target_modules),
+        use_gradient_checkpointing="unsloth",
+        random_state=3407,
+        use_rslora=False,
+    )
+    return inner.requires_grad_(False)  # attaching LoRA to the whole model takes up the layers made here
 
 
 @torch.no_grad()

@@ -545,8 +545,11 @@ def _8bit_constants(linear: Any) -> list[torch.Tensor] | None:
     return None if scales is None or linear.weight.dtype != torch.int8 else [scales]
 
 
-def _check_quantized(model: PreTrainedModel, quantization: str) -> str:
-    """What was quantised, in words.
+def check_quantized(model: PreTrainedModel, quantization: str) -> str:
+    """What was quantised, in words; 4-bit weights keep their layout from now on.
+
+    bitsandbytes would repack them at the first forward without gradients on a CPU with AVX512-BF16: after it every
+    gradient is wrong, layers must be multiples of 32 wide, and batches from 64 take 2 to 6 times as long.
 
     Raises:
         RuntimeError: a linear layer is not quantised as it should be.
@@ -561,6 +564,8 @@ def _check_quantized(model: PreTrainedModel, quantization: str) -> str:
             raise RuntimeError(
                 f"{name} is not in {quantization}. Remedy: another version of bitsandbytes or checkpoint"
             )
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
         quantized += constants is not None
         sizes[f"{name}.constants"] = sum(tensor.nbytes for tensor in constants or ())
     if not quantized:
@@ -627,12 +632,7 @@ def load_backbone(
         model.apply(lambda module: module.float() if isinstance(module, MistralRMSNorm) else module)
     if quantization == "none":
         return cast(PreTrainedModel, model.to(device))
-    # bitsandbytes would repack 4-bit weights at the first forward without gradients on a CPU with AVX512-BF16: after
-    # it every gradient is wrong, layers must be multiples of 32 wide, and batches from 64 take 2 to 6 times as long.
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    logger.info("backbone %s: %s", name, _check_quantized(model, quantization))
+    logger.info("backbone %s: %s", name, check_quantized(model, quantization))
     return cast(PreTrainedModel, model)
 
 
@@ -664,6 +664,8 @@ class EmotionModel(PreTrainedModel):
         self.post_init()
         # After post_init, which would draw a loaded backbone's weights anew.
         self.backbone: Any = backbone if backbone is not None else build_backbone(config)
+        for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # by it PEFT chooses its layers, here as in a package
+            setattr(self, flag, getattr(self.backbone, flag, False))
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -771,6 +773,8 @@ def build_backbone(config: EmotionConfig) -> nn.Module:
         raise ValueError("the configuration has no backbone_config: give the backbone, or use from_pretrained")
     settings = dict(config.backbone_config)
     if config.reads_one_token:
+        if settings["model_type"] != "mistral":
+            raise ValueError(f"the backbone is of the architecture {settings['model_type']}, not mistral")
         return OneTokenMistral(MistralConfig(**settings))
     backbone = AutoModel.from_config(
         AutoConfig.for_model(settings.pop("model_type"), **settings), trust_remote_code=False

@@ -248,7 +248,7 @@ add("an empty adapter", ADAPTER, tensors(ADAPTER, lambda t: t.clear()))
 add("an adapter of another rank", ADAPTER, setting(ADAPTER_CONFIG, r=8))
 add("a rank that fills the memory", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, r=10**9))
 add("an adapter for other modules", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, target_modules=["query_key_value"]))
-add("an adapter for fewer modules", ADAPTER, setting(ADAPTER_CONFIG, target_modules=["q_proj"]))
+add("an adapter for fewer modules", ADAPTER, setting(ADAPTER_CONFIG, target_modules=["v_proj"]))
 add("a pattern that takes for ever", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, target_modules=r"(\w+)+$"))
 add("an adapter that imports", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, megatron_core="evil", megatron_config={"a": 1}))
 add(

@@ -89,7 +89,7 @@ def test_the_tables_of_model_and_data(carded: Path) -> None:
             "mistral, 2 layers, width 16, 4 heads (2 for keys and values)",
             "0",
         ],
-        ["LoRA adapter", "rank 16, alpha 32, on 14 linear layers", f"{lora:,}"],
+        ["LoRA adapter", "rank 16, alpha 32, on 10 linear layers", f"{lora:,}"],
         ["classifier", "16 → 3", f"{sizes['classifier']:,}"],
         ["all", "", f"{sum(sizes.values()) + lora:,}"],
     ]

@@ -167,7 +167,7 @@ def test_bad_axes(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixtur
     assert cells[0].overrides["alpha"] == {"joy": 0.7} and len({cell.runs[0].path for cell in cells}) == 4
     for bad, message in (
         (["--seeds", "1"], "belongs to --compare"),
-        (["--compare", "gamma=1", "--null_test"], "four"),
+        (["--compare", "gamma=1", "--null_test"], "five"),
     ):
         assert main([*flags, *bad, "--output_dir", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err

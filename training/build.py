@@ -9,10 +9,11 @@ import torch
 from accelerate import PartialState
 from peft import PeftModel
 from safetensors import SafetensorError
+from torch import nn
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
 from modeling.adapters import attach_lora, count_parameters
-from modeling.backbones import load_frozen_backbone, read_backbone_config
+from modeling.backbones import load_frozen_backbone, load_unsloth_backbone, read_backbone_config
 from modeling.focal import alpha_per_label
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel
 from modeling.projection import standardise_projection
@@ -33,16 +34,7 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     """
     try:
         config = _build_config(recipe, data)
-        backbone = None
-        if recipe.head == "backbone":
-            backbone = load_frozen_backbone(
-                recipe.model_name,
-                recipe.model_revision,
-                recipe.quantization,
-                state.device,
-                config.reads_one_token,
-                torch.bfloat16 if holds_bfloat16(recipe, config) else torch.float32,
-            )
+        backbone = _load_backbone(recipe, config, state) if recipe.head == "backbone" else None
     except (OSError, ValueError, SafetensorError) as error:
         raise RecipeError(
             f"model_name: {recipe.model_name!r} cannot be loaded ({first_line(error)}). Remedy: {BUNDLED_BACKBONE}, the "
@@ -56,6 +48,29 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     trained = _attach_lora(model, recipe) if backbone is not None else model
     logger.info("%s", count_parameters(trained))
     return trained
+
+
+def _load_backbone(recipe: Recipe, config: EmotionConfig, state: PartialState) -> nn.Module:
+    if recipe.loader == "unsloth":
+        try:
+            return load_unsloth_backbone(
+                recipe.model_name,
+                recipe.model_revision,
+                recipe.lora_rank,
+                recipe.lora_alpha,
+                recipe.lora_dropout,
+                recipe.lora_target_modules,
+            )
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+    return load_frozen_backbone(
+        recipe.model_name,
+        recipe.model_revision,
+        recipe.quantization,
+        state.device,
+        config.reads_one_token,
+        torch.bfloat16 if holds_bfloat16(recipe, config) else torch.float32,
+    )
 
 
 def holds_bfloat16(recipe: Recipe, config: EmotionConfig) -> bool:

