@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -86,14 +87,25 @@ RECORDED = (
 """Files that the package takes from the run folder as they are."""
 
 
-_OF_THE_HUB = (".gitattributes", ".cache/huggingface/")
-"""What the Hub and its client put beside a package; it is never pushed."""
+OF_THE_HUB = frozenset({".gitattributes"})
+"""Written by the Hub itself into every repository: which files are large. Never checked, pushed or removed."""
+_OF_ITS_CLIENT = re.compile(
+    r"\.cache/huggingface/(?:\.gitignore|CACHEDIR\.TAG|download/.+\.(?:lock|metadata|incomplete))"
+)
+"""Where the Hub's client notes what it downloaded into a folder."""
 
 
-def package_files(package: Path) -> list[str]:
-    """Everything in a package's folder, sorted, relative to it; but for what the Hub's client keeps there."""
-    names = sorted(path.relative_to(package).as_posix() for path in package.rglob("*") if not path.is_dir())
-    return [name for name in names if not name.startswith(_OF_THE_HUB)]
+def package_files(folder: Path) -> dict[str, Path]:
+    """Path in the package → file, sorted, for everything in a folder that is not the Hub's or its client's own.
+
+    What is no plain file is listed too: whoever reads it must look first.
+    """
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {
+        name: path
+        for name, path in sorted(found.items())
+        if (path.is_symlink() or not path.is_dir()) and name not in OF_THE_HUB and not _OF_ITS_CLIENT.fullmatch(name)
+    }
 
 
 def sha256(path: Path) -> str:

@@ -394,6 +394,17 @@ add(
     lambda folder: save_file(load_file(folder / HEAD), folder / HEAD, {"note": "AKIA" + "A1B2" * 4}),
     True,
 )
+TOKEN = b"hf_" + b"aB3" * 12
+add("a token beside what the Hub writes", ".gitattributes.bak", writing(".gitattributes.bak", TOKEN), True)
+
+
+@case(".cache/huggingface/notes.txt", loads=True)
+def a_token_beside_what_the_client_writes(folder: Path) -> None:
+    (folder / ".cache/huggingface/download").mkdir(parents=True)
+    (folder / ".cache/huggingface/download/config.json.metadata").write_bytes(b"noted")
+    (folder / ".cache/huggingface/notes.txt").write_bytes(TOKEN)
+
+
 add("a path in the recipe", LAYOUT.recipe, appending(LAYOUT.recipe, "cache: /home/ada/corpus\n"), True)
 add("a path of Windows", LAYOUT.environment, setting(LAYOUT.environment, folder="C:\\Users\\ada\\runs"), True)
 add("an unfilled card", LAYOUT.card, appending(LAYOUT.card, "\n[More Information Needed]\n"), True)
@@ -411,7 +422,7 @@ def spoil(package: Path, folder: Path, name: str) -> Path:
     """A copy of the package, spoilt and sealed again, as its author would."""
     spoilt = shutil.copytree(package, folder / "package")
     CASES[name].mutate(spoilt)
-    if name not in ("a_pipe", "a link to itself"):
+    if name not in ("a_pipe", "a link to itself", "a linked folder"):
         seal(spoilt)
     sums = spoilt / LAYOUT.sums
     if name == "sums that climb":
