@@ -6,6 +6,9 @@ import hashlib
 import re
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 class ReleaseError(RuntimeError):
@@ -95,6 +98,9 @@ _OF_ITS_CLIENT = re.compile(
 """Where the Hub's client notes what it downloaded into a folder."""
 
 
+_RECIPE_DEPTH = 5
+
+
 def package_files(folder: Path) -> dict[str, Path]:
     """Path in the package → file, sorted, for everything in a folder that is not the Hub's or its client's own.
 
@@ -106,6 +112,28 @@ def package_files(folder: Path) -> dict[str, Path]:
         for name, path in sorted(found.items())
         if (path.is_symlink() or not path.is_dir()) and name not in OF_THE_HUB and not _OF_ITS_CLIENT.fullmatch(name)
     }
+
+
+def read_recipe(package: Path) -> dict[str, Any]:
+    """The run's recipe.
+
+    Raises:
+        ValueError: it is no YAML mapping; or it repeats parts by aliases, which may grow without bound when written
+            out, or is deep, which takes for ever to read.
+    """
+    text = (package / LAYOUT.recipe).read_text(encoding="utf-8")
+    try:
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _RECIPE_DEPTH:
+                raise ValueError("has aliases, or lists in lists in lists, which no run writes")
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError("holds no settings")
+    return content
 
 
 def sha256(path: Path) -> str:
