@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from hub_release.package import LAYOUT, ReleaseError
+from hub_release.package import LAYOUT, ReleaseError, read_recipe
 
 CONTAMINATED = "pooled-r2"
 """The split protocol that trains on children of test rows."""
@@ -113,7 +113,7 @@ def read_facts(package: Path) -> Facts:
         return json.loads((package / name).read_text(encoding="utf-8"))
 
     config, context = read(LAYOUT.config), read(LAYOUT.context)
-    recipe = yaml.safe_load((package / LAYOUT.recipe).read_text(encoding="utf-8"))
+    recipe = read_recipe(package)
     with (package / LAYOUT.per_label).open(encoding="utf-8", newline="") as file:
         per_label = list(csv.DictReader(file))
     local = context["local"]

@@ -16,6 +16,8 @@ from hub_release.requirements import BUNDLED_WHEEL, closure, modules_of, read_re
 from modeling.infer import BUNDLED_BACKBONE, PackageError, read_config
 
 TOLERANCE = 1e-4
+GOLDEN_SECONDS = 3_600
+"""Enough to download and load a backbone of 48 GB."""
 _NOT_LOADED = {LAYOUT.card, *RECORDED} - {LAYOUT.golden}
 """Files that no step of loading reads."""
 
@@ -101,7 +103,13 @@ def golden_problems(package: Path) -> list[PackageError]:
     arguments = [str(package.resolve()), " ".join(modules_of(distributions)), " ".join(distributions)]
     with tempfile.TemporaryDirectory() as elsewhere:
         command = [sys.executable, "-I", "-c", _PROBE, *arguments]
-        result = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
+        try:
+            result = subprocess.run(
+                command, cwd=elsewhere, capture_output=True, text=True, check=False, timeout=GOLDEN_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            what = f"has no probabilities after {GOLDEN_SECONDS:,} seconds in a fresh process"
+            return [PackageError(LAYOUT.code, what, "check where the backbone is in the Hub's cache, or export again")]
     if result.returncode:
         said = re.findall(r"^[\w.]+(?:Error|Exception): .*", result.stderr, re.MULTILINE)  # the first is the cause
         what = f"fails in a fresh process: {said[0] if said else f'exit {result.returncode}'}"

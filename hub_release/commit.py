@@ -17,8 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from hub_release.hub import TRANSIENT, TRIES, HubError, errors_in_words, wait_before_next_try
-from hub_release.package import ReleaseError
-from hub_release.plan import OF_THE_HUB, Plan, compare, same_content
+from hub_release.package import OF_THE_HUB, ReleaseError
+from hub_release.plan import Plan, compare, same_content
 
 RACES = 5
 """How often a commit is tried anew when others keep moving the branch."""

@@ -14,7 +14,7 @@ from torch import nn
 
 import modeling.infer
 from hub_release.card import CONTAMINATED, render_card
-from hub_release.package import LAYOUT, ReleaseError
+from hub_release.package import LAYOUT, ReleaseError, read_recipe
 from hub_release.requirements import not_installed, read_requirements, requirements_of
 from modeling.infer import (
     AUTO_MAP,
@@ -35,6 +35,7 @@ from modeling.infer import (
 T = TypeVar("T")
 _EXPORT = "hub_release export again"
 _MAX_LAYERS = 1_000
+_MAX_SETTING = 2**20
 _HUB_KEYS = {
     "model_type": EmotionConfig.model_type,
     "architectures": ["EmotionModel"],
@@ -75,11 +76,8 @@ def weight_problems(package: Path) -> Findings:
 
 def _backbone_on_meta(config: EmotionConfig) -> nn.Module:
     """The backbone without its weights, to hold the adapter's keys and shapes against."""
+    _refuse_backbone(config)
     settings = config.backbone_config or {}
-    sizes = [value for value in settings.values() if isinstance(value, int)]
-    layers = settings.get("num_hidden_layers")
-    if not isinstance(layers, int) or not 0 < layers <= _MAX_LAYERS or max(sizes) > 2**24:
-        raise PackageError(LAYOUT.config, "has no backbone_config of a language model, or of one too large", _EXPORT)
     try:
         with torch.device("meta"):
             backbone = build_backbone(config)
@@ -88,6 +86,23 @@ def _backbone_on_meta(config: EmotionConfig) -> nn.Module:
     if settings.get("hidden_size") != config.hidden_size:
         raise PackageError(LAYOUT.config, "has a backbone_config of another hidden_size", _EXPORT)
     return backbone
+
+
+def _refuse_backbone(config: EmotionConfig) -> None:
+    """Refuse a backbone that would take for ever to build, or fill the memory, even without its weights."""
+    settings = config.backbone_config or {}
+    if settings.get("model_type") != "mistral":  # of Mistral 3 too: a run records the language model's alone
+        raise PackageError(LAYOUT.config, "has no backbone_config of a Mistral", "train on a Mistral and export again")
+    layers = settings.get("num_hidden_layers")
+    if not isinstance(layers, int) or not 0 < layers <= _MAX_LAYERS or _largest(settings) > _MAX_SETTING:
+        raise PackageError(LAYOUT.config, "has a backbone_config without layers, or of a model too large", _EXPORT)
+
+
+def _largest(value: Any) -> int:
+    """The largest magnitude among the integers of a value of JSON."""
+    if isinstance(value, dict | list):
+        return max(map(_largest, value.values() if isinstance(value, dict) else value), default=0)
+    return abs(value) if isinstance(value, int) else 0
 
 
 def code_problems(package: Path) -> Findings:
@@ -148,6 +163,14 @@ def record_problems(package: Path) -> Findings:
     return found
 
 
+def _recipe_problem(package: Path, config: EmotionConfig) -> str | None:
+    try:
+        read_recipe(package)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def _golden_problem(package: Path, config: EmotionConfig) -> str | None:
     golden = read_json(package, LAYOUT.golden)
     if golden["labels"] != config.emotion_labels:
@@ -193,6 +216,7 @@ def _score_problem(package: Path, config: EmotionConfig) -> str | None:
 
 
 def _card_problem(package: Path, config: EmotionConfig) -> str | None:
+    _refuse_backbone(config)
     try:
         written = render_card(package)
     except ReleaseError as error:
@@ -202,6 +226,7 @@ def _card_problem(package: Path, config: EmotionConfig) -> str | None:
 
 
 _RECORDS: dict[str, Callable[[Path, EmotionConfig], str | None]] = {
+    LAYOUT.recipe: _recipe_problem,
     LAYOUT.golden: _golden_problem,
     LAYOUT.thresholds: _threshold_problem,
     LAYOUT.focal: _focal_problem,

@@ -48,11 +48,11 @@ def unreadable_problems(package: Path) -> list[PackageError]:
     except PackageError as error:
         return [error]
     problems = []
-    for name in package_files(package):
+    for name, path in package_files(package).items():
         limit = _MAX_WEIGHT_BYTES if name.endswith((".safetensors", ".pt")) else _MAX_BYTES
-        if not (package / name).is_file():
+        if not path.is_file():
             problems.append(PackageError(name, "is no plain file", "delete it"))
-        elif (size := (package / name).stat().st_size) > limit:
+        elif (size := path.stat().st_size) > limit:
             problems.append(
                 PackageError(name, f"has {size:,} bytes, more than {limit:,}", "delete it, or export again")
             )
@@ -100,10 +100,10 @@ def text_problems(package: Path) -> list[PackageError]:
     """
     problems = []
     user = _user_name()
-    for name in package_files(package):
+    for name, path in package_files(package).items():
         if name in (LAYOUT.code, LAYOUT.handler):
             continue
-        content = (package / name).read_bytes()
+        content = path.read_bytes()
         patterns = [(kind, pattern, "delete it, and revoke it where it was made") for kind, pattern in _SECRETS.items()]
         if name.endswith(_BINARY):
             patterns.append(("an absolute path", _HOME, "write it without the path"))

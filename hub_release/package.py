@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 class ReleaseError(RuntimeError):
@@ -86,14 +90,50 @@ RECORDED = (
 """Files that the package takes from the run folder as they are."""
 
 
-_OF_THE_HUB = (".gitattributes", ".cache/huggingface/")
-"""What the Hub and its client put beside a package; it is never pushed."""
+OF_THE_HUB = frozenset({".gitattributes"})
+"""Written by the Hub itself into every repository: which files are large. Never checked, pushed or removed."""
+_OF_ITS_CLIENT = re.compile(
+    r"\.cache/huggingface/(?:\.gitignore|CACHEDIR\.TAG|download/.+\.(?:lock|metadata|incomplete))"
+)
+"""Where the Hub's client notes what it downloaded into a folder."""
 
 
-def package_files(package: Path) -> list[str]:
-    """Everything in a package's folder, sorted, relative to it; but for what the Hub's client keeps there."""
-    names = sorted(path.relative_to(package).as_posix() for path in package.rglob("*") if not path.is_dir())
-    return [name for name in names if not name.startswith(_OF_THE_HUB)]
+_RECIPE_DEPTH = 5
+
+
+def package_files(folder: Path) -> dict[str, Path]:
+    """Path in the package → file, sorted, for everything in a folder that is not the Hub's or its client's own.
+
+    What is no plain file is listed too: whoever reads it must look first.
+    """
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {
+        name: path
+        for name, path in sorted(found.items())
+        if (path.is_symlink() or not path.is_dir()) and name not in OF_THE_HUB and not _OF_ITS_CLIENT.fullmatch(name)
+    }
+
+
+def read_recipe(package: Path) -> dict[str, Any]:
+    """The run's recipe.
+
+    Raises:
+        ValueError: it is no YAML mapping; or it repeats parts by aliases, which may grow without bound when written
+            out, or is deep, which takes for ever to read.
+    """
+    text = (package / LAYOUT.recipe).read_text(encoding="utf-8")
+    try:
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _RECIPE_DEPTH:
+                raise ValueError("has aliases, or lists in lists in lists, which no run writes")
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError("holds no settings")
+    return content
 
 
 def sha256(path: Path) -> str:

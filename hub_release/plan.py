@@ -9,11 +9,6 @@ from pathlib import Path
 
 from huggingface_hub import RepoFile
 
-from hub_release.package import ReleaseError
-
-OF_THE_HUB = frozenset({".gitattributes"})
-"""Written by the Hub itself into every repository: which files are large. Never touched."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,22 +36,6 @@ class Plan:
     def changes(self) -> tuple[tuple[str, ...], ...]:
         """What differs; empty tuples where nothing does."""
         return (self.new, self.changed, self.removed)
-
-
-def folder_files(folder: Path) -> dict[str, Path]:
-    """Path in the repository → file, for all files of a folder but Python's compiled ones.
-
-    Raises:
-        ReleaseError: the folder holds a link, which may lead out of it.
-    """
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            raise ReleaseError(f"{name} is a link. Remedy: put the file itself into {folder}")
-        if path.is_file() and path.parent.name != "__pycache__":
-            files[name] = path
-    return files
 
 
 def compare(files: Mapping[str, Path], there: Mapping[str, RepoFile], parent: str | None, branch_exists: bool) -> Plan:

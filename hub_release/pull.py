@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi, RepoFile
 
 from hub_release.hub import HubError, errors_in_words
-from hub_release.package import ReleaseError
-from hub_release.plan import OF_THE_HUB, same_content
+from hub_release.package import OF_THE_HUB, ReleaseError
+from hub_release.plan import same_content
 
 
 def pull(api: HfApi, repo_id: str, folder: Path, revision: str | None = None) -> str:

@@ -15,8 +15,8 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from hub_release.check import check
 from hub_release.commit import Destination, Pushed, plan_files, push_files
 from hub_release.hub import errors_in_words
-from hub_release.package import LAYOUT, RefusedError, ReleaseError
-from hub_release.plan import Plan, folder_files
+from hub_release.package import LAYOUT, RefusedError, ReleaseError, package_files
+from hub_release.plan import Plan
 from hub_release.pull import pull
 
 
@@ -72,7 +72,7 @@ def push(
         problems = check(package, options.allow_contaminated)
         if problems:
             raise RefusedError(f"{source} is not pushed", problems)
-        files = folder_files(package)
+        files = package_files(package)
         tagged = _tagged_commit(api, destination, options.tag) if options.tag else None
         if options.dry_run:
             plan = plan_files(api, destination, files)
@@ -103,7 +103,7 @@ def _push_space(
     with tempfile.TemporaryDirectory() as temporary:
         for name, content in space_files(package, model.repo_id).items():
             Path(temporary, name).write_bytes(content)
-        files = folder_files(Path(temporary))
+        files = package_files(Path(temporary))
         return push_files(api, space, files, options.message, partial(confirm, space), options.retry_on_race)
 
 

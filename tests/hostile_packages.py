@@ -322,6 +322,13 @@ add(
 )
 add("a backbone of no known kind", CONFIG, edit(CONFIG, lambda c: c["backbone_config"].update(model_type="evil")), True)
 add("a backbone of another width", CONFIG, edit(CONFIG, lambda c: c["backbone_config"].update(hidden_size=32)), True)
+for name, settings in {
+    "a backbone of another kind, with a million layers": {"model_type": "t5", "num_layers": 10**6},
+    "a backbone with ten million experts": {"model_type": "switch_transformers", "num_experts": 10**7},
+    "a backbone with a billion labels": {"num_labels": 10**9},
+    "a deep number in the backbone": {"rope_parameters": {"rope_type": "default", "rope_theta": 10**30}},
+}.items():
+    add(name, CONFIG, edit(CONFIG, lambda c, settings=settings: c["backbone_config"].update(settings)), True)
 add("no backbone configuration", CONFIG, setting(CONFIG, backbone_config=None), True)
 
 # JSON
@@ -343,6 +350,12 @@ add("an empty card", LAYOUT.card, writing(LAYOUT.card, b""), True)
 add("a huge configuration", CONFIG, lambda folder: os.truncate(folder / CONFIG, 2**24 + 1))
 add("metrics without scores", LAYOUT.card, writing(LAYOUT.metrics, b'{"protocol": "official"}'), True)
 add("an audit of nothing", LAYOUT.card, writing(LAYOUT.audit, b"{}"), True)
+
+
+ALIASES = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 30))
+add("a recipe that expands", LAYOUT.recipe, appending(LAYOUT.recipe, f"x0: &x0 [lol]\n{ALIASES}"), True)
+add("a recipe that is no mapping", LAYOUT.recipe, writing(LAYOUT.recipe, b"- 1\n"), True)
+add("a recipe without end", LAYOUT.recipe, writing(LAYOUT.recipe, b"[" * 10_000), True)
 
 
 # Files
@@ -394,6 +407,17 @@ add(
     lambda folder: save_file(load_file(folder / HEAD), folder / HEAD, {"note": "AKIA" + "A1B2" * 4}),
     True,
 )
+TOKEN = b"hf_" + b"aB3" * 12
+add("a token beside what the Hub writes", ".gitattributes.bak", writing(".gitattributes.bak", TOKEN), True)
+
+
+@case(".cache/huggingface/notes.txt", loads=True)
+def a_token_beside_what_the_client_writes(folder: Path) -> None:
+    (folder / ".cache/huggingface/download").mkdir(parents=True)
+    (folder / ".cache/huggingface/download/config.json.metadata").write_bytes(b"noted")
+    (folder / ".cache/huggingface/notes.txt").write_bytes(TOKEN)
+
+
 add("a path in the recipe", LAYOUT.recipe, appending(LAYOUT.recipe, "cache: /home/ada/corpus\n"), True)
 add("a path of Windows", LAYOUT.environment, setting(LAYOUT.environment, folder="C:\\Users\\ada\\runs"), True)
 add("an unfilled card", LAYOUT.card, appending(LAYOUT.card, "\n[More Information Needed]\n"), True)
@@ -411,7 +435,7 @@ def spoil(package: Path, folder: Path, name: str) -> Path:
     """A copy of the package, spoilt and sealed again, as its author would."""
     spoilt = shutil.copytree(package, folder / "package")
     CASES[name].mutate(spoilt)
-    if name not in ("a_pipe", "a link to itself"):
+    if name not in ("a_pipe", "a link to itself", "a linked folder"):
         seal(spoilt)
     sums = spoilt / LAYOUT.sums
     if name == "sums that climb":

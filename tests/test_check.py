@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
+import hub_release.check
 from hub_release.check import check, golden_problems, inspect
 from hub_release.cli import app
 from hub_release.consistency import record_problems
@@ -76,6 +77,12 @@ def test_an_undeclared_module_cannot_be_imported(copy: Path) -> None:
         edit(copy / LAYOUT.code, "import argparse\n", f"import {module}\nimport argparse\n")
         problems = golden_problems(copy)
         assert len(problems) == 1 and f"ModuleNotFoundError: No module named '{module}'" in str(problems[0])
+
+
+def test_a_process_that_does_not_end(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_release.check, "GOLDEN_SECONDS", 0.1)
+    (problem,) = golden_problems(copy)
+    assert "has no probabilities after 0.1 seconds" in str(problem) and "Remedy: " in str(problem)
 
 
 def test_what_a_stranger_downloads_passes(package: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from huggingface_hub import HfApi, constants
 from hub_release import hub as hub_module
 from hub_release.commit import Destination, LostRaceError, Pushed, plan_files, push_files
 from hub_release.hub import HubError, connect
-from hub_release.package import ReleaseError
-from hub_release.plan import Plan, folder_files
+from hub_release.package import ReleaseError, package_files
+from hub_release.plan import Plan
 from hub_release.pull import pull
 from tests.conftest import write_files
 from tests.hub_server import READER, WRITER, TestHub
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 def push(api: HfApi, folder: Path, confirm: Callable[[Plan], bool] = lambda plan: True, **options: object) -> Pushed:
     race = bool(options.pop("retry_on_race", False))
     destination = Destination(NAME, **options)  # type: ignore[arg-type]
-    return push_files(api, destination, folder_files(folder), "message", confirm, race)
+    return push_files(api, destination, package_files(folder), "message", confirm, race)
 
 
 def commits(hub: TestHub) -> list[str]:
@@ -82,11 +82,15 @@ def test_plan_of_changes(api: HfApi, hub: TestHub, folder: Path) -> None:
     (folder / "head_weights.pt").write_bytes(b"tensorz" * 50)
     (folder / "new.txt").write_bytes(b"new")
     (folder / "lora" / "adapter.safetensors").unlink()
-    (folder / "__pycache__").mkdir()
-    (folder / "__pycache__" / "infer.pyc").write_bytes(b"compiled")
+    notes = {
+        ".gitattributes": b"",
+        ".cache/huggingface/download/config.json.metadata": b"",
+        ".cache/huggingface/.gitignore": b"*",
+    }
+    write_files(folder, notes)
     before = hub.repositories["model", NAME].files()
     hub.count_from_here()
-    plan = plan_files(api, Destination(NAME), folder_files(folder))
+    plan = plan_files(api, Destination(NAME), package_files(folder))
     assert plan.new == ("new.txt",) and plan.changed == ("config.json", "head_weights.pt")
     assert plan.removed == ("lora/adapter.safetensors",) and plan.same == ("README.md", "empty.txt")
     assert plan.bytes == 3 + 2 + 350
@@ -95,12 +99,12 @@ def test_plan_of_changes(api: HfApi, hub: TestHub, folder: Path) -> None:
     assert all(request.startswith("GET ") for request in hub.requests), "a look, or a no, touches nothing"
     push(api, folder)
     assert hub.repositories["model", NAME].files() == {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("*.*")
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("[!.]*.*")
     }
 
 
 def test_a_look_at_a_repository_that_does_not_exist(api: HfApi, hub: TestHub, folder: Path) -> None:
-    plan = plan_files(api, Destination(NAME), folder_files(folder))
+    plan = plan_files(api, Destination(NAME), package_files(folder))
     assert plan.parent is None and not hub.repositories
 
 
@@ -114,7 +118,7 @@ def test_branch_space_and_private(api: HfApi, hub: TestHub, folder: Path) -> Non
     assert repository.resolve("dev/2").parent == repository.branches["main"] and pushed.plan.changed == ("config.json",)
     assert push(api, folder, revision="main").changed
     assert push(api, folder, revision="same").changed, "a branch was made, though its files are those of main"
-    push_files(api, Destination(NAME, "space"), folder_files(folder), "message", lambda plan: True)
+    push_files(api, Destination(NAME, "space"), package_files(folder), "message", lambda plan: True)
     assert hub.repositories["space", NAME].files()["config.json"] == b"[]"
 
 
@@ -280,7 +284,7 @@ def test_tokens(api: HfApi, hub: TestHub, folder: Path, monkeypatch: pytest.Monk
     (tmp_path / "home" / "token").write_text(WRITER)  # as hf auth login stores it
     assert push(api, folder).changed
     with pytest.raises(HubError, match="the token may not do this"):
-        push_files(api, Destination("others/model"), folder_files(folder), "message", lambda plan: True)
+        push_files(api, Destination("others/model"), package_files(folder), "message", lambda plan: True)
 
 
 def test_wrong_use(api: HfApi, hub: TestHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,9 +295,6 @@ def test_wrong_use(api: HfApi, hub: TestHub, folder: Path, monkeypatch: pytest.M
     (folder / "README.md").write_bytes(b"---\n[]: {\n---\n")
     with pytest.raises(HubError, match="refused with 400"):
         push(api, folder)
-    (folder / "link").symlink_to(folder / "config.json")
-    with pytest.raises(ReleaseError, match="link is a link"):
-        folder_files(folder)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set. Remedy: unset it"):
         plan_files(api, Destination(NAME), {})

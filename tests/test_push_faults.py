@@ -18,7 +18,7 @@ from huggingface_hub import HfApi
 from hub_release import hub as hub_module
 from hub_release.commit import Destination, Pushed, push_files
 from hub_release.hub import HubError, connect
-from hub_release.plan import folder_files
+from hub_release.package import package_files
 from tests.conftest import ROOT, write_files
 from tests.hub_server import TestHub, environment
 
@@ -44,7 +44,7 @@ def api() -> HfApi:
 
 
 def push(folder: Path) -> Pushed:
-    return push_files(api(), Destination(NAME), folder_files(folder), "message", lambda plan: True)
+    return push_files(api(), Destination(NAME), package_files(folder), "message", lambda plan: True)
 
 
 def start(hub: TestHub, before: dict[str, bytes]) -> None:
@@ -106,11 +106,11 @@ from pathlib import Path
 import huggingface_hub._commit_api, huggingface_hub.lfs
 from hub_release.commit import Destination, push_files
 from hub_release.hub import connect
-from hub_release.plan import folder_files
+from hub_release.package import package_files
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        push_files(connect(), Destination({NAME!r}), folder_files(Path(line.strip())), "message", lambda plan: True)
+        push_files(connect(), Destination({NAME!r}), package_files(Path(line.strip())), "message", lambda plan: True)
         os._exit(0)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 import hub_release.check
 import hub_release.push
 from hub_release.cli import app
-from hub_release.package import LAYOUT
-from hub_release.plan import folder_files
+from hub_release.package import LAYOUT, package_files
 from tests import HUB_CACHE
 from tests.conftest import ROOT, write_files
 from tests.hub_server import WRITER, TestHub, environment
@@ -40,7 +39,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bytes]]:
     shown: list[dict[str, bytes]] = []
 
     def check(package: Path, allow_contaminated: bool = False) -> list[str]:
-        shown.append({path: file.read_bytes() for path, file in folder_files(package).items()})
+        shown.append({path: file.read_bytes() for path, file in package_files(package).items()})
         problems = ["bad. Remedy: one", "worse. Remedy: two"] if (package / "bad.txt").exists() else []
         return problems + ["contaminated"] * ((package / "pooled.txt").exists() and not allow_contaminated)
 
