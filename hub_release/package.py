@@ -8,8 +8,6 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 
 class ReleaseError(RuntimeError):
     """A run or package that cannot be released; the message names the remedy."""
@@ -121,6 +119,8 @@ def read_recipe(package: Path) -> dict[str, Any]:
         ValueError: it is no YAML mapping; or it repeats parts by aliases, which may grow without bound when written
             out, or is deep, which takes for ever to read.
     """
+    import yaml  # the layout itself needs the standard library alone
+
     text = (package / LAYOUT.recipe).read_text(encoding="utf-8")
     try:
         depth = 0
