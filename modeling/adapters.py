@@ -23,7 +23,9 @@ ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 IDLE = frozenset(["q_proj", "k_proj"])
 """What attention over a single key never uses."""
 
-HEAD_PARTS = ("projection", "classifier")
+HEAD_PARTS = ("projection", "pooling", "classifier")
+"""What trains in full, where a model has it."""
+
 _PEFT_PREFIX = "base_model.model."
 _BACKBONE_PREFIX = f"{_PEFT_PREFIX}backbone."
 
@@ -56,7 +58,7 @@ class LoraLinear(lora.Linear):
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Linear layer plus update, [B, in] → [B, out]."""
+        """Linear layer plus update, [..., in] → [..., out]."""
         base: Any = self.get_base_layer()
         name = self.active_adapters[0]
         plain = (
@@ -65,12 +67,14 @@ class LoraLinear(lora.Linear):
             and base.bias is None
             and not (self.disable_adapters or self.merged or self.lora_variant or base.weight.requires_grad)
         )
-        if not plain or args or kwargs or x.ndim != 2:
+        if not plain or args or kwargs:
             return super().forward(x, *args, **kwargs)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
         weights = [cast(torch.Tensor, part[name].weight) for part in (self.lora_A, self.lora_B)]
-        return cast(torch.Tensor, cast(Any, _LoraProduct).apply(x, base.weight.to(dtype), *weights, self.scaling[name]))
+        rows = x.flatten(0, -2)
+        product = cast(Any, _LoraProduct).apply(rows, base.weight.to(dtype), *weights, self.scaling[name])
+        return cast(torch.Tensor, product.unflatten(0, x.shape[:-1]))
 
 
 class ParameterCount(NamedTuple):
@@ -118,7 +122,7 @@ def attach_lora(
         lora_dropout=dropout,
         bias="none",
         target_modules=rf"backbone\.layers\.\d+\.\w+\.({names})",
-        modules_to_save=list(HEAD_PARTS),
+        modules_to_save=[part for part in HEAD_PARTS if hasattr(model, part)],
     )
     if model.config.quantization == "none":
         config._register_custom_module({nn.Linear: LoraLinear})
@@ -141,7 +145,7 @@ def learning_rate_groups(
     model: nn.Module, projection: float, classifier: float, lora: float, weight_decay: float
 ) -> list[dict[str, object]]:
     """Optimizer parameter groups, each part with its own learning rate; biases do not decay."""
-    rates = {"projection": projection, "classifier": classifier, "lora": lora}
+    rates = {"projection": projection, "pooling": classifier, "classifier": classifier, "lora": lora}
     members: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -162,7 +166,7 @@ def split_trained_weights(
         state: the tensors of a checkpoint's ``adapter_model.safetensors``.
 
     Returns:
-        ``{"projection": …, "classifier": …}``, and the adapter under the keys that
+        ``{"projection": …, "classifier": …}`` with what the model has of :data:`HEAD_PARTS`, and the adapter under the keys that
         ``PeftModel.from_pretrained(backbone, …)`` reads.
 
     Raises:
@@ -178,4 +182,4 @@ def split_trained_weights(
             head[part][name] = tensor
         else:
             raise ValueError(f"unexpected weight in the checkpoint: {key}")
-    return head, adapter
+    return {part: weights for part, weights in head.items() if weights}, adapter

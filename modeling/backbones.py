@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
 from modeling.infer import (
     BUNDLED_BACKBONE,
     EmotionConfig,
     EmotionModel,
-    OneTokenMistral,
+    bundled_tokenizer,
     check_quantized,
     convert_bundled_backbone,
     load_backbone,
@@ -69,6 +70,16 @@ def read_backbone_config(name: str, revision: str | None = None) -> PreTrainedCo
     return AutoConfig.from_pretrained(source, revision=revision).get_text_config()
 
 
+def read_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
+    """The tokenizer of a backbone, which neither pads nor cuts."""
+    if name == BUNDLED_BACKBONE:
+        return bundled_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False).backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return cast(Tokenizer, tokenizer)
+
+
 def load_frozen_backbone(
     name: str,
     revision: str | None,
@@ -77,14 +88,18 @@ def load_frozen_backbone(
     one_token: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """Load a backbone whose weights do not train.
+    """Load a backbone whose weights do not train; in bfloat16 only its matrices are, see :func:`hold_bfloat16`.
 
     Raises:
         RuntimeError: Unsloth is in this process. See also :func:`modeling.infer.load_backbone`.
     """
     if "unsloth" in sys.modules:
         raise RuntimeError("Unsloth has patched transformers in this process. Remedy: a process for each loader")
-    return load_backbone(name, revision, quantization, dtype, device, one_token).requires_grad_(False)
+    held = dtype == torch.bfloat16 and quantization == "none" and not one_token
+    backbone = load_backbone(name, revision, quantization, torch.float32 if held else dtype, device, one_token)
+    if held:
+        hold_bfloat16(backbone)
+    return backbone.requires_grad_(False)
 
 
 def load_unsloth_backbone(
@@ -132,6 +147,16 @@ def load_unsloth_backbone(
     return inner.requires_grad_(False)  # attaching LoRA to the whole model takes up the layers made here
 
 
+def hold_bfloat16(backbone: nn.Module) -> None:
+    """Hold the matrices of a float32 backbone in bfloat16, in place; norms and embeddings stay as they are.
+
+    Under autocast every product is computed with bfloat16 copies of its matrices, which need not be made anew each time.
+    """
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
+
+
 @torch.no_grad()
 def restore_float32(model: EmotionModel) -> None:
     """Give a backbone that was trained on in bfloat16 its float32 weights back, in place.
@@ -139,10 +164,10 @@ def restore_float32(model: EmotionModel) -> None:
     Autocast computes with bfloat16 copies of frozen weights anyway, so that training may hold the copies alone. What
     is scored and published is float32, the same on every machine.
     """
-    backbone = cast(OneTokenMistral, model.backbone)
-    exact = load_backbone(model.config.model_name, model.config.base_model_revision, one_token=True)
+    config = model.config
+    exact = load_backbone(config.model_name, config.base_model_revision, one_token=config.reads_one_token)
     for name, parameter in exact.named_parameters():
-        module = backbone.get_submodule(name.removesuffix(".weight"))
+        module = model.backbone.get_submodule(name.removesuffix(".weight"))
         weight = cast(nn.Parameter, getattr(module, "base_layer", module).weight)
         weight.data = parameter.data.to(weight.device)
 

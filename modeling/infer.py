@@ -7,9 +7,9 @@ It stands alone (standard library and third-party packages only), so that a stra
 
 or, in the shell, ``python infer.py "I passed the exam!"``.
 
-A text becomes a sentence embedding [E]; a projection maps it to one input token [H] of the backbone; a linear
-classifier reads the last hidden state. The package holds the projection, the classifier and a LoRA adapter; the
-frozen backbone is fetched by its name.
+A text becomes a sentence embedding [E], which a projection maps to one input token [H] of the backbone; or the tokens
+of its words; or both. A linear classifier reads the last hidden states. The package holds the heads and a LoRA adapter;
+the frozen backbone is fetched by its name.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -39,11 +40,13 @@ import torch
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoTokenizer,
     BitsAndBytesConfig,
     MistralConfig,
     MistralModel,
@@ -51,6 +54,7 @@ from transformers import (
     TextClassificationPipeline,
 )
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
@@ -59,6 +63,10 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+INPUTS = ("embedding", "tokens", "hybrid")
+POOLINGS = ("last", "mean", "attention")
+ATTENTIONS = ("causal", "bidirectional")
+WINDOWS = ("max", "mean")
 PROGRESS_BAR_FROM = 2_000
 """Number of texts from which a progress bar is worth its line."""
 
@@ -80,20 +88,29 @@ class EmotionConfig(PreTrainedConfig):
     Args:
         model_name: backbone: a Hub id, a folder or ``smollm2-135m``.
         hidden_size: width H of the backbone.
-        embed_dim: width E of the sentence embedding.
+        embed_dim: width E of the sentence embedding; 0 where the backbone reads words alone.
+        input: what the backbone reads: ``embedding``, the projected sentence embedding as one token; ``tokens``, the
+            words; ``hybrid``, the projected embedding and after it the words.
+        pooling: what the classifier reads of the words' hidden states: the ``last``, their ``mean``, or their mean by
+            the weights that an ``attention`` layer gives them.
+        attention: ``causal``, as the backbone was trained, or ``bidirectional``.
+        max_length: tokens of a text that are read at once; a longer one is read in windows.
+        window_overlap: tokens that two neighbouring windows share.
+        windows: the logits of a text in several windows: their ``max`` (a label counts that one passage has), or ``mean``.
         emotion_labels: the L label names, in the order of the classifier's outputs.
         threshold: probability from which a label is predicted when it has no entry in ``thresholds``.
         thresholds: probability per label, tuned on validation rows.
         threshold_source: how ``thresholds`` were found, in words.
         unreliable_labels: labels whose test scores rest on too few rows.
         encoder: name of the sentence encoder, see :func:`load_encoder`.
-        prefix: ``none`` feeds the projected token alone, ``bos`` puts the beginning-of-sequence token before it.
+        prefix: ``bos`` puts the beginning-of-sequence token, which the classifier does not read, before what the
+            backbone reads; ``none`` does not.
         embedding_noise: standard deviation of the Gaussian noise on each embedding dimension while training.
         head_dropout: dropout before the classifier.
         head: ``backbone``, or ``mlp``: no backbone, the classifier reads the projection; a baseline for comparison.
         quantization: ``none``, ``nf4`` or ``8bit``.
         one_token: leave out of the backbone what a lone token does not need, see :class:`OneTokenMistral`; the outputs
-            are the same. Without effect where ``prefix`` makes it two tokens.
+            are the same. Without effect where ``prefix`` or ``input`` makes it several tokens.
         backbone_config: the backbone's own configuration, needed only to build one without its weights.
     """
 
@@ -104,6 +121,12 @@ class EmotionConfig(PreTrainedConfig):
         model_name: str = "",
         hidden_size: int = 0,
         embed_dim: int = 512,
+        input: str = "embedding",
+        pooling: str = "last",
+        attention: str = "causal",
+        max_length: int = 128,
+        window_overlap: int = 32,
+        windows: str = "max",
         emotion_labels: Sequence[str] | None = None,
         threshold: float = 0.5,
         thresholds: dict[str, float] | None = None,
@@ -132,6 +155,12 @@ class EmotionConfig(PreTrainedConfig):
         self.model_name = model_name
         self.hidden_size = hidden_size
         self.embed_dim = embed_dim
+        self.input = input
+        self.pooling = pooling
+        self.attention = attention
+        self.max_length = max_length
+        self.window_overlap = window_overlap
+        self.windows = windows
         self.emotion_labels = list(emotion_labels or kwargs.get("id2label", {}).values())
         self.threshold = threshold
         self.thresholds = dict(thresholds or {})
@@ -160,7 +189,17 @@ class EmotionConfig(PreTrainedConfig):
     @property
     def reads_one_token(self) -> bool:
         """Is the backbone an :class:`OneTokenMistral`?"""
-        return self.one_token and self.prefix == "none"
+        return self.one_token and self.prefix == "none" and not self.reads_words
+
+    @property
+    def reads_words(self) -> bool:
+        """Does the backbone read the text's tokens?"""
+        return self.input != "embedding"
+
+    @property
+    def reads_embedding(self) -> bool:
+        """Does it read the sentence embedding?"""
+        return self.input != "tokens"
 
 
 # Sentence encoders
@@ -268,6 +307,73 @@ def encode_in_batches(encoder: Encoder, texts: Sequence[str], batch_size: int = 
             bar.update(len(batch))
 
 
+# What a model reads
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model reads of N texts.
+
+    Attributes:
+        embeddings: sentence embeddings, float32 [N, E]; None where it reads words alone.
+        tokens: token ids of each text, int64 [T] with T ≥ 1; None where it reads the sentence embedding alone.
+    """
+
+    embeddings: np.ndarray | None = None
+    tokens: Sequence[np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(cast(Any, self.embeddings if self.tokens is None else self.tokens))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, int64 [N]; 1 where it is one embedding."""
+        return np.array([len(row) for row in self.tokens] if self.tokens is not None else [1] * len(self), dtype=int)
+
+    def take(self, rows: np.ndarray) -> Features:
+        """The features of some rows, by their indices."""
+        embeddings = None if self.embeddings is None else self.embeddings[rows]
+        return Features(embeddings, None if self.tokens is None else [self.tokens[row] for row in rows.tolist()])
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Arguments of :meth:`EmotionModel.forward`; tokens are padded on the right to the longest text."""
+        found = {}
+        if self.embeddings is not None:
+            found["embeddings"] = torch.from_numpy(np.ascontiguousarray(self.embeddings, dtype=np.float32))
+        if self.tokens is not None:
+            rows = [torch.from_numpy(row) for row in self.tokens]
+            found["input_ids"] = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            found["attention_mask"] = nn.utils.rnn.pad_sequence(
+                [torch.ones_like(row) for row in rows], batch_first=True
+            )
+        return found
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], bos_token_id: int) -> list[np.ndarray]:
+    """Token ids of each text, without special tokens; of a text without any the beginning-of-sequence token alone."""
+    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids or [bos_token_id], dtype=np.int64) for encoding in encodings]
+
+
+def cut_into_windows(features: Features, config: EmotionConfig) -> tuple[Features, np.ndarray]:
+    """Windows of at most ``max_length`` tokens, those of a text one after the other, and where each text's begin, [N].
+
+    The last window ends with the text, so that no window is short where the text is long.
+    """
+    if features.tokens is None:
+        return features, np.arange(len(features))
+    step = config.max_length - config.window_overlap
+    counts = 1 + np.ceil(np.maximum(features.lengths - config.max_length, 0) / step).astype(int)
+    texts = np.repeat(np.arange(len(features)), counts)
+    firsts = np.cumsum(counts) - counts
+    windows = []
+    for window, text in enumerate(texts.tolist()):
+        tokens = features.tokens[text]
+        start = max(min((window - firsts[text]) * step, len(tokens) - config.max_length), 0)
+        windows.append(tokens[start : start + config.max_length])
+    return Features(None if features.embeddings is None else features.embeddings[texts], windows), firsts
+
+
 # Backbones
 
 BUNDLED_BACKBONE = "smollm2-135m"
@@ -342,6 +448,20 @@ def convert_bundled_backbone() -> Path:
     except OSError:  # another process was faster; its copy is the same
         shutil.rmtree(temporary)
     return folder
+
+
+def bundled_tokenizer() -> Tokenizer:
+    """The tokenizer of the bundled backbone; converted from GGUF once, then cached."""
+    path = cache_folder() / f"{BUNDLED_BACKBONE}-{_GGUF_SHA256[:12]}-tokenizer.json"
+    if not path.exists():
+        gguf = _find_gguf()
+        _import("gguf", "gguf")
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).backend_tokenizer
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            tokenizer.save(str(Path(temporary, path.name)))
+            Path(temporary, path.name).replace(path)
+    return Tokenizer.from_file(str(path))
 
 
 class _OneTokenAttention(nn.Module):
@@ -610,6 +730,8 @@ def load_backbone(
     if one_token and config.model_type != "mistral":
         raise ValueError(f"{name} is of the architecture {config.model_type}, not mistral. Remedy: one_token false")
     baked = getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None)
+    # Sentences are short: a CPU is faster with plain products than with its blocked attention, above all backwards.
+    config._attn_implementation = "eager" if device.type == "cpu" else "sdpa"
     options: dict[str, Any] = {"dtype": dtype}
     if settings := _quantization_options(name, baked, quantization):
         if baked:
@@ -644,23 +766,41 @@ def build_projection(embed_dim: int, hidden_size: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(embed_dim, hidden_size // 2), nn.GELU(), nn.Linear(hidden_size // 2, hidden_size))
 
 
+def build_heads(config: EmotionConfig) -> nn.ModuleDict:
+    """The parts beside the backbone that train in full, by name: those that ``input`` and ``pooling`` ask for."""
+    heads = nn.ModuleDict()
+    if config.reads_embedding:
+        heads["projection"] = build_projection(config.embed_dim, config.hidden_size)
+    if config.reads_words and config.pooling == "attention":
+        heads["pooling"] = nn.Linear(config.hidden_size, 1, bias=False)
+    heads["classifier"] = nn.Linear(config.hidden_size, len(config.emotion_labels))
+    return heads
+
+
 class EmotionModel(PreTrainedModel):
-    """Projection, backbone and classifier: sentence embeddings [B, E] → logits [B, L].
+    """Backbone and heads: sentence embeddings [B, E], tokens [B, T] or both → logits [B, L].
 
     Args:
         config: the configuration; without ``backbone`` its ``backbone_config`` is built with random weights.
         backbone: a language model that takes ``inputs_embeds``.
+
+    Attributes:
+        tokenizer: of the words, where it reads them; the model itself does not use it.
     """
 
     config_class = EmotionConfig
     base_model_prefix = "backbone"
     _supports_sdpa = True
+    projection: nn.Sequential
+    pooling: nn.Linear
+    classifier: nn.Linear
 
     def __init__(self, config: EmotionConfig, backbone: nn.Module | None = None) -> None:
         super().__init__(config)
-        self.projection = build_projection(config.embed_dim, config.hidden_size)
+        self.tokenizer: Tokenizer | None = None
+        for name, head in build_heads(config).items():
+            setattr(self, name, head)
         self.dropout = nn.Dropout(config.head_dropout)
-        self.classifier = nn.Linear(config.hidden_size, len(config.emotion_labels))
         self.post_init()
         # After post_init, which would draw a loaded backbone's weights anew.
         self.backbone: Any = backbone if backbone is not None else build_backbone(config)
@@ -671,18 +811,36 @@ class EmotionModel(PreTrainedModel):
         if isinstance(module, nn.Linear):
             module.reset_parameters()
 
-    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor | None = None) -> SequenceClassifierOutput:
-        """Classify sentence embeddings.
+    def forward(
+        self,
+        embeddings: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Classify; of ``embeddings`` and ``input_ids`` what the configuration's ``input`` asks for.
 
         Args:
-            embeddings: float [B, E].
+            embeddings: sentence embeddings, float [B, E].
             labels: multi-hot [B, L]; with them the output has the mean binary cross-entropy as ``loss``.
+            input_ids: tokens without special ones, int [B, T], padded on either side.
+            attention_mask: 1 where ``input_ids`` has a token, 0 where it is padded, [B, T].
         """
-        head_dtype = next(self.projection.parameters()).dtype
-        if self.training and self.config.embedding_noise:
-            embeddings = embeddings + self.config.embedding_noise * torch.randn_like(embeddings)
-        projected = self.projection(embeddings.to(head_dtype))
-        hidden = projected if self.config.head == "mlp" else self._read_token(projected)
+        head_dtype = self.classifier.weight.dtype
+        projected = None
+        if self.config.reads_embedding:
+            if embeddings is None:
+                raise ValueError(f"input {self.config.input} reads embeddings, got none")
+            if self.training and self.config.embedding_noise:
+                embeddings = embeddings + self.config.embedding_noise * torch.randn_like(embeddings)
+            projected = self.projection(embeddings.to(head_dtype))
+        if self.config.reads_words:
+            if input_ids is None or attention_mask is None:
+                raise ValueError(f"input {self.config.input} reads input_ids and attention_mask, got none")
+            hidden = self._read_words(projected, input_ids, attention_mask.bool())
+        else:
+            assert projected is not None
+            hidden = projected if self.config.head == "mlp" else self._read_token(projected)
         logits = self.classifier(self.dropout(hidden.to(head_dtype)))
         loss = None if labels is None else nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
         return SequenceClassifierOutput(loss=loss, logits=logits)
@@ -692,10 +850,47 @@ class EmotionModel(PreTrainedModel):
         # Under autocast the projection gives bfloat16, but the residual stream keeps the backbone's own precision.
         tokens = projected.unsqueeze(1).to(self.backbone.norm.weight.dtype)
         if self.config.prefix == "bos":
-            table = self.backbone.get_input_embeddings()
-            bos = torch.full((len(tokens), 1), self.backbone.config.bos_token_id, device=tokens.device)
-            tokens = torch.cat([table(bos), tokens], dim=1)
+            tokens = torch.cat([self._embed_bos(len(tokens)), tokens], dim=1)
         return cast(torch.Tensor, self.backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state[:, -1])
+
+    def _embed_bos(self, rows: int) -> torch.Tensor:
+        table = self.backbone.get_input_embeddings()
+        bos = torch.full((rows, 1), self.backbone.config.bos_token_id, device=table.weight.device)
+        return cast(torch.Tensor, table(bos))
+
+    def _read_words(self, projected: torch.Tensor | None, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The backbone's hidden states of a text, pooled, [B, H]."""
+        words = self.backbone.get_input_embeddings()(input_ids)
+        before = [self._embed_bos(len(words))] if self.config.prefix == "bos" else []
+        special = len(before)
+        if projected is not None:
+            before.append(projected.unsqueeze(1).to(words.dtype))
+        mask = torch.cat([mask.new_ones(len(mask), len(before)), mask], dim=1)
+        tokens = torch.cat([*before, words], dim=1)
+        seen: torch.Tensor = mask.long()
+        if self.config.attention == "bidirectional":
+            # A mask that could be left out must not be: without one the backbone makes its own, a causal one.
+            seen = cast(
+                torch.Tensor,
+                create_bidirectional_mask(self.backbone.config, tokens, seen, allow_is_bidirectional_skip=False),
+            )
+        positions = (mask.cumsum(dim=1) - 1).clamp_min(0)  # of a text's tokens alone, wherever the padding is
+        hidden = self.backbone(
+            inputs_embeds=tokens, attention_mask=seen, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        return self._pool(hidden[:, special:], mask[:, special:])
+
+    def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """One vector a text, float32 [B, H], of hidden states [B, T, H] where ``mask`` [B, T] is true."""
+        if self.config.pooling == "last":
+            places = torch.arange(mask.shape[1], device=mask.device)
+            return hidden[torch.arange(len(hidden), device=mask.device), (places * mask).argmax(dim=1)]
+        if self.config.pooling == "attention":
+            scores = self.pooling(hidden.to(self.pooling.weight.dtype)).squeeze(-1)
+            weights = scores.float().masked_fill(~mask, -torch.inf).softmax(dim=1)
+        else:
+            weights = mask / mask.sum(dim=1, keepdim=True)
+        return torch.einsum("bt,bth->bh", weights.float(), hidden.float())
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the parent lists every option by name
@@ -737,9 +932,10 @@ class EmotionModel(PreTrainedModel):
         head = read_head(folder, config)
         backbone = _fetch_backbone(config, dtype, device)
         model = cast(Any, cls(config, backbone)).to(device)
-        for part in ("projection", "classifier"):
-            weights = {key.removeprefix(f"{part}."): value for key, value in head.items() if key.startswith(part)}
-            getattr(model, part).load_state_dict(weights)
+        for part, module in build_heads(config).items():
+            getattr(model, part).load_state_dict({key: head[f"{part}.{key}"] for key in module.state_dict()})
+        if config.reads_words:
+            model.tokenizer = read_tokenizer(folder, config)
         model.backbone, adapter = read_adapter(folder, config, backbone)
         set_peft_model_state_dict(model.backbone, adapter)
         if fuse and config.reads_one_token and config.quantization == "none":
@@ -875,8 +1071,14 @@ def _config_problems(config: dict[str, Any]) -> Iterator[str]:
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         yield f"schema_version is {version!r}, this infer.py reads up to {SCHEMA_VERSION} (use the package's own infer.py)"
     for key in ("embed_dim", "hidden_size"):
-        if type(config.get(key)) is not int or not 2 <= config[key] <= _MAX_SIZE:
+        unused = key == "embed_dim" and config.get("input") == "tokens"
+        if type(config.get(key)) is not int or not (0 if unused else 2) <= config[key] <= _MAX_SIZE:
             yield f"{key} is {config.get(key)!r}, not a width"
+    longest, overlap = config.get("max_length", 128), config.get("window_overlap", 32)
+    if type(longest) is not int or type(overlap) is not int or not 0 <= overlap < longest <= _MAX_SIZE:
+        yield f"max_length {longest!r} and window_overlap {overlap!r} are no windows: 0 ≤ overlap < length"
+    if config.get("head") == "mlp" and config.get("input", "embedding") != "embedding":
+        yield "head mlp reads no words"
     for key in ("threshold", "head_dropout"):
         if key in config and not _is_probability(config[key]):
             yield f"{key} is {config[key]!r}, not between 0 and 1"
@@ -884,6 +1086,10 @@ def _config_problems(config: dict[str, Any]) -> Iterator[str]:
         ("model_type", (EmotionConfig.model_type,)),
         ("head", ("backbone", "mlp")),
         ("prefix", ("none", "bos")),
+        ("input", INPUTS),
+        ("pooling", POOLINGS),
+        ("attention", ATTENTIONS),
+        ("windows", WINDOWS),
         ("one_token", (True, False)),
         ("problem_type", ("multi_label_classification",)),
         ("quantization", ("none", "nf4", "8bit")),
@@ -941,7 +1147,7 @@ def _is_probability(value: Any) -> bool:
 
 
 def read_head(folder: Path, config: EmotionConfig) -> dict[str, torch.Tensor]:
-    """The weights of projection and classifier, under keys such as ``projection.0.weight``; no pickle is executed.
+    """The weights of the heads, under keys such as ``projection.0.weight``; no pickle is executed.
 
     Raises:
         PackageError: see :func:`read_head_file`; or the two files differ, or both are missing.
@@ -966,12 +1172,7 @@ def read_head_file(folder: Path, name: str, config: EmotionConfig) -> dict[str, 
         PackageError: it is damaged, holds anything but plain tensors, or names, shapes or values are not a head's.
     """
     with torch.device("meta"):
-        head = nn.ModuleDict(
-            {
-                "projection": build_projection(config.embed_dim, config.hidden_size),
-                "classifier": nn.Linear(config.hidden_size, len(config.emotion_labels)),
-            }
-        )
+        head = build_heads(config)
     try:
         tensors = load_file(folder / name) if name.endswith(".safetensors") else _load_tensors_of_pickle(folder / name)
     except Exception as error:  # a hostile file can make its parser raise anything
@@ -1000,6 +1201,31 @@ def _refuse_other_tensors(file: str, tensors: Mapping[str, Any], shapes: Mapping
             raise PackageError(file, f"has {key} of shape {[*tensor.shape]}, not {[*shapes[key]]}")
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise PackageError(file, f"has values in {key} that are no finite floating-point numbers")
+
+
+TOKENIZER_FILE = "tokenizer.json"
+_MAX_TOKENIZER_BYTES = 2**26
+
+
+def read_tokenizer(folder: Path, config: EmotionConfig) -> Tokenizer:
+    """The tokenizer of a package whose backbone reads words.
+
+    Raises:
+        PackageError: it is missing, huge, damaged, or has tokens that the backbone does not.
+    """
+    try:
+        if (folder / TOKENIZER_FILE).stat().st_size > _MAX_TOKENIZER_BYTES:
+            raise ValueError(f"more than {_MAX_TOKENIZER_BYTES:,} bytes")
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    except Exception as error:  # the library raises bare exceptions
+        raise PackageError(TOKENIZER_FILE, f"is missing or damaged: {error}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    known = (config.backbone_config or {}).get("vocab_size", 0)
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=known)
+    if highest >= known:
+        raise PackageError(TOKENIZER_FILE, f"has the token {highest}, the backbone {known} tokens, counted from 0")
+    return tokenizer
 
 
 ADAPTER_FILES = ("lora_adapter/adapter_model.safetensors", "lora_adapter/adapter_config.json")
@@ -1090,22 +1316,36 @@ def _read_adapter_config(folder: Path, config: EmotionConfig) -> LoraConfig:
 
 
 @torch.inference_mode()
-def predict_logits(model: PreTrainedModel, embeddings: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """Logits, float32 [N, L], of embeddings [N, E], in the model's own precision."""
+def predict_logits(model: PreTrainedModel, features: Features, batch_size: int = 64) -> np.ndarray:
+    """Logits, float32 [N, L], of N texts, in the model's own precision; texts of like length share a batch."""
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    batches = torch.split(torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32)), batch_size)
-    rows = [model(batch.to(device)).logits.float().cpu() for batch in batches if len(batch)]
+    config, device = cast(EmotionConfig, model.config), next(model.parameters()).device
+    windows, firsts = cut_into_windows(features, config)
+    logits = np.zeros((len(windows), len(config.emotion_labels)), dtype=np.float32)
+    order = np.argsort(-windows.lengths, kind="stable")
+    with tqdm(total=len(order), unit="text", desc="reading", disable=not _shows_progress(windows)) as bar:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            tensors = {name: tensor.to(device) for name, tensor in windows.take(rows).tensors().items()}
+            logits[rows] = model(**tensors).logits.float().cpu().numpy()
+            bar.update(len(rows))
     model.train(was_training)
-    if not rows:
-        return np.zeros((0, len(model.config.emotion_labels)), dtype=np.float32)
-    return torch.cat(rows).numpy()
+    if len(windows) == len(features):
+        return logits
+    if config.windows == "max":
+        return np.maximum.reduceat(logits, firsts)
+    return np.add.reduceat(logits, firsts) / np.diff(firsts, append=len(windows))[:, None].astype(np.float32)
 
 
-def predict_probabilities(model: PreTrainedModel, embeddings: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """Sigmoid probabilities, float32 [N, L], of embeddings [N, E]."""
-    return torch.sigmoid(torch.from_numpy(predict_logits(model, embeddings, batch_size))).numpy()
+def _shows_progress(features: Features) -> bool:
+    """One embedding a text is read faster than it was made, behind a bar of its own."""
+    return features.tokens is not None and len(features) >= PROGRESS_BAR_FROM
+
+
+def predict_probabilities(model: PreTrainedModel, features: Features, batch_size: int = 64) -> np.ndarray:
+    """Sigmoid probabilities, float32 [N, L], of N texts."""
+    return torch.sigmoid(torch.from_numpy(predict_logits(model, features, batch_size))).numpy()
 
 
 # Classifier
@@ -1180,14 +1420,14 @@ class EmotionClassifier:
         self._encoder = encoder
 
     @classmethod
-    def from_model(cls, model: EmotionModel, batch_size: int = 64) -> EmotionClassifier:
+    def from_model(cls, model: EmotionModel, batch_size: int = 64, encoder: Encoder | None = None) -> EmotionClassifier:
         """Classify with a model that is loaded already, on its own device and in its own precision."""
         classifier = cls.__new__(cls)
         parameter = next(model.parameters())
         classifier.device, classifier.dtype = parameter.device, parameter.dtype
         classifier.config, classifier.model = cast(EmotionConfig, model.config), model.eval()
         classifier.labels = list(classifier.config.emotion_labels)
-        classifier.batch_size, classifier._encoder = batch_size, None
+        classifier.batch_size, classifier._encoder = batch_size, encoder
         return classifier
 
     @property
@@ -1221,9 +1461,25 @@ class EmotionClassifier:
             )
         return embeddings
 
+    def features(self, texts: Iterable[str]) -> Features:
+        """What the model reads of texts: their embeddings, their tokens, or both.
+
+        Raises:
+            TypeError: an item is not a string; the message names its index.
+            ValueError: the encoder's width is not the package's.
+        """
+        checked = _check_texts(texts)
+        return Features(self.embed(checked) if self.config.reads_embedding else None, self.tokenize(checked))
+
+    def tokenize(self, texts: Sequence[str]) -> list[np.ndarray] | None:
+        """Token ids of each text; None where the backbone reads no words."""
+        if self.model.tokenizer is None:
+            return None
+        return tokenize(self.model.tokenizer, texts, self.model.backbone.config.bos_token_id)
+
     def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
         """Probability of every label, float32 [N, L], in the order of ``labels``."""
-        return predict_probabilities(self.model, self.embed(texts), self.batch_size)
+        return predict_probabilities(self.model, self.features(texts), self.batch_size)
 
     def predict(
         self,
@@ -1280,7 +1536,8 @@ class EmotionPipeline(TextClassificationPipeline):
     """``pipeline("text-classification", model=…, trust_remote_code=True, top_k=None)``: texts → labels with scores.
 
     Scores are sigmoid probabilities, ``top_k=None`` gives all of them; what they should reach to count is in
-    ``model.config.thresholds``. Options of a tokenizer (``truncation=True``) change nothing: there is none.
+    ``model.config.thresholds``. Options of a tokenizer (``truncation=True``) change nothing: what is too long for one
+    window is read in several.
     """
 
     _load_tokenizer = False
@@ -1292,9 +1549,13 @@ class EmotionPipeline(TextClassificationPipeline):
     def check_model_type(self, supported_models: Any) -> None:
         """Accept the model; the list is of transformers' own models."""
 
-    def preprocess(self, inputs: str | list[str], **tokenizer_kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]  # no tokenizer's output
-        """One text, or a batch of them, as ``{"embeddings": float32 [B, E]}``."""
-        return {"embeddings": torch.from_numpy(self._classifier.embed([inputs] if isinstance(inputs, str) else inputs))}
+    def preprocess(self, inputs: str | list[str], **tokenizer_kwargs: Any) -> dict[str, Features]:  # type: ignore[override]  # no tokenizer's output
+        """One text, or a batch of them, as ``{"features": …}``."""
+        return {"features": self._classifier.features([inputs] if isinstance(inputs, str) else inputs)}
+
+    def _forward(self, model_inputs: dict[str, Features]) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        features = model_inputs["features"]
+        return {"logits": torch.from_numpy(predict_logits(self.model, features, self._classifier.batch_size))}
 
     def get_iterator(  # the parent's needs a tokenizer to make batches
         self,

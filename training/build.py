@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
 from modeling.adapters import attach_lora, count_parameters
 from modeling.backbones import load_frozen_backbone, load_unsloth_backbone, read_backbone_config
@@ -21,7 +22,7 @@ from training.prepare import Prepared
 from training.recipe import Recipe, RecipeError, first_line
 from training.run_folder import RunFolder
 from training.scoring import build_compute_metrics
-from training.trainer import EmbeddingDataset, FocalTrainer
+from training.trainer import CheckpointByTime, FeatureDataset, FocalTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
         ) from error
     set_seed(recipe.seed)
     model = EmotionModel(config, backbone)
-    if recipe.token_norm:
+    model.tokenizer = data.tokenizer
+    if recipe.token_norm and config.reads_embedding:
         standardise_projection(model.projection, data.rows.embeddings, recipe.token_norm, recipe.seed)
     trained = _attach_lora(model, recipe) if backbone is not None else model
     logger.info("%s", count_parameters(trained))
@@ -75,16 +77,23 @@ def _load_backbone(recipe: Recipe, config: EmotionConfig, state: PartialState) -
 
 def holds_bfloat16(recipe: Recipe, config: EmotionConfig) -> bool:
     """Are the frozen weights held in bfloat16 while training? See :func:`modeling.backbones.restore_float32`."""
-    return recipe.bf16 and recipe.head == "backbone" and recipe.quantization == "none" and config.reads_one_token
+    short = config.reads_one_token or config.reads_words
+    return recipe.bf16 and recipe.head == "backbone" and recipe.quantization == "none" and short
 
 
 def _build_config(recipe: Recipe, data: Prepared) -> EmotionConfig:
     config = EmotionConfig(
         hidden_size=recipe.mlp_hidden_size,
-        embed_dim=data.rows.embeddings.shape[1],
+        embed_dim=data.rows.embeddings.shape[1] if data.reads_embedding else 0,
         emotion_labels=data.corpus.labels,
-        encoder=recipe.encoder,
-        encoder_version=data.encoder_version,
+        input=recipe.input,
+        pooling=recipe.pooling,
+        attention=recipe.attention,
+        max_length=recipe.max_length,
+        window_overlap=recipe.window_overlap,
+        windows=recipe.windows,
+        encoder=recipe.encoder if data.reads_embedding else "",
+        encoder_version=data.encoder_version if data.reads_embedding else "",
         prefix=recipe.prefix,
         embedding_noise=recipe.embedding_noise,
         head_dropout=recipe.head_dropout,
@@ -144,7 +153,13 @@ def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepare
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )
-    rows, labels = data.rows, data.corpus.labels
+    rows, labels, validation = data.rows, data.corpus.labels, data.features("validation")
+    by_length = np.argsort(-validation.lengths, kind="stable")  # scored in batches that waste no padding
+    callbacks: list[TrainerCallback] = []
+    if recipe.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
+    if recipe.checkpoint_minutes:
+        callbacks.append(CheckpointByTime(recipe.checkpoint_minutes))
     positives = rows.labels.sum(axis=0).tolist()
     try:
         alpha = alpha_per_label(recipe.alpha, labels, positives, len(rows))
@@ -160,8 +175,10 @@ def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepare
             "classifier": recipe.learning_rate_classifier,
             "lora": recipe.learning_rate_lora,
         },
-        train_dataset=EmbeddingDataset(rows.embeddings, rows.labels),
-        eval_dataset=EmbeddingDataset(data.embeddings["validation"], data.corpus["validation"].labels),
+        train_dataset=FeatureDataset(data.training_features(), rows.labels, recipe.max_length),
+        eval_dataset=FeatureDataset(
+            validation.take(by_length), data.corpus["validation"].labels[by_length], recipe.max_length
+        ),
         compute_metrics=build_compute_metrics(),
-        callbacks=[EarlyStoppingCallback(recipe.early_stopping_patience)] if recipe.early_stopping_patience else [],
+        callbacks=callbacks,
     )

@@ -27,9 +27,11 @@ from modeling.infer import (
     EmotionClassifier,
     EmotionConfig,
     EmotionModel,
+    Features,
     LoadedEncoder,
     cache_folder,
     predict_probabilities,
+    read_tokenizer,
 )
 from training.encoding import encode
 from training.label_mapping import LabelMapping, LabelMatch, match_labels, read_mapping
@@ -121,8 +123,10 @@ def load_classifier(model: str) -> EmotionClassifier:
         config.model_name, config.base_model_revision, config.quantization, device, config.reads_one_token
     )
     whole = cast(Any, EmotionModel(config, backbone)).to(device)
-    trained = PeftModel.from_pretrained(whole, str(folder)).get_base_model()
-    return EmotionClassifier.from_model(cast(EmotionModel, trained))
+    trained = cast(EmotionModel, PeftModel.from_pretrained(whole, str(folder)).get_base_model())
+    if config.reads_words:
+        trained.tokenizer = read_tokenizer(folder, config)
+    return EmotionClassifier.from_model(trained)
 
 
 # File → rows
@@ -237,11 +241,11 @@ def score(classifier: EmotionClassifier, rows: Sequence[LabelledRow], match: Lab
     without = sum(not row.labels for row in rows)
     places = {target: [classifier.labels.index(label) for label in match.model[target]] for target in match.model}
     truth = np.array([[bool(set(row.labels) & set(match.file[t])) for t in places] for row in scored], dtype=np.int8)
-    vectors = encode(
-        [row.text for row in scored], cast(LoadedEncoder, classifier.encoder), cache_folder() / "embeddings"
-    )
-    probabilities = predict_probabilities(classifier.model, vectors, classifier.batch_size)
-    config = classifier.config
+    config, texts, vectors = classifier.config, [row.text for row in scored], None
+    if config.reads_embedding:
+        vectors = encode(texts, cast(LoadedEncoder, classifier.encoder), cache_folder() / "embeddings")
+    features = Features(vectors, classifier.tokenize(texts))
+    probabilities = predict_probabilities(classifier.model, features, classifier.batch_size)
     thresholds = {label: config.thresholds.get(label, config.threshold) for label in classifier.labels}
     policies = {"package": np.array(list(thresholds.values())), "fixed": np.full(len(thresholds), 0.5)}
     results = {}

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 
-from modeling.infer import ENCODERS, cache_folder, load_encoder
+from modeling.backbones import read_backbone_config, read_tokenizer
+from modeling.infer import ENCODERS, Features, cache_folder, load_encoder, tokenize
 from training.audit import CorpusAudit, apply_policy, audit_corpus, audit_rows
 from training.balance import Rows, imbalance, oversample, real_rows, thin_label
 from training.corpus import Corpus, load_corpus
@@ -38,6 +40,9 @@ class Prepared:
         audit: the content of ``audit.json``.
         copies: bool [N] for each evaluation split: does the row's text stand in train too?
         encoder_version: what identifies the encoder's weights.
+        tokenizer: of the words, where the backbone reads them.
+        tokens: token ids of each split's texts, where the backbone reads them.
+        reads_embedding: does the backbone read the embeddings? Where not, they serve the audit alone.
     """
 
     corpus: Corpus
@@ -46,6 +51,23 @@ class Prepared:
     audit: dict[str, Any]
     copies: dict[str, np.ndarray]
     encoder_version: str
+    tokenizer: Tokenizer | None = None
+    tokens: dict[str, list[np.ndarray]] | None = None
+    reads_embedding: bool = True
+
+    def features(self, split: str) -> Features:
+        """What the model reads of a split's rows."""
+        return Features(
+            self.embeddings[split] if self.reads_embedding else None,
+            None if self.tokens is None else self.tokens[split],
+        )
+
+    def training_features(self) -> Features:
+        """What the model reads of the training rows after balancing; a copy has the words of its parent."""
+        tokens = None
+        if self.tokens is not None:
+            tokens = [self.tokens["train"][parent] for parent in self.rows.parents[:, 0]]
+        return Features(self.rows.embeddings if self.reads_embedding else None, tokens)
 
 
 def prepare(recipe: Recipe, null_test: str | None = None) -> Prepared:
@@ -87,7 +109,53 @@ def prepare(recipe: Recipe, null_test: str | None = None) -> Prepared:
         "imbalance": {"before": imbalance(corpus["train"].labels), "after": imbalance(rows.labels)},
         "suspected_label_permutations": {s: _suspects(embeddings, corpus, s) for s in ("validation", "test")},
     }
-    return Prepared(corpus, embeddings, rows, report, audit.copies, version)
+    tokenizer, tokens = None, None
+    if recipe.input != "embedding":
+        tokenizer, tokens = _read_words(recipe, corpus, null_test)
+        report["truncation"] = _truncation(tokens, recipe.max_length)
+    return Prepared(
+        corpus, embeddings, rows, report, audit.copies, version, tokenizer, tokens, recipe.input != "tokens"
+    )
+
+
+def _read_words(recipe: Recipe, corpus: Corpus, null_test: str | None) -> tuple[Tokenizer, dict[str, list[np.ndarray]]]:
+    try:
+        tokenizer = read_tokenizer(recipe.model_name, recipe.model_revision)
+        config = read_backbone_config(recipe.model_name, recipe.model_revision)
+    except (OSError, ValueError, AttributeError) as error:
+        raise RecipeError(
+            f"model_name: the tokenizer of {recipe.model_name!r} cannot be read ({first_line(error)}). Remedy: a backbone "
+            "with a tokenizer.json, or input embedding"
+        ) from error
+    tokens = {split: tokenize(tokenizer, corpus[split].texts, config.bos_token_id) for split in SPLITS}
+    if null_test == "noise":  # as long as the text, and nothing else of it
+        generator = np.random.default_rng(recipe.seed)
+        tokens = {
+            split: [generator.integers(config.vocab_size, size=len(row)) for row in rows]
+            for split, rows in tokens.items()
+        }
+    return tokenizer, tokens
+
+
+def _truncation(tokens: dict[str, list[np.ndarray]], max_length: int) -> dict[str, dict[str, int]]:
+    """How much of each split is longer than ``max_length`` tokens: cut off in training, read in windows when scored."""
+    found = {}
+    for split, rows in tokens.items():
+        beyond = np.maximum(np.array([len(row) for row in rows]) - max_length, 0)
+        found[split] = {
+            "texts": len(rows),
+            "tokens": int(sum(map(len, rows))),
+            "texts_longer": int((beyond > 0).sum()),
+            "tokens_beyond": int(beyond.sum()),
+        }
+        logger.info(
+            "%s: %s tokens in %s texts; %s of them have more than %d tokens, %s tokens beyond that",
+            split,
+            *(f"{found[split][name]:,}" for name in ("tokens", "texts", "texts_longer")),
+            max_length,
+            f"{found[split]['tokens_beyond']:,}",
+        )
+    return found
 
 
 def balance(embeddings: np.ndarray, labels: np.ndarray, names: tuple[str, ...], recipe: Recipe) -> Rows:

@@ -19,7 +19,7 @@ from transformers.hf_argparser import DataClassType
 from transformers.training_args import OptimizerNames
 
 from modeling.adapters import ALL_LINEAR
-from modeling.infer import ENCODERS
+from modeling.infer import ATTENTIONS, ENCODERS, INPUTS, POOLINGS, WINDOWS
 from training.audit import POLICIES
 from training.balance import METHODS, MLSMOTE_LABELS, WHOLE_ROW_METHODS
 from training.splits import PROTOCOLS
@@ -91,9 +91,22 @@ class Recipe:
     loader: str = _setting(
         "transformers", "what loads the backbone; unsloth needs an environment of its own", ("transformers", "unsloth")
     )
-    input: str = _setting("embedding", "what the backbone reads", ("embedding",))
+    input: str = _setting(
+        "embedding",
+        "what the backbone reads: embedding, one token made of the sentence embedding; tokens, the words; hybrid, both",
+        INPUTS,
+    )
+    pooling: str = _setting(
+        "last",
+        "what the classifier reads of the words' states: the last, their mean, or their mean by attention",
+        POOLINGS,
+    )
+    attention: str = _setting("causal", "whether a word sees all others or those before it", ATTENTIONS)
+    max_length: int = _setting(128, "tokens of a text that are read at once; training cuts the rest off")
+    window_overlap: int = _setting(32, "tokens that neighbouring windows of a longer text share, when classifying")
+    windows: str = _setting("max", "logits of a text in several windows: their max or mean", WINDOWS)
     prefix: str = _setting(
-        "none", "none: the projected token alone; bos: after the beginning-of-sequence token", ("none", "bos")
+        "none", "bos: put the beginning-of-sequence token before what the backbone reads", ("none", "bos")
     )
     one_token: bool = _setting(
         True, "leave out what a lone token does not need (queries, keys, positions, vocabulary); same outputs"
@@ -136,6 +149,9 @@ class Recipe:
         ("macro_f1", "macro_f1_tuned"),
     )
     early_stopping_patience: int = _setting(0, "epochs without a better checkpoint before stopping; 0 never stops")
+    checkpoint_minutes: float = _setting(
+        0.0, "also save a checkpoint within an epoch when so many minutes have gone by; 0 only at its end"
+    )
     save_total_limit: int = _setting(2, "checkpoints to keep")
     report_to: str = _setting("none", "none, tensorboard or trackio", ("none", "tensorboard", "trackio"))
     seed: int = _setting(3407, "seed of balancing, initialisation and training")
@@ -147,6 +163,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "balance_ratio": (0, None),
     "neutral_keep": (0, None),
     "mlp_hidden_size": (2, None),
+    "max_length": (1, None),
+    "window_overlap": (0, None),
     "token_norm": (0, None),
     "embedding_noise": (0, None),
     "head_dropout": (0, 1),
@@ -164,6 +182,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "weight_decay": (0, None),
     "max_grad_norm": (0, None),
     "early_stopping_patience": (0, None),
+    "checkpoint_minutes": (0, None),
     "save_total_limit": (1, None),
     "seed": (0, None),
 }
@@ -300,6 +319,7 @@ def check_recipe(recipe: Recipe) -> None:
             f"balance: {recipe.balance} makes rows between embeddings, which have no words to read. Remedy: with input "
             f"{recipe.input} use one of {', '.join(WHOLE_ROW_METHODS)}"
         )
+    _check_input(recipe)
     whole = recipe.prefix != "none" or not recipe.one_token
     if recipe.loader == "unsloth" and not (recipe.quantization == "nf4" and recipe.head == "backbone" and whole):
         raise RecipeError(
@@ -320,6 +340,23 @@ def check_recipe(recipe: Recipe) -> None:
         if not low <= value <= (math.inf if high is None else high):
             accepted = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
             raise RecipeError(f"{name}: {value} is out of range; accepted: {accepted}")
+
+
+def _check_input(recipe: Recipe) -> None:
+    words = recipe.input != "embedding"
+    if words and recipe.head == "mlp":
+        raise RecipeError("head: mlp has no backbone to read words. Remedy: head backbone, or input embedding")
+    if words and recipe.loader == "unsloth":
+        raise RecipeError(
+            "loader: unsloth is called as the reference calls it, for one token. Remedy: loader transformers"
+        )
+    if not words and (recipe.pooling, recipe.attention) != ("last", "causal"):
+        raise RecipeError("pooling and attention are of words. Remedy: input tokens or hybrid, or leave them out")
+    if recipe.window_overlap >= recipe.max_length:
+        raise RecipeError(
+            f"window_overlap: {recipe.window_overlap} leaves nothing new to a window of max_length {recipe.max_length}; "
+            f"accepted: 0 to {recipe.max_length - 1}"
+        )
 
 
 def _check_alpha(alpha: str) -> None:

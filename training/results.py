@@ -18,11 +18,12 @@ from modeling.backbones import restore_float32
 from modeling.infer import (
     BUNDLED_BACKBONE,
     ENCODERS,
+    TOKENIZER_FILE,
+    EmotionClassifier,
     EmotionConfig,
     EmotionModel,
     load_encoder,
     predict_logits,
-    predict_probabilities,
 )
 from training import plots
 from training.build import holds_bfloat16
@@ -101,7 +102,7 @@ def finish(
         },
     )
     draw(run, found, uncalibrated["test"], scored, data, recipe, published)
-    write_model(run, trainer, model, cast(EmotionConfig, plain.config), found)
+    write_model(run, trainer, model, cast(EmotionConfig, plain.config), found, data)
     run.write_json("golden.json", golden_rows(plain, recipe))
     timing = timing | {"seconds_of_scoring": round(time.perf_counter() - started, 1), "epochs": trainer.state.epoch}
     run.write_json("timing.json", timing)
@@ -141,7 +142,7 @@ def calibrate(
         decisions, which the scores before and after show.
     """
     references = {split: data.corpus[split].labels for split in ("validation", "test")}
-    logits = {split: predict_logits(model, data.embeddings[split]).astype(float) for split in references}
+    logits = {split: predict_logits(model, data.features(split)).astype(float) for split in references}
     calibration, record = choose_calibration(logits["validation"], references["validation"], seed)
     fold_into(model.classifier, calibration)
     before = {split: Scored(expit(values), references[split]) for split, values in logits.items()}
@@ -162,7 +163,8 @@ def calibrate(
 
 def golden_rows(model: EmotionModel, recipe: Recipe) -> dict[str, Any]:
     """A few fixed texts and what the finished model says of them, for whoever loads it to reproduce."""
-    said = predict_probabilities(model, load_encoder(recipe.encoder)(GOLDEN_TEXTS)).tolist()
+    encoder = load_encoder(recipe.encoder) if cast(EmotionConfig, model.config).reads_embedding else None
+    said = EmotionClassifier.from_model(model, encoder=encoder).predict_proba(GOLDEN_TEXTS).tolist()
     rows = [{"text": text, "probabilities": row} for text, row in zip(GOLDEN_TEXTS, said, strict=True)]
     return {"labels": list(model.config.emotion_labels), "rows": rows}
 
@@ -223,7 +225,12 @@ def draw(
 
 
 def write_model(
-    run: RunFolder, trainer: FocalTrainer, model: PeftModel | EmotionModel, config: EmotionConfig, found: Report
+    run: RunFolder,
+    trainer: FocalTrainer,
+    model: PeftModel | EmotionModel,
+    config: EmotionConfig,
+    found: Report,
+    data: Prepared,
 ) -> None:
     """Write the best model (trained weights only) and its configuration with thresholds into ``model/``."""
     config.thresholds = found.thresholds["per_label"]
@@ -234,6 +241,8 @@ def write_model(
         model.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)
         config.to_json_file(folder / "config.json", use_diff=False)
+        if data.tokenizer is not None:
+            data.tokenizer.save(str(folder / TOKENIZER_FILE))
     alpha = dict(zip(config.emotion_labels, trainer.alpha, strict=True))
     run.write_json("focal_config.json", {"alpha": alpha, "gamma": trainer.gamma})
 

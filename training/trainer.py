@@ -10,30 +10,81 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling.adapters import learning_rate_groups
 from modeling.focal import IGNORED_LABEL, focal_loss
-from modeling.infer import EmotionModel
+from modeling.infer import EmotionModel, Features
 
 logger = logging.getLogger(__name__)
 
 
-class EmbeddingDataset(Dataset[dict[str, torch.Tensor]]):
-    """Embeddings [N, E] and multi-hot labels [N, L] as Trainer rows."""
+class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
+    """What a model reads of N texts, and multi-hot labels [N, L], as Trainer rows.
 
-    def __init__(self, embeddings: np.ndarray, labels: np.ndarray) -> None:
-        self.embeddings = torch.from_numpy(np.ascontiguousarray(embeddings, dtype=np.float32))
+    Args:
+        features: of the texts.
+        labels: multi-hot [N, L].
+        max_length: tokens beyond so many are cut off.
+    """
+
+    def __init__(self, features: Features, labels: np.ndarray, max_length: int) -> None:
+        self.tokens = None if features.tokens is None else [row[:max_length] for row in features.tokens]
+        self.embeddings = None
+        if features.embeddings is not None:
+            self.embeddings = torch.from_numpy(np.ascontiguousarray(features.embeddings, dtype=np.float32))
         self.labels = torch.from_numpy(labels.astype(np.float32))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"embeddings": self.embeddings[index], "labels": self.labels[index]}
+        row = {"labels": self.labels[index]}
+        if self.embeddings is not None:
+            row["embeddings"] = self.embeddings[index]
+        if self.tokens is not None:
+            row["input_ids"] = torch.from_numpy(self.tokens[index])
+        return row
+
+
+def collate(rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Rows of a :class:`FeatureDataset` → a batch for :meth:`EmotionModel.forward`."""
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0] if name != "input_ids"}
+    if "input_ids" in rows[0]:
+        batch |= Features(tokens=[row["input_ids"].numpy() for row in rows]).tensors()
+    return batch
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Rows in random order, those of a batch of like length, so that little is padded.
+
+    Transformers' sampler of this name draws from torch's global generator, from which a run that is resumed within an
+    epoch cannot draw the same order again; this one is seeded by the epoch.
+
+    Args:
+        lengths: length of each row.
+        batch_size: rows of an optimizer step.
+        seed: of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
 def _loss(
@@ -84,8 +135,16 @@ class FocalTrainer(Trainer):
             compute_loss_func=partial(_loss, alpha=torch.tensor(alpha), gamma=gamma),
             optimizer_cls_and_kwargs=(optimizer, settings),
             callbacks=[*kwargs.pop("callbacks", []), PlainLog()],
+            data_collator=collate,
             **kwargs,
         )
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(rows, FeatureDataset) or rows.tokens is None:
+            return super()._get_train_sampler(train_dataset)
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler([len(row) for row in rows.tokens], step, self.args.seed)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -102,6 +161,27 @@ class FocalTrainer(Trainer):
         own = len(batches[-1]["labels"])
         batches[-1]["labels"][max(loader.remainder - self.args.process_index * own, 0) :] = IGNORED_LABEL
         return batches, self._get_num_items_in_batch(batches, device)
+
+
+class CheckpointByTime(TrainerCallback):
+    """Save a checkpoint when ``minutes`` have gone by since the last one, so that a stopped run loses no more."""
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes = minutes
+        self._saved = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint; the main process's clock decides for all."""
+        due = [time.monotonic() - self._saved >= 60 * self.minutes]
+        if broadcast_object_list(due)[0]:
+            control.should_save = True
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Start the clock again."""
+        self._saved = time.monotonic()
 
 
 class PlainLog(TrainerCallback):
