@@ -20,7 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
-from modeling.adapters import attach_lora
+from modeling.adapters import HEAD_PARTS, attach_lora
 from modeling.backbones import build_on_meta
 from modeling.focal import focal_loss
 from modeling.infer import EmotionConfig, EmotionModel
@@ -35,9 +35,6 @@ RTX 3060, T4, L4, A100, L40S, H100 (error correction and the driver take the res
 RESERVE = GIB // 2
 """For what PyTorch does not allocate or cannot use: CUDA context and kernels (0.3 to 0.45 GiB), workspace of cuBLAS
 (8 MiB, 32 on Hopper), and the gaps between blocks."""
-
-EVALUATION_ROWS = 256
-"""Rows that the trainer evaluates at once."""
 
 INFERENCE_ROWS = 64
 """Rows that ``EmotionClassifier`` sends through the backbone at once."""
@@ -75,7 +72,7 @@ class Setting:
     """What decides how much memory is needed.
 
     Attributes:
-        config: the model, with its ``backbone_config``.
+        config: the model, with its ``backbone_config``; where it reads words, every text is ``max_length`` tokens long.
         dtype: precision of the frozen weights that are not quantised, while training.
         scoring_dtype: their precision when the trained model is scored.
         lora_rank: rank of the adapters.
@@ -132,6 +129,11 @@ class Plan:
         return sum(self.inference.values())
 
 
+def evaluation_rows(reads_words: bool) -> int:
+    """Rows that the trainer evaluates at once: of a single token each, more."""
+    return INFERENCE_ROWS if reads_words else 256
+
+
 def smallest_gpu(peak: int) -> int | None:
     """The smallest of :data:`GPUS` that holds ``peak`` bytes and the reserve; None where none does."""
     return next((name for name, capacity in GPUS.items() if peak + RESERVE <= capacity * GIB), None)
@@ -168,7 +170,7 @@ def _part(name: str, tensor: torch.Tensor, owner: nn.Module) -> str:
         return "quantised matrices" if name.endswith(".weight") else "constants of the quantised matrices"
     if ".original_module." in name:
         return _COPY
-    if "projection." in name or "classifier." in name:
+    if any(f"{part}." in name for part in HEAD_PARTS):
         return "head"
     if "lora_" in name:
         return "adapters"
@@ -219,6 +221,17 @@ def optimizer_bytes(setting: Setting, sizes: Iterable[int]) -> tuple[int, int]:
 # The moments
 
 
+def _rows(config: EmotionConfig, rows: int) -> dict[str, torch.Tensor]:
+    """The largest batch that the model can be given."""
+    batch = {}
+    if config.reads_embedding:
+        batch["embeddings"] = torch.empty(rows, config.embed_dim)
+    if config.reads_words:
+        batch["input_ids"] = torch.zeros(rows, config.max_length, dtype=torch.long)
+        batch["attention_mask"] = torch.ones(rows, config.max_length, dtype=torch.long)
+    return batch
+
+
 def _train(setting: Setting, shell: nn.Module, model: EmotionModel) -> tuple[dict[str, int], int]:
     """What a step adds to the weights, by part, and what a layer of it keeps for the backward pass, in bytes."""
     shell.train()
@@ -238,9 +251,9 @@ def _train(setting: Setting, shell: nn.Module, model: EmotionModel) -> tuple[dic
                 for parameter in trainable:
                     parameter.grad = torch.empty_like(parameter)
             before = set(meter.blocks())
-            rows = torch.empty(setting.batch_size, setting.config.embed_dim)
+            rows = _rows(setting.config, setting.batch_size)
             with torch.autocast("cpu", torch.bfloat16, enabled=setting.bf16):
-                logits = shell(embeddings=rows).logits
+                logits = shell(**rows).logits
             targets = torch.empty(setting.batch_size, labels)
             loss = focal_loss(logits.float(), targets, torch.empty(labels), gamma=2.0)
             layers = len(after_layer)  # checkpointing runs the hooks again
@@ -264,7 +277,7 @@ def _classify(setting: Setting, dtype: torch.dtype, rows: int) -> int:
     with FakeTensorMode(), torch.no_grad():
         meter = Meter(without_content(model))
         with meter:
-            model(embeddings=torch.empty(rows, config.embed_dim))
+            model(**_rows(config, rows))
     return meter.peak
 
 
@@ -285,7 +298,10 @@ def plan_memory(setting: Setting) -> Plan:
         "step": weights | {"optimizer states": states} | step,
         "optimizer": weights | {"optimizer states": states, "gradients": 4 * sum(trainable), "workspace": temporary},
         "scoring": scored
-        | {"optimizer states": states, "workspace": _classify(setting, setting.scoring_dtype, EVALUATION_ROWS)},
+        | {
+            "optimizer states": states,
+            "workspace": _classify(setting, setting.scoring_dtype, evaluation_rows(setting.config.reads_words)),
+        },
     }
     dtype = torch.bfloat16 if setting.device == "cuda" else setting.scoring_dtype
     classifier = weigh(_build(setting, dtype)[1])[1]

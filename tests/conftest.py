@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import MistralConfig, MistralModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
 
 from tests import HUB_CACHE
 from tests.cards import Change, edit
@@ -38,6 +39,22 @@ def tiny_config() -> MistralConfig:
         bos_token_id=1,
         eos_token_id=2,
     )
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """One token a word of :func:`write_corpus`, one for all other words."""
+    words = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *["train", "validation", "test", "sunny", "cake", "slammed", "door", "dark", "cellar"],
+        *"0123456789",
+    ]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    return tokenizer
 
 
 def fake_encoder(texts: list[str]) -> np.ndarray:
@@ -66,10 +83,11 @@ def add_to_hub_cache(repo_id: str, folder: Path, cache: Path = HUB_CACHE) -> Pat
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Hub id of a tiny random Mistral, which lies in the Hub's cache."""
+    """Hub id of a tiny random Mistral with a tokenizer, which lies in the Hub's cache."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("backbone")
     MistralModel(tiny_config()).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer(), unk_token="<unk>").save_pretrained(folder)
     add_to_hub_cache("tiny/mistral", folder)
     return "tiny/mistral"
 

@@ -105,7 +105,7 @@ def test_the_record_says_what_calibration_changed(monkeypatch: pytest.MonkeyPatc
     said = {split: (logits + shift).astype(np.float32) for split, (logits, _) in splits.items()}
     monkeypatch.setattr(results, "predict_logits", lambda _, values: values)
     corpus = {split: SimpleNamespace(labels=labels) for split, (_, labels) in splits.items()}
-    data, model = SimpleNamespace(corpus=corpus, embeddings=said), SimpleNamespace(classifier=nn.Linear(4, 3))
+    data, model = SimpleNamespace(corpus=corpus, features=said.get), SimpleNamespace(classifier=nn.Linear(4, 3))
     before, after, record = results.calibrate(cast(EmotionModel, model), cast(Prepared, data), 0)
     assert record["method"] == "platt"
     np.testing.assert_allclose(before["test"].probabilities, expit(said["test"].astype(float)))

@@ -6,12 +6,14 @@ import csv
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from modeling.infer import EmotionClassifier, EmotionConfig
+from modeling.infer import EmotionClassifier, EmotionConfig, EmotionModel
 from training import evaluation
 from training.evaluation import LabelledRow, load_classifier, read_rows, score
 from training.label_mapping import LabelMapping, MappingError, match_labels, read_mapping, shipped_mappings
@@ -137,16 +139,12 @@ def test_a_hand_worked_mapping(
         emotion_labels=["joy", "love", "anger", "boredom"], thresholds={"joy": 0.3, "love": 0.55}, threshold=0.5
     )
     classifier = EmotionClassifier.__new__(EmotionClassifier)
-    classifier.config, classifier.labels, classifier.batch_size, classifier.model = (
-        config,
-        config.emotion_labels,
-        8,
-        None,
-    )  # type: ignore[assignment]
+    classifier.config, classifier.labels, classifier.batch_size = config, config.emotion_labels, 8
+    classifier.model = cast(EmotionModel, SimpleNamespace(tokenizer=None))
     classifier._encoder = lambda texts: np.zeros((len(texts), 1))
     monkeypatch.setattr(evaluation, "encode", lambda texts, *_: texts)
     monkeypatch.setattr(
-        evaluation, "predict_probabilities", lambda _, texts, size: np.array([probabilities[t] for t in texts])
+        evaluation, "predict_probabilities", lambda _, said, size: np.array([probabilities[t] for t in said.embeddings])
     )
     rows = [
         LabelledRow("one", ("happy",)),

@@ -14,26 +14,33 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import MistralModel, TrainingArguments
+from transformers import MistralModel, TrainerControl, TrainerState, TrainingArguments
 
 from modeling.adapters import attach_lora, learning_rate_groups
-from modeling.infer import EmotionConfig, EmotionModel
+from modeling.infer import INPUTS, EmotionConfig, EmotionModel, Features
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config, tiny_flags, write_corpus
 from training.run import main
 from training.run_folder import RunFolder
-from training.trainer import EmbeddingDataset, FocalTrainer
+from training.trainer import CheckpointByTime, FeatureDataset, FocalTrainer, LengthGroupedSampler
 
 RATES = {"projection": 1e-2, "classifier": 5e-3, "lora": 2e-3}
 
 
-def data(rows: int = 64) -> EmbeddingDataset:
+def data(rows: int, reads: str) -> FeatureDataset:
     generator = np.random.default_rng(0)
-    return EmbeddingDataset(generator.normal(size=(rows, EMBED_DIM)), generator.random((rows, 3)) < 0.4)
+    embeddings, labels = generator.normal(size=(rows, EMBED_DIM)), generator.random((rows, 3)) < 0.4
+    tokens = [generator.integers(32, size=size) for size in generator.integers(1, 9, size=rows)]
+    features = Features(embeddings if reads != "tokens" else None, tokens if reads != "embedding" else None)
+    return FeatureDataset(features, labels, max_length=6)
 
 
-def train(folder: Path, micro: int, accumulate: int, rows: int = 64) -> tuple[list[float], dict[str, torch.Tensor]]:
+def train(
+    folder: Path, micro: int, accumulate: int, rows: int = 64, reads: str = "embedding"
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     torch.manual_seed(0)
-    config = EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=LABELS, head_dropout=0.0)
+    config = EmotionConfig(
+        hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=LABELS, head_dropout=0.0, input=reads, pooling="attention"
+    )
     model = attach_lora(EmotionModel(config, MistralModel(tiny_config())), 4, 8, 0.0)
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -49,7 +56,7 @@ def train(folder: Path, micro: int, accumulate: int, rows: int = 64) -> tuple[li
         max_grad_norm=1.0,
     )
     trainer = FocalTrainer(
-        model, arguments, alpha=[0.75, 0.25, 0.5], gamma=2.0, learning_rates=RATES, train_dataset=data(rows)
+        model, arguments, alpha=[0.75, 0.25, 0.5], gamma=2.0, learning_rates=RATES, train_dataset=data(rows, reads)
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -57,10 +64,11 @@ def train(folder: Path, micro: int, accumulate: int, rows: int = 64) -> tuple[li
     return losses, weights
 
 
+@pytest.mark.parametrize("reads", INPUTS)
 @pytest.mark.parametrize("rows", [64, 54])  # 54 leaves a ragged last step
-def test_one_batch_equals_accumulated_batches(tmp_path: Path, rows: int) -> None:
-    losses, weights = train(tmp_path / "a", 32, 1, rows)
-    cut_losses, cut_weights = train(tmp_path / "b", 8, 4, rows)
+def test_one_batch_equals_accumulated_batches(tmp_path: Path, rows: int, reads: str) -> None:
+    losses, weights = train(tmp_path / "a", 32, 1, rows, reads)
+    cut_losses, cut_weights = train(tmp_path / "b", 8, 4, rows, reads)
     assert len(losses) == 6
     np.testing.assert_allclose(cut_losses, losses, rtol=1e-5)
     for name in weights:
@@ -126,6 +134,65 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_backbone: 
     assert len(first) == len(second) > 20
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=0)
+
+
+def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path: Path, tiny_backbone: str) -> None:
+    """With dropout and batches by length, whose order a resumed run must find again."""
+    runs = [RunFolder(tmp_path / name) for name in ("whole", "cut")]
+    for run in runs:
+        flags = [
+            *tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, run.path),
+            *[
+                "--input",
+                "tokens",
+                "--pooling",
+                "mean",
+                "--lora_dropout",
+                "0.2",
+                "--checkpoint_minutes",
+                "1e-9",
+                "--save_total_limit",
+                "99",
+            ],
+        ]
+        assert main(flags) == 0
+    # A checkpoint after every step; what came after the third of six steps of the second epoch is lost.
+    assert {path.name for path in run.checkpoints.iterdir()} == {f"checkpoint-{step}" for step in range(1, 19)}
+    for step in range(10, 19):
+        shutil.rmtree(run.checkpoints / f"checkpoint-{step}")
+    assert main([*flags, "--resume"]) == 0
+    assert "checkpoint-9" in (run.path / "train.log").read_text().split("resuming from")[1]
+    whole, cut = (RunFolder(folder.path).read_json("metrics.json") for folder in runs)
+    assert cut == whole
+    first, second = (weights_of(folder.path) for folder in runs)
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=0, atol=0)
+
+
+def test_batches_are_of_like_length_and_the_same_again_in_the_same_epoch() -> None:
+    lengths = np.random.default_rng(0).integers(1, 60, size=1_000).tolist()
+    sampler = LengthGroupedSampler(lengths, 8, seed=3)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert sorted(orders[0]) == list(range(1_000)) == sorted(orders[1]) and len(sampler) == 1_000
+    assert orders[0] == orders[2] != orders[1]
+    padded = sum(8 * max(lengths[i] for i in orders[0][at : at + 8]) for at in range(0, 1_000, 8))
+    assert padded < 1.1 * sum(lengths)  # at random: 1.7 times
+
+
+def test_a_checkpoint_is_due_when_the_minutes_have_gone_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("training.trainer.time.monotonic", lambda: clock[0])
+    callback, arguments, state = CheckpointByTime(2), TrainingArguments("x", use_cpu=True), TrainerState()
+    asked = []
+    for clock[0] in (60, 119, 121, 200, 240, 242):
+        control = callback.on_step_end(arguments, state, TrainerControl())
+        asked.append(control.should_save)
+        if control.should_save:
+            callback.on_save(arguments, state, control)
+    assert asked == [False, False, True, False, False, True]
 
 
 def test_early_stopping_keeps_its_patience_over_a_resume(tmp_path: Path, tiny_backbone: str) -> None:

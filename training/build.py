@@ -17,6 +17,7 @@ from modeling.adapters import attach_lora, count_parameters
 from modeling.backbones import load_frozen_backbone, load_unsloth_backbone, read_backbone_config
 from modeling.focal import alpha_per_label
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel
+from modeling.memory import evaluation_rows
 from modeling.projection import standardise_projection
 from training.prepare import Prepared
 from training.recipe import Recipe, RecipeError, first_line
@@ -130,7 +131,7 @@ def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepare
         output_dir=str(run.checkpoints),
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=256,
+        per_device_eval_batch_size=evaluation_rows(recipe.input != "embedding"),
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         learning_rate=recipe.learning_rate_lora,
         lr_scheduler_type=recipe.lr_scheduler_type,

@@ -12,7 +12,6 @@ import torch
 from modeling.backbones import MISTRAL_SMALL_3_1, SMOLLM2_135M, read_backbone_config
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig
 from modeling.memory import (
-    EVALUATION_ROWS,
     GIB,
     GPUS,
     INFERENCE_ROWS,
@@ -20,6 +19,7 @@ from modeling.memory import (
     RESERVE,
     Plan,
     Setting,
+    evaluation_rows,
     plan_memory,
     smallest_gpu,
 )
@@ -75,6 +75,10 @@ def read_setting(recipe: Recipe) -> Setting:
         model_name=recipe.model_name,
         hidden_size=recipe.mlp_hidden_size,
         embed_dim=ENCODER_WIDTHS.get(recipe.encoder, OTHER_WIDTH),
+        input=recipe.input,
+        pooling=recipe.pooling,
+        attention=recipe.attention,
+        max_length=recipe.max_length,
         emotion_labels=build_taxonomy(recipe.labels).labels,
         prefix=recipe.prefix,
         head=recipe.head,
@@ -124,13 +128,16 @@ def savings(recipe: Recipe) -> dict[str, Setting]:
     changes.append({"optim": "adamw_torch" if recipe.optim in OPTIMIZERS_8BIT else "adamw_bnb_8bit"})
     if recipe.head == "backbone":
         changes.append({"gradient_checkpointing": not recipe.gradient_checkpointing})
-        changes.append({"one_token": not recipe.one_token})
+        if recipe.input == "embedding":
+            changes.append({"one_token": not recipe.one_token})
+        else:
+            changes.append({"max_length": recipe.max_length // 2, "window_overlap": recipe.window_overlap // 2})
         changes.append({"quantization": "none" if recipe.quantization != "none" else "nf4"})
     found = {"the recipe as it stands": read_setting(recipe)}
     for change in changes:
         flags = " ".join(f"--{name} {str(value).lower()}" for name, value in change.items())
         found[flags] = read_setting(override(recipe, change))
-    if recipe.head == "backbone":
+    if recipe.head == "backbone" and recipe.input == "embedding":
         reference = read_setting(override(recipe, REFERENCE))
         found["the reference's way: all of it off, and lm_head loaded"] = dataclasses.replace(
             reference, output_layer=True
@@ -158,11 +165,12 @@ def _parts_table(recipe: Recipe, plan: Plan) -> list[str]:
         f"{recipe.model_name}, quantization {recipe.quantization}" if recipe.head == "backbone" else "no backbone"
     )
     rows = f"{recipe.batch_size} rows x {recipe.gradient_accumulation_steps}"
+    scored = evaluation_rows(recipe.input != "embedding")
     heads = ("a step", "optimizer", "scoring", "inference")
     lines = [
         f"Memory of {backbone}, in MiB on one GPU.",
-        f"Training: a step of {rows}, then the optimizer's, then scoring {EVALUATION_ROWS} rows at once. Inference: a package,",
-        f"{INFERENCE_ROWS} rows at once. The sentence encoder stays on the CPU.",
+        f"Training: a step of {rows}, then the optimizer's, then scoring {scored} rows at once. Inference: a package,",
+        f"{INFERENCE_ROWS} rows at once. {_what_is_read(recipe)}",
         "",
         f"{'':<40}{'parameters':>15}" + "".join(f"{head:>11}" for head in heads),
     ]
@@ -181,6 +189,12 @@ def _parts_table(recipe: Recipe, plan: Plan) -> list[str]:
             f"One layer keeps {size:,.1f} MiB for the backward pass of a micro-batch of {recipe.batch_size} rows.",
         ]
     return lines
+
+
+def _what_is_read(recipe: Recipe) -> str:
+    words = f"Every text is taken to be max_length {recipe.max_length} tokens long."
+    encoder = "The sentence encoder stays on the CPU."
+    return {"embedding": encoder, "tokens": words}.get(recipe.input, f"{words} {encoder}")
 
 
 def _savings_table(plans: Mapping[str, Plan]) -> list[str]:

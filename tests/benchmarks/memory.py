@@ -91,9 +91,9 @@ def measure(case: Case) -> dict[str, int]:
 
     from modeling.adapters import ALL_LINEAR, attach_lora
     from modeling.backbones import load_frozen_backbone
-    from modeling.infer import EmotionConfig, EmotionModel, predict_logits
-    from modeling.memory import EVALUATION_ROWS, INFERENCE_ROWS, Setting, plan_memory
-    from training.trainer import EmbeddingDataset, FocalTrainer
+    from modeling.infer import EmotionConfig, EmotionModel, Features, predict_logits
+    from modeling.memory import INFERENCE_ROWS, Setting, evaluation_rows, plan_memory
+    from training.trainer import FeatureDataset, FocalTrainer
 
     backbone_config = MistralConfig(
         vocab_size=1024,
@@ -167,12 +167,13 @@ def measure(case: Case) -> dict[str, int]:
             alpha=[0.5] * 28,
             gamma=2.0,
             learning_rates={"projection": 1e-4, "classifier": 1e-4, "lora": 1e-4},
-            train_dataset=EmbeddingDataset(embeddings, targets),
+            train_dataset=FeatureDataset(Features(embeddings), targets, max_length=1),
         )
         loaded = forget_peak()
         trainer.train()
         plain = model.get_base_model()
-        predict_logits(plain, embeddings[:EVALUATION_ROWS], EVALUATION_ROWS)
+        scored = evaluation_rows(reads_words=False)
+        predict_logits(plain, Features(embeddings[:scored]), scored)
         figures = {"training_predicted": plan.training_peak, "training_measured": resident("VmHWM") - before}
         figures |= {"loaded": loaded - before}
         for name in ("projection", "classifier"):
@@ -180,7 +181,7 @@ def measure(case: Case) -> dict[str, int]:
         plain.requires_grad_(False)
         del trainer, model, backbone
         forget_peak()
-        predict_logits(plain, embeddings[:INFERENCE_ROWS], INFERENCE_ROWS)
+        predict_logits(plain, Features(embeddings[:INFERENCE_ROWS]), INFERENCE_ROWS)
         return figures | {"inference_predicted": plan.inference_peak, "inference_measured": resident("VmHWM") - before}
 
 

@@ -1,0 +1,298 @@
+"""The backbone reads words: padding, batches, both attentions, pooling, windows, and whole runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import MistralModel
+
+from modeling.adapters import attach_lora
+from modeling.backbones import hold_bfloat16, load_frozen_backbone, read_tokenizer, restore_float32
+from modeling.infer import (
+    ATTENTIONS,
+    BUNDLED_BACKBONE,
+    POOLINGS,
+    EmotionClassifier,
+    EmotionConfig,
+    EmotionModel,
+    Features,
+    bundled_tokenizer,
+    cut_into_windows,
+    predict_logits,
+    tokenize,
+)
+from tests.conftest import EMBED_DIM, LABELS, tiny_config, tiny_flags, tiny_tokenizer, write_corpus
+from training.evaluation import load_classifier
+from training.prepare import prepare
+from training.recipe import RecipeError, parse_recipe
+from training.run import main
+from training.run_folder import RunFolder
+
+CASES = [
+    {"input": reads, "pooling": pooling, "attention": attention, "prefix": prefix}
+    for reads in ("tokens", "hybrid")
+    for pooling in POOLINGS
+    for attention in ATTENTIONS
+    for prefix in ("none", "bos")
+]
+
+
+def build(backbone: torch.nn.Module | None = None, **settings: Any) -> EmotionModel:
+    torch.manual_seed(0)
+    backbone = backbone or MistralModel(tiny_config())
+    config = EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=LABELS, **settings)
+    return EmotionModel(config, backbone).eval()
+
+
+def features(sizes: list[int], seed: int = 0) -> Features:
+    generator = np.random.default_rng(seed)
+    tokens = [generator.integers(3, 32, size=size) for size in sizes]
+    return Features(generator.normal(size=(len(sizes), EMBED_DIM)).astype(np.float32), tokens)
+
+
+@torch.no_grad()
+def logits(model: EmotionModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    if not model.config.reads_embedding:
+        batch = {name: tensor for name, tensor in batch.items() if name != "embeddings"}
+    return model(**batch).logits
+
+
+@pytest.mark.parametrize("settings", CASES, ids=lambda case: "-".join(case.values()))
+def test_padding_and_company_change_nothing(settings: dict[str, str]) -> None:
+    model, rows = build(**settings), features([3, 9, 1, 6])
+    batch = rows.tensors()
+    together = logits(model, batch)
+    alone = torch.cat([logits(model, rows.take(np.array([row])).tensors()) for row in range(4)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    longest = batch["input_ids"].shape[1]
+    left: dict[str, torch.Tensor] = {"embeddings": batch["embeddings"]}
+    for name in ("input_ids", "attention_mask"):
+        # Padding on the other side, of other tokens, and more of it than the longest text needs.
+        left[name] = torch.full((4, longest + 2), 7 if name == "input_ids" else 0)
+        for row, tokens in enumerate(rows.tokens or []):
+            left[name][row, longest + 2 - len(tokens) :] = batch[name][row, : len(tokens)]
+    torch.testing.assert_close(logits(model, left), together, rtol=0, atol=1e-5)
+    order = np.array([2, 0, 3, 1])
+    torch.testing.assert_close(
+        torch.from_numpy(
+            predict_logits(
+                model, Features(rows.embeddings if model.config.reads_embedding else None, rows.tokens).take(order), 2
+            )
+        ),
+        together[order],
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_causal_words_are_the_stock_model_pooled(pooling: str) -> None:
+    model = build(input="tokens", pooling=pooling)
+    ids = torch.tensor([[5, 9, 4, 30, 8]])
+    with torch.no_grad():
+        states = model.backbone(input_ids=ids).last_hidden_state[0]
+        pooled = {"last": states[-1], "mean": states.mean(dim=0)}
+        if pooling == "attention":
+            weights = (states @ model.pooling.weight[0]).softmax(dim=0)
+            pooled["attention"] = weights @ states
+        expected = model.classifier(pooled[pooling])
+    found = logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("attention", "reaches"), [("causal", False), ("bidirectional", True)])
+def test_whether_a_word_sees_those_after_it(attention: str, reaches: bool) -> None:
+    model = build(input="tokens", pooling="mean", attention=attention)
+    seen: list[torch.Tensor] = []
+    model.backbone.norm.register_forward_hook(lambda *hook: seen.append(hook[2]))
+    for last in (4, 5):
+        ids = torch.tensor([[9, 8, 7, last]])
+        logits(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    first, second = (states[0, :3] for states in seen)
+    assert torch.allclose(first, second, atol=1e-6) is not reaches
+
+
+def test_a_hybrid_reads_both() -> None:
+    model, rows = build(input="hybrid", pooling="mean"), features([4, 4])
+    batch = rows.tensors()
+    for name in ("embeddings", "input_ids"):
+        changed = batch | {name: batch[name].flip(0)}
+        assert not torch.allclose(logits(model, changed), logits(model, batch), atol=1e-3)
+    with pytest.raises(ValueError, match="hybrid reads embeddings"):
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    with pytest.raises(ValueError, match="hybrid reads input_ids and attention_mask"):
+        model(embeddings=batch["embeddings"])
+
+
+@given(sizes=st.lists(st.integers(1, 90), min_size=1, max_size=6), longest=st.integers(1, 40), share=st.floats(0, 0.99))
+def test_windows_cover_every_token(sizes: list[int], longest: int, share: float) -> None:
+    overlap = int(share * longest)
+    config = EmotionConfig(input="tokens", max_length=longest, window_overlap=overlap, emotion_labels=LABELS)
+    texts = Features(np.arange(len(sizes), dtype=np.float32)[:, None], [np.arange(size) for size in sizes])
+    windows, firsts = cut_into_windows(texts, config)
+    assert windows.tokens is not None and windows.embeddings is not None
+    ends = [*firsts[1:], len(windows)]
+    for text, (size, first, end) in enumerate(zip(sizes, firsts, ends, strict=True)):
+        parts = list(windows.tokens[first:end])
+        assert (windows.embeddings[first:end] == text).all()
+        assert set(np.concatenate(parts).tolist()) == set(range(size))
+        assert all(len(part) == min(size, longest) for part in parts)
+        assert parts[0][0] == 0 and parts[-1][-1] == size - 1
+        for before, after in itertools.pairwise(parts):
+            assert before[-1] - after[0] + 1 >= overlap and after[-1] > before[-1]
+
+
+@pytest.mark.parametrize("windows", ["max", "mean"])
+def test_a_long_text_is_its_windows(windows: str) -> None:
+    model = build(input="tokens", pooling="mean", windows=windows, max_length=6, window_overlap=2)
+    long, short = np.arange(3, 17), np.arange(5, 9)
+    found = predict_logits(model, Features(tokens=[short, long, short]))
+    parts = [long[start : start + 6] for start in (0, 4, 8)]
+    each = predict_logits(model, Features(tokens=parts))
+    expected = each.max(axis=0) if windows == "max" else each.mean(axis=0)
+    np.testing.assert_allclose(found[1], expected, atol=1e-6)
+    np.testing.assert_allclose(found[[0, 2]], predict_logits(model, Features(tokens=[short, short])), atol=1e-6)
+
+
+def test_texts_without_tokens_are_read() -> None:
+    tokens = tokenize(tiny_tokenizer(), ["", "sunny cake 7", "  "], bos_token_id=1)
+    assert [row.tolist() for row in tokens] == [[1], [6, 7, 19], [1]]
+
+
+def test_the_bundled_tokenizer_is_that_of_the_backbone() -> None:
+    tokenizer = read_tokenizer(BUNDLED_BACKBONE)
+    texts = ["Thank you so much, [NAME]! 😀", "Che bella sorpresa", "お誕生日おめでとう", "a" * 500]
+    for text, ids in zip(texts, tokenize(tokenizer, texts, 1), strict=True):
+        assert tokenizer.decode(ids.tolist(), skip_special_tokens=False) == text
+    assert tokenizer.get_vocab_size() == 49152
+    assert bundled_tokenizer().to_str() == tokenizer.to_str()
+
+
+def test_bfloat16_matrices_are_given_back_exactly(tiny_backbone: str) -> None:
+    exact = load_frozen_backbone(tiny_backbone, None, "none", "cpu")
+    backbone = load_frozen_backbone(tiny_backbone, None, "none", "cpu", dtype=torch.bfloat16)
+    assert {p.dtype for name, p in backbone.named_parameters() if "proj" in name} == {torch.bfloat16}
+    assert {p.dtype for name, p in backbone.named_parameters() if "proj" not in name} == {torch.float32}
+    model = build(backbone, input="tokens", pooling="mean", model_name=tiny_backbone)
+    attach_lora(model, 4, 8, 0.0)
+    restore_float32(model)
+    weights = {
+        name.replace(".base_layer", ""): p for name, p in model.backbone.named_parameters() if "lora" not in name
+    }
+    assert weights.keys() == dict(exact.named_parameters()).keys()
+    for name, parameter in exact.named_parameters():
+        torch.testing.assert_close(weights[name], parameter, rtol=0, atol=0)
+
+
+def test_gradients_with_bfloat16_matrices_point_where_the_exact_ones_do(tiny_backbone: str) -> None:
+    gradients = []
+    for held in (False, True):
+        model = build(load_frozen_backbone(tiny_backbone, None, "none", "cpu"), input="tokens", pooling="mean")
+        if held:
+            hold_bfloat16(model.backbone)
+        attach_lora(model, 4, 8, 0.0)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        batch = Features(tokens=features([3, 9, 1, 6]).tokens).tensors()
+        with torch.autocast("cpu", torch.bfloat16, enabled=held):
+            model(**batch, labels=torch.ones(4, 3)).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.999
+
+
+# Runs
+
+
+def flags_of(tmp_path: Path, backbone: str, *more: str) -> list[str]:
+    return [*tiny_flags(write_corpus(tmp_path / "corpus"), backbone, tmp_path / "run"), *more]
+
+
+@pytest.mark.parametrize("reads", ["tokens", "hybrid"])
+def test_a_run_and_its_classifier(tmp_path: Path, tiny_backbone: str, reads: str) -> None:
+    settings = f"--input {reads} --pooling attention --attention bidirectional --max_length 4 --window_overlap 1"
+    flags = flags_of(tmp_path, tiny_backbone, *settings.split(), "--balance", "duplicate", "--balance_target", "30")
+    assert main([*flags, "--bf16", "true"]) == 0
+    run = RunFolder(tmp_path / "run")
+    config = json.loads((run.path / "model" / "config.json").read_text())
+    assert (config["encoder"] == "") == (config["embed_dim"] == 0) == (reads == "tokens")
+    truncation = run.read_json("audit.json")["truncation"]["train"]
+    texts = [json.loads(line)["text"] for line in (tmp_path / "corpus" / "train.jsonl").read_text().splitlines()]
+    lengths = np.array([len(tokens) for tokens in tokenize(tiny_tokenizer(), texts, 1)])
+    assert truncation == {
+        "texts": 48,
+        "tokens": lengths.sum(),
+        "texts_longer": (lengths > 4).sum(),
+        "tokens_beyond": (lengths - 4).clip(min=0).sum(),
+    }
+    classifier = load_classifier(str(run.path))
+    golden = run.read_json("golden.json")["rows"]
+    found = classifier.predict_proba([row["text"] for row in golden])
+    np.testing.assert_allclose(found, [row["probabilities"] for row in golden], atol=1e-6)
+    assert run.read_json("metrics.json")["test"]["per_label"]["macro_f1"] > 0.4
+
+
+def test_copies_have_the_words_of_their_parents(tmp_path: Path, tiny_backbone: str) -> None:
+    flags = flags_of(tmp_path, tiny_backbone, "--input", "tokens", "--balance", "duplicate", "--balance_target", "40")
+    data = prepare(parse_recipe(flags)[0])
+    copies = np.flatnonzero(data.rows.synthetic)
+    assert len(copies) > 10
+    tokens = data.training_features().tokens
+    assert tokens is not None and data.tokens is not None and data.training_features().embeddings is None
+    for row in copies:
+        parent = data.rows.parents[row, 0]
+        assert tokens[row] is data.tokens["train"][parent]
+        np.testing.assert_array_equal(data.rows.labels[row], data.corpus["train"].labels[parent])
+
+
+def test_noise_has_the_length_of_the_words_alone(tmp_path: Path, tiny_backbone: str) -> None:
+    recipe = parse_recipe(flags_of(tmp_path, tiny_backbone, "--input", "tokens", "--balance", "none"))[0]
+    real, noise = prepare(recipe).tokens, prepare(recipe, "noise").tokens
+    assert real is not None and noise is not None
+    for split in real:
+        assert [len(row) for row in noise[split]] == [len(row) for row in real[split]]
+    said = np.concatenate(noise["train"])
+    assert len(np.unique(said)) == 32 and (said == np.concatenate(real["train"])).mean() < 0.1
+
+
+REFUSED = {
+    "--head mlp": "head: mlp has no backbone to read words",
+    "--loader unsloth --quantization nf4 --one_token false": "loader: unsloth is called as the reference calls it",
+    "--balance ismote": "balance: ismote makes rows between embeddings",
+    "--max_length 8 --window_overlap 8": "accepted: 0 to 7",
+    "--input embedding --pooling mean": "pooling and attention are of words",
+    "--input embedding --attention bidirectional": "pooling and attention are of words",
+}
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_what_does_not_go_together_is_refused(flags: str) -> None:
+    with pytest.raises(RecipeError, match=REFUSED[flags]):
+        parse_recipe(["--input", "tokens", "--balance", "none", *flags.split()])
+
+
+def test_a_backbone_without_a_tokenizer_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_backbone: str
+) -> None:
+    MistralModel(tiny_config()).save_pretrained(tmp_path / "bare")
+    assert main(flags_of(tmp_path, str(tmp_path / "bare"), "--input", "tokens", "--balance", "none")) == 2
+    assert "tokenizer of" in (said := capsys.readouterr().err) and "Remedy: " in said
+
+
+def test_texts_in_any_script_and_length_are_read(tmp_path: Path, tiny_backbone: str) -> None:
+    model = build(input="tokens", pooling="mean", max_length=8, window_overlap=2)
+    model.tokenizer = tiny_tokenizer()
+    classifier = EmotionClassifier.from_model(model, batch_size=3)
+    texts = ["", "sunny " * 500, "😀", "dark cellar", "お誕生日", "\ud83d half"]
+    together = classifier.predict_proba(texts)
+    assert together.shape == (6, 3) and np.isfinite(together).all()
+    alone = np.concatenate([classifier.predict_proba([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
