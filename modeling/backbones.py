@@ -87,6 +87,7 @@ def load_frozen_backbone(
     device: str | torch.device,
     one_token: bool = False,
     dtype: torch.dtype = torch.float32,
+    num_hidden_layers: int | None = None,
 ) -> nn.Module:
     """Load a backbone whose weights do not train; in bfloat16 only its matrices are, see :func:`hold_bfloat16`.
 
@@ -96,7 +97,8 @@ def load_frozen_backbone(
     if "unsloth" in sys.modules:
         raise RuntimeError("Unsloth has patched transformers in this process. Remedy: a process for each loader")
     held = dtype == torch.bfloat16 and quantization == "none" and not one_token
-    backbone = load_backbone(name, revision, quantization, torch.float32 if held else dtype, device, one_token)
+    loaded = torch.float32 if held else dtype
+    backbone = load_backbone(name, revision, quantization, loaded, device, one_token, num_hidden_layers)
     if held:
         hold_bfloat16(backbone)
     return backbone.requires_grad_(False)
@@ -165,7 +167,12 @@ def restore_float32(model: EmotionModel) -> None:
     is scored and published is float32, the same on every machine.
     """
     config = model.config
-    exact = load_backbone(config.model_name, config.base_model_revision, one_token=config.reads_one_token)
+    exact = load_backbone(
+        config.model_name,
+        config.base_model_revision,
+        one_token=config.reads_one_token,
+        num_hidden_layers=config.num_hidden_layers,
+    )
     for name, parameter in exact.named_parameters():
         module = model.backbone.get_submodule(name.removesuffix(".weight"))
         weight = cast(nn.Parameter, getattr(module, "base_layer", module).weight)

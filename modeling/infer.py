@@ -111,7 +111,8 @@ class EmotionConfig(PreTrainedConfig):
         quantization: ``none``, ``nf4`` or ``8bit``.
         one_token: leave out of the backbone what a lone token does not need, see :class:`OneTokenMistral`; the outputs
             are the same. Without effect where ``prefix`` or ``input`` makes it several tokens.
-        backbone_config: the backbone's own configuration, needed only to build one without its weights.
+        backbone_config: the backbone's own configuration, to build one without its weights; of the checkpoint as many
+            layers are used as its ``num_hidden_layers`` says.
     """
 
     model_type = "emotion_mistral"
@@ -185,6 +186,11 @@ class EmotionConfig(PreTrainedConfig):
             kwargs.pop("num_labels", None)
         kwargs.setdefault("problem_type", "multi_label_classification")
         super().__init__(**kwargs)
+
+    @property
+    def num_hidden_layers(self) -> int | None:
+        """Layers of the backbone that are used, from the first; None, where ``backbone_config`` does not say, is all."""
+        return (self.backbone_config or {}).get("num_hidden_layers")
 
     @property
     def reads_one_token(self) -> bool:
@@ -495,6 +501,12 @@ class _OneTokenLayer(GradientCheckpointingLayer):
         return cast(torch.Tensor, hidden + self.mlp(self.post_attention_layernorm(hidden).to(dtype)))
 
 
+class _LowerMistral(MistralModel):
+    """The first layers of a ``MistralModel``; those above them in the checkpoint are left unread."""
+
+    _keys_to_ignore_on_load_unexpected = [r".*"]  # noqa: RUF012  # a list, as the parent declares it
+
+
 class OneTokenMistral(PreTrainedModel):
     """``MistralModel`` for sequences of one embedded token, without the weights that such a token never meets.
 
@@ -701,6 +713,7 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     one_token: bool = False,
+    num_hidden_layers: int | None = None,
 ) -> PreTrainedModel:
     """Load the language model ``name`` without its output layer, in ``dtype`` or quantised.
 
@@ -715,11 +728,12 @@ def load_backbone(
         dtype: precision without quantisation; with it, what is not quantised is bfloat16.
         device: where to.
         one_token: load an :class:`OneTokenMistral`.
+        num_hidden_layers: load so many layers, from the first; None loads all.
 
     Raises:
         ImportError: quantisation without bitsandbytes.
         ValueError: the quantisation is unknown, not supported on the device, or not the checkpoint's; the checkpoint
-            lacks weights; or, with ``one_token``, its architecture is not Mistral's.
+            lacks weights; or, with ``one_token`` or less than all layers, its architecture is not Mistral's.
         RuntimeError: weights are not quantised as asked.
     """
     device = torch.device(device)
@@ -727,8 +741,14 @@ def load_backbone(
     source = str(convert_bundled_backbone()) if name == BUNDLED_BACKBONE else name
     whole = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     config = whole.get_text_config()
-    if one_token and config.model_type != "mistral":
-        raise ValueError(f"{name} is of the architecture {config.model_type}, not mistral. Remedy: one_token false")
+    kind: Any = OneTokenMistral if one_token else AutoModel
+    if num_hidden_layers not in (None, config.num_hidden_layers):
+        config.num_hidden_layers = num_hidden_layers
+        kind = OneTokenMistral if one_token else _LowerMistral
+    if kind is not AutoModel and config.model_type != "mistral":
+        raise ValueError(
+            f"{name} is of the architecture {config.model_type}, not mistral. Remedy: one_token false, and all layers"
+        )
     baked = getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None)
     # Sentences are short: a CPU is faster with plain products than with its blocked attention, above all backwards.
     config._attn_implementation = "eager" if device.type == "cpu" else "sdpa"
@@ -739,7 +759,7 @@ def load_backbone(
         else:
             options["quantization_config"] = BitsAndBytesConfig(**settings)
         options |= {"dtype": torch.bfloat16, "device_map": {"": device}}
-    model, loaded = cast(Any, OneTokenMistral if one_token else AutoModel).from_pretrained(
+    model, loaded = kind.from_pretrained(
         source,
         config=config,
         revision=revision,
@@ -946,7 +966,13 @@ class EmotionModel(PreTrainedModel):
 def _fetch_backbone(config: EmotionConfig, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:
     try:
         backbone = load_backbone(
-            config.model_name, config.base_model_revision, config.quantization, dtype, device, config.reads_one_token
+            config.model_name,
+            config.base_model_revision,
+            config.quantization,
+            dtype,
+            device,
+            config.reads_one_token,
+            config.num_hidden_layers,
         )
     except (OSError, ValueError) as error:
         raise PackageError(

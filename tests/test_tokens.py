@@ -26,6 +26,7 @@ from modeling.infer import (
     Features,
     bundled_tokenizer,
     cut_into_windows,
+    load_backbone,
     predict_logits,
     tokenize,
 )
@@ -176,6 +177,19 @@ def test_the_bundled_tokenizer_is_that_of_the_backbone() -> None:
     assert bundled_tokenizer().to_str() == tokenizer.to_str()
 
 
+@pytest.mark.parametrize("one_token", [False, True])
+def test_the_first_layers_are_those_of_the_whole_model(tiny_backbone: str, one_token: bool) -> None:
+    tokens = torch.randn(3, 1 if one_token else 5, 16, generator=torch.Generator().manual_seed(0))
+    whole = load_backbone(tiny_backbone)
+    first = load_backbone(tiny_backbone, one_token=one_token, num_hidden_layers=1)
+    with torch.no_grad():
+        states = whole(inputs_embeds=tokens, output_hidden_states=True).hidden_states
+        expected, found = whole.norm(states[1]), first(inputs_embeds=tokens).last_hidden_state
+    assert (len(whole.layers), len(first.layers)) == (2, 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(found, whole.norm(states[2]), atol=1e-2)
+
+
 def test_bfloat16_matrices_are_given_back_exactly(tiny_backbone: str) -> None:
     exact = load_frozen_backbone(tiny_backbone, None, "none", "cpu")
     backbone = load_frozen_backbone(tiny_backbone, None, "none", "cpu", dtype=torch.bfloat16)
@@ -220,7 +234,7 @@ def flags_of(tmp_path: Path, backbone: str, *more: str) -> list[str]:
 def test_a_run_and_its_classifier(tmp_path: Path, tiny_backbone: str, reads: str) -> None:
     settings = f"--input {reads} --pooling attention --attention bidirectional --max_length 4 --window_overlap 1"
     flags = flags_of(tmp_path, tiny_backbone, *settings.split(), "--balance", "duplicate", "--balance_target", "30")
-    assert main([*flags, "--bf16", "true"]) == 0
+    assert main([*flags, "--bf16", "true", "--num_hidden_layers", "1"]) == 0
     run = RunFolder(tmp_path / "run")
     config = json.loads((run.path / "model" / "config.json").read_text())
     assert (config["encoder"] == "") == (config["embed_dim"] == 0) == (reads == "tokens")
@@ -234,6 +248,7 @@ def test_a_run_and_its_classifier(tmp_path: Path, tiny_backbone: str, reads: str
         "tokens_beyond": (lengths - 4).clip(min=0).sum(),
     }
     classifier = load_classifier(str(run.path))
+    assert config["backbone_config"]["num_hidden_layers"] == 1
     golden = run.read_json("golden.json")["rows"]
     found = classifier.predict_proba([row["text"] for row in golden])
     np.testing.assert_allclose(found, [row["probabilities"] for row in golden], atol=1e-6)
@@ -277,6 +292,13 @@ REFUSED = {
 def test_what_does_not_go_together_is_refused(flags: str) -> None:
     with pytest.raises(RecipeError, match=REFUSED[flags]):
         parse_recipe(["--input", "tokens", "--balance", "none", *flags.split()])
+
+
+def test_more_layers_than_there_are_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_backbone: str
+) -> None:
+    assert main(flags_of(tmp_path, tiny_backbone, "--num_hidden_layers", "3")) == 2
+    assert "tiny/mistral has 2 layers; accepted: 0 (all) to 2" in capsys.readouterr().err
 
 
 def test_a_backbone_without_a_tokenizer_is_refused(

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import AutoConfig, EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
 from modeling.adapters import attach_lora, count_parameters
 from modeling.backbones import load_frozen_backbone, load_unsloth_backbone, read_backbone_config
@@ -73,6 +73,7 @@ def _load_backbone(recipe: Recipe, config: EmotionConfig, state: PartialState) -
         state.device,
         config.reads_one_token,
         torch.bfloat16 if holds_bfloat16(recipe, config) else torch.float32,
+        config.num_hidden_layers,
     )
 
 
@@ -108,8 +109,20 @@ def _build_config(recipe: Recipe, data: Prepared) -> EmotionConfig:
         backbone = read_backbone_config(recipe.model_name, recipe.model_revision)
         config.model_name, config.base_model_revision = recipe.model_name, recipe.model_revision
         config.hidden_size = backbone.hidden_size
-        config.backbone_config = backbone.to_diff_dict() | {"model_type": backbone.model_type}
+        config.backbone_config = use_layers(recipe, backbone.to_diff_dict() | {"model_type": backbone.model_type})
     return config
+
+
+def use_layers(recipe: Recipe, backbone: dict[str, Any]) -> dict[str, Any]:
+    """A backbone's configuration with as many layers as the recipe uses.
+
+    Raises:
+        RecipeError: it does not have so many.
+    """
+    there = AutoConfig.for_model(**backbone).num_hidden_layers
+    if recipe.num_hidden_layers > there:
+        raise RecipeError(f"num_hidden_layers: {recipe.model_name} has {there} layers; accepted: 0 (all) to {there}")
+    return backbone | {"num_hidden_layers": recipe.num_hidden_layers or there}
 
 
 def _attach_lora(model: EmotionModel, recipe: Recipe) -> PeftModel:

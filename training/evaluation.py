@@ -120,7 +120,12 @@ def load_classifier(model: str) -> EmotionClassifier:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = EmotionConfig.from_pretrained(folder)
     backbone = load_frozen_backbone(
-        config.model_name, config.base_model_revision, config.quantization, device, config.reads_one_token
+        config.model_name,
+        config.base_model_revision,
+        config.quantization,
+        device,
+        config.reads_one_token,
+        num_hidden_layers=config.num_hidden_layers,
     )
     whole = cast(Any, EmotionModel(config, backbone)).to(device)
     trained = cast(EmotionModel, PeftModel.from_pretrained(whole, str(folder)).get_base_model())

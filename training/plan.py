@@ -23,7 +23,7 @@ from modeling.memory import (
     plan_memory,
     smallest_gpu,
 )
-from training.build import holds_bfloat16
+from training.build import holds_bfloat16, use_layers
 from training.recipe import Recipe, RecipeError, override
 from training.taxonomy import build_taxonomy
 
@@ -86,7 +86,7 @@ def read_setting(recipe: Recipe) -> Setting:
         one_token=recipe.one_token,
     )
     if recipe.head == "backbone":
-        config.backbone_config = _read_shapes(recipe)
+        config.backbone_config = use_layers(recipe, _read_shapes(recipe))
         config.hidden_size = config.backbone_config["hidden_size"]
     half = recipe.quantization != "none" or holds_bfloat16(recipe, config)
     return Setting(

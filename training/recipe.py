@@ -87,6 +87,7 @@ class Recipe:
     mlp_hidden_size: int = _setting(576, "width of the mlp baseline")
     model_name: str = _setting("smollm2-135m", "backbone: a Hub id, a folder or smollm2-135m (bundled)")
     model_revision: str | None = _setting(None, "revision of a Hub backbone")
+    num_hidden_layers: int = _setting(0, "layers of the backbone that are used, from the first; 0 uses all")
     quantization: str = _setting("none", "none, nf4 or 8bit", ("none", "nf4", "8bit"))
     loader: str = _setting(
         "transformers", "what loads the backbone; unsloth needs an environment of its own", ("transformers", "unsloth")
@@ -163,6 +164,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "balance_ratio": (0, None),
     "neutral_keep": (0, None),
     "mlp_hidden_size": (2, None),
+    "num_hidden_layers": (0, None),
     "max_length": (1, None),
     "window_overlap": (0, None),
     "token_norm": (0, None),
