@@ -17,7 +17,7 @@ import modeling.infer
 from hub_release.card import write_card
 from hub_release.package import LAYOUT, RECORDED, ReleaseError
 from hub_release.requirements import requirements_of
-from modeling.adapters import HEAD_PARTS, split_trained_weights
+from modeling.adapters import split_trained_weights
 
 
 def export(run: Path, package: Path) -> None:
@@ -66,10 +66,13 @@ def _write(run: Path, package: Path) -> None:
     (package / LAYOUT.requirements).write_text(requirements, encoding="utf-8")
     (package / LAYOUT.config).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     head, adapter = split_trained_weights(load_file(run / "model" / "adapter_model.safetensors"))
-    head = {part: {name: value.float().contiguous() for name, value in head[part].items()} for part in HEAD_PARTS}
+    head = {
+        part: {name: value.float().contiguous() for name, value in weights.items()} for part, weights in head.items()
+    }
     torch.save(head, package / LAYOUT.head)
     save_file(
-        {f"{part}.{name}": head[part][name] for part in HEAD_PARTS for name in head[part]}, package / LAYOUT.safe_head
+        {f"{part}.{name}": value for part, weights in head.items() for name, value in weights.items()},
+        package / LAYOUT.safe_head,
     )
     (package / LAYOUT.adapter).parent.mkdir()
     save_file({key: value.contiguous() for key, value in adapter.items()}, package / LAYOUT.adapter)

@@ -94,7 +94,7 @@ class EmotionConfig(PreTrainedConfig):
         pooling: what the classifier reads of the words' hidden states: the ``last``, their ``mean``, or their mean by
             the weights that an ``attention`` layer gives them.
         attention: ``causal``, as the backbone was trained, or ``bidirectional``.
-        max_length: tokens of a text that are read at once; a longer one is read in windows.
+        window_length: tokens of a text that are read at once; a longer one is read in windows.
         window_overlap: tokens that two neighbouring windows share.
         windows: the logits of a text in several windows: their ``max`` (a label counts that one passage has), or ``mean``.
         emotion_labels: the L label names, in the order of the classifier's outputs.
@@ -125,7 +125,7 @@ class EmotionConfig(PreTrainedConfig):
         input: str = "embedding",
         pooling: str = "last",
         attention: str = "causal",
-        max_length: int = 128,
+        window_length: int = 128,
         window_overlap: int = 32,
         windows: str = "max",
         emotion_labels: Sequence[str] | None = None,
@@ -159,7 +159,7 @@ class EmotionConfig(PreTrainedConfig):
         self.input = input
         self.pooling = pooling
         self.attention = attention
-        self.max_length = max_length
+        self.window_length = window_length
         self.window_overlap = window_overlap
         self.windows = windows
         self.emotion_labels = list(emotion_labels or kwargs.get("id2label", {}).values())
@@ -362,21 +362,21 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], bos_token_id: int) -> l
 
 
 def cut_into_windows(features: Features, config: EmotionConfig) -> tuple[Features, np.ndarray]:
-    """Windows of at most ``max_length`` tokens, those of a text one after the other, and where each text's begin, [N].
+    """Windows of at most ``window_length`` tokens, those of a text one after the other, and where each text's begin, [N].
 
     The last window ends with the text, so that no window is short where the text is long.
     """
     if features.tokens is None:
         return features, np.arange(len(features))
-    step = config.max_length - config.window_overlap
-    counts = 1 + np.ceil(np.maximum(features.lengths - config.max_length, 0) / step).astype(int)
+    step = config.window_length - config.window_overlap
+    counts = 1 + np.ceil(np.maximum(features.lengths - config.window_length, 0) / step).astype(int)
     texts = np.repeat(np.arange(len(features)), counts)
     firsts = np.cumsum(counts) - counts
     windows = []
     for window, text in enumerate(texts.tolist()):
         tokens = features.tokens[text]
-        start = max(min((window - firsts[text]) * step, len(tokens) - config.max_length), 0)
-        windows.append(tokens[start : start + config.max_length])
+        start = max(min((window - firsts[text]) * step, len(tokens) - config.window_length), 0)
+        windows.append(tokens[start : start + config.window_length])
     return Features(None if features.embeddings is None else features.embeddings[texts], windows), firsts
 
 
@@ -927,7 +927,7 @@ class EmotionModel(PreTrainedModel):
     ) -> EmotionModel:
         """Load a package: its heads, its adapter, and the frozen backbone that it names.
 
-        ``fuse`` makes it faster where it can, for inference alone, see :class:`FusedOneTokenMistral`;
+        ``fuse`` makes it faster where it can, for inference alone, see :class:`EmotionClassifier`;
         ``quantization`` stands in for the package's own, see :func:`load_backbone`. A folder written by
         ``save_pretrained`` (with the whole model in it) loads the way of every other model.
 
@@ -958,8 +958,9 @@ class EmotionModel(PreTrainedModel):
             model.tokenizer = read_tokenizer(folder, config)
         model.backbone, adapter = read_adapter(folder, config, backbone)
         set_peft_model_state_dict(model.backbone, adapter)
-        if fuse and config.reads_one_token and config.quantization == "none":
-            model.backbone = FusedOneTokenMistral(model.backbone)
+        if fuse and config.quantization == "none":
+            one_token = config.reads_one_token
+            model.backbone = FusedOneTokenMistral(model.backbone) if one_token else model.backbone.merge_and_unload()
         return model.eval()
 
 
@@ -1100,9 +1101,9 @@ def _config_problems(config: dict[str, Any]) -> Iterator[str]:
         unused = key == "embed_dim" and config.get("input") == "tokens"
         if type(config.get(key)) is not int or not (0 if unused else 2) <= config[key] <= _MAX_SIZE:
             yield f"{key} is {config.get(key)!r}, not a width"
-    longest, overlap = config.get("max_length", 128), config.get("window_overlap", 32)
+    longest, overlap = config.get("window_length", 128), config.get("window_overlap", 32)
     if type(longest) is not int or type(overlap) is not int or not 0 <= overlap < longest <= _MAX_SIZE:
-        yield f"max_length {longest!r} and window_overlap {overlap!r} are no windows: 0 ≤ overlap < length"
+        yield f"window_length {longest!r} and window_overlap {overlap!r} are no windows: 0 ≤ overlap < length"
     if config.get("head") == "mlp" and config.get("input", "embedding") != "embedding":
         yield "head mlp reads no words"
     for key in ("threshold", "head_dropout"):
@@ -1414,7 +1415,8 @@ class EmotionClassifier:
         revision: branch, tag or commit on the Hub.
         batch_size: rows that go through the backbone at once.
         encoder: a callable texts → [N, E] that stands in for the package's own encoder.
-        fuse: compute the same faster where that is possible, see :class:`FusedOneTokenMistral`.
+        fuse: compute the same faster where that is possible: the adapter is merged into a backbone that is not
+            quantised, and one that reads one token becomes a :class:`FusedOneTokenMistral`.
         quantization: ``none``, ``nf4`` or ``8bit`` in place of the package's own.
 
     Raises:

@@ -72,7 +72,7 @@ class Setting:
     """What decides how much memory is needed.
 
     Attributes:
-        config: the model, with its ``backbone_config``; where it reads words, every text is ``max_length`` tokens long.
+        config: the model, with its ``backbone_config``; where it reads words, every text is ``window_length`` tokens long.
         dtype: precision of the frozen weights that are not quantised, while training.
         scoring_dtype: their precision when the trained model is scored.
         lora_rank: rank of the adapters.
@@ -227,8 +227,8 @@ def _rows(config: EmotionConfig, rows: int) -> dict[str, torch.Tensor]:
     if config.reads_embedding:
         batch["embeddings"] = torch.empty(rows, config.embed_dim)
     if config.reads_words:
-        batch["input_ids"] = torch.zeros(rows, config.max_length, dtype=torch.long)
-        batch["attention_mask"] = torch.ones(rows, config.max_length, dtype=torch.long)
+        batch["input_ids"] = torch.zeros(rows, config.window_length, dtype=torch.long)
+        batch["attention_mask"] = torch.ones(rows, config.window_length, dtype=torch.long)
     return batch
 
 

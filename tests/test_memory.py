@@ -166,6 +166,22 @@ def test_mistral_small_fits(
     assert not list(tmp_path.iterdir())
 
 
+def test_words_take_more_than_one_token() -> None:
+    recipe, _ = parse_recipe(["--recipe", "mistral_24b_tokens"])
+    settings = savings(recipe)
+    plans = {
+        name: plan_memory(settings[name]) for name in ("the recipe as it stands", "--gradient_checkpointing false")
+    }
+    plan = plans["the recipe as it stands"]
+    assert plan.inference["embed_tokens"] == 131_072 * 5_120 * 2 and plan.parameters["head"] == 5_120 * 28 + 28
+    # A layer's input is all that checkpointing keeps of it: 32 texts of 64 tokens, 5,120 wide, in bfloat16.
+    assert 32 * 64 * 5_120 * 2 <= plan.layer_activations <= 1.3 * 32 * 64 * 5_120 * 2
+    whole = plans["--gradient_checkpointing false"].training["step"]["activations"]
+    assert whole > 20 * plan.training["step"]["activations"]
+    assert smallest_gpu(plan.training_peak) == 24 and smallest_gpu(plan.inference_peak) == 24
+    assert "--window_length 32 --window_overlap 16" in settings and "--one_token false" not in settings
+
+
 def test_the_flag_trains_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,8 @@ from modeling.infer import (
 )
 from modeling.projection import standardise_projection
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config
+from training.plan import read_setting
+from training.recipe import parse_recipe
 
 
 def tiny_model(prefix: str = "none", **settings: object) -> EmotionModel:
@@ -121,6 +123,18 @@ def test_mistral_small_on_the_meta_device(one_token: bool) -> None:
     lora = 40 * 16 * ((1 if one_token else 2) * (wide + narrow) + 3 * inner)
     head = 512 * 2560 + 2560 + 2560 * 5120 + 5120 + 5120 * 28 + 28
     assert count_parameters(peft_model).trainable == lora + head
+
+
+def test_mistral_small_reads_words_on_the_meta_device() -> None:
+    recipe, _ = parse_recipe(["--recipe", "mistral_24b_tokens"])
+    model = build_on_meta(read_setting(recipe).config)
+    assert model.backbone.embed_tokens.weight.shape == (131_072, 5_120) and not hasattr(model, "projection")
+    with torch.device("meta"):
+        peft_model = attach_lora(model, recipe.lora_rank, recipe.lora_alpha, 0.0)
+        ids = torch.zeros(2, recipe.window_length, dtype=torch.long)
+        assert model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape == (2, 28)
+    wide, narrow, inner = 5120 + 4096, 5120 + 1024, 5120 + 32768
+    assert count_parameters(peft_model).trainable == 40 * 16 * (2 * (wide + narrow) + 3 * inner) + 5120 * 28 + 28
 
 
 def test_language_model_of_a_vision_checkpoint(tmp_path: Path) -> None:
@@ -222,7 +236,9 @@ def test_the_bundled_backbone_is_a_real_language_model() -> None:
     folder = convert_bundled_backbone()
     assert convert_bundled_backbone() == folder
     gguf = infer._find_gguf()
-    original = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    original = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, attn_implementation="eager"
+    )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     backbone = load_backbone(BUNDLED_BACKBONE)
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
@@ -261,7 +277,7 @@ path = template_path()
 assert "site-packages" in str(path) and "{{ metadata }}" in path.read_text()
 import training
 folder = Path(training.__file__).parent
-assert (folder / "published.yaml").is_file() and len(list(folder.glob("recipes/*.yaml"))) == 5 and len(list(folder.glob("starter/*.jsonl"))) == 3
+assert (folder / "published.yaml").is_file() and len(list(folder.glob("recipes/*.yaml"))) == 7 and len(list(folder.glob("starter/*.jsonl"))) == 3
 assert sorted(path.stem for path in folder.glob("mappings/*.yaml")) == ["ekman", "plutchik", "sentiment"]
 assert {str(f).split("/")[0] for f in files("goemotions-mistral")} - {"..", "goemotions_mistral-0.1.0.dist-info"} == {"modeling", "training", "hub_release"}
 assert [e.value for e in entry_points(group="console_scripts", name="hub_release")] == ["hub_release.cli:app"]

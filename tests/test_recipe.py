@@ -13,7 +13,8 @@ from training.run_folder import RunFolder
 
 def test_every_recipe_that_ships_is_valid() -> None:
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    assert names == ["goemotions", "goemotions_mlp", "goemotions_pooled_r2", "mistral_24b", "quickstart"]
+    embedding = ["goemotions", "goemotions_mlp", "goemotions_pooled_r2", "mistral_24b", "quickstart"]
+    assert names == sorted([*embedding, "goemotions_tokens", "mistral_24b_tokens"])
     for name in names:
         _, options = parse_recipe(["--recipe", name])
         assert options.output_dir == f"runs/{name}"
@@ -58,7 +59,8 @@ def test_mistakes_are_named(tmp_path: Path, content: str) -> None:
 
 def test_unknown_recipe_and_flag() -> None:
     with pytest.raises(
-        RecipeError, match="the recipes are goemotions, goemotions_mlp, goemotions_pooled_r2, mistral_24b, quickstart"
+        RecipeError,
+        match="the recipes are goemotions, goemotions_mlp, goemotions_pooled_r2, goemotions_tokens, mistral_24b, mistral",
     ):
         parse_recipe(["--recipe", "nothing"])
     with pytest.raises(RecipeError, match=r"epoch.*--help"):

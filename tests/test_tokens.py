@@ -136,7 +136,7 @@ def test_a_hybrid_reads_both() -> None:
 @given(sizes=st.lists(st.integers(1, 90), min_size=1, max_size=6), longest=st.integers(1, 40), share=st.floats(0, 0.99))
 def test_windows_cover_every_token(sizes: list[int], longest: int, share: float) -> None:
     overlap = int(share * longest)
-    config = EmotionConfig(input="tokens", max_length=longest, window_overlap=overlap, emotion_labels=LABELS)
+    config = EmotionConfig(input="tokens", window_length=longest, window_overlap=overlap, emotion_labels=LABELS)
     texts = Features(np.arange(len(sizes), dtype=np.float32)[:, None], [np.arange(size) for size in sizes])
     windows, firsts = cut_into_windows(texts, config)
     assert windows.tokens is not None and windows.embeddings is not None
@@ -153,7 +153,7 @@ def test_windows_cover_every_token(sizes: list[int], longest: int, share: float)
 
 @pytest.mark.parametrize("windows", ["max", "mean"])
 def test_a_long_text_is_its_windows(windows: str) -> None:
-    model = build(input="tokens", pooling="mean", windows=windows, max_length=6, window_overlap=2)
+    model = build(input="tokens", pooling="mean", windows=windows, window_length=6, window_overlap=2)
     long, short = np.arange(3, 17), np.arange(5, 9)
     found = predict_logits(model, Features(tokens=[short, long, short]))
     parts = [long[start : start + 6] for start in (0, 4, 8)]
@@ -232,7 +232,7 @@ def flags_of(tmp_path: Path, backbone: str, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("reads", ["tokens", "hybrid"])
 def test_a_run_and_its_classifier(tmp_path: Path, tiny_backbone: str, reads: str) -> None:
-    settings = f"--input {reads} --pooling attention --attention bidirectional --max_length 4 --window_overlap 1"
+    settings = f"--input {reads} --pooling attention --attention bidirectional --window_length 4 --window_overlap 1"
     flags = flags_of(tmp_path, tiny_backbone, *settings.split(), "--balance", "duplicate", "--balance_target", "30")
     assert main([*flags, "--bf16", "true", "--num_hidden_layers", "1"]) == 0
     run = RunFolder(tmp_path / "run")
@@ -282,7 +282,7 @@ REFUSED = {
     "--head mlp": "head: mlp has no backbone to read words",
     "--loader unsloth --quantization nf4 --one_token false": "loader: unsloth is called as the reference calls it",
     "--balance ismote": "balance: ismote makes rows between embeddings",
-    "--max_length 8 --window_overlap 8": "accepted: 0 to 7",
+    "--window_length 8 --window_overlap 8": "accepted: 0 to 7",
     "--input embedding --pooling mean": "pooling and attention are of words",
     "--input embedding --attention bidirectional": "pooling and attention are of words",
 }
@@ -310,7 +310,7 @@ def test_a_backbone_without_a_tokenizer_is_refused(
 
 
 def test_texts_in_any_script_and_length_are_read(tmp_path: Path, tiny_backbone: str) -> None:
-    model = build(input="tokens", pooling="mean", max_length=8, window_overlap=2)
+    model = build(input="tokens", pooling="mean", window_length=8, window_overlap=2)
     model.tokenizer = tiny_tokenizer()
     classifier = EmotionClassifier.from_model(model, batch_size=3)
     texts = ["", "sunny " * 500, "😀", "dark cellar", "お誕生日", "\ud83d half"]

@@ -31,7 +31,7 @@ def data(rows: int, reads: str) -> FeatureDataset:
     embeddings, labels = generator.normal(size=(rows, EMBED_DIM)), generator.random((rows, 3)) < 0.4
     tokens = [generator.integers(32, size=size) for size in generator.integers(1, 9, size=rows)]
     features = Features(embeddings if reads != "tokens" else None, tokens if reads != "embedding" else None)
-    return FeatureDataset(features, labels, max_length=6)
+    return FeatureDataset(features, labels, window_length=6)
 
 
 def train(
@@ -142,18 +142,8 @@ def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path: Path, tiny_backb
     for run in runs:
         flags = [
             *tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, run.path),
-            *[
-                "--input",
-                "tokens",
-                "--pooling",
-                "mean",
-                "--lora_dropout",
-                "0.2",
-                "--checkpoint_minutes",
-                "1e-9",
-                "--save_total_limit",
-                "99",
-            ],
+            *("--input", "tokens", "--pooling", "mean", "--balance", "none", "--lora_dropout", "0.2"),
+            *("--checkpoint_minutes", "1e-9", "--save_total_limit", "99"),
         ]
         assert main(flags) == 0
     # A checkpoint after every step; what came after the third of six steps of the second epoch is lost.

@@ -91,7 +91,7 @@ def _build_config(recipe: Recipe, data: Prepared) -> EmotionConfig:
         input=recipe.input,
         pooling=recipe.pooling,
         attention=recipe.attention,
-        max_length=recipe.max_length,
+        window_length=recipe.window_length,
         window_overlap=recipe.window_overlap,
         windows=recipe.windows,
         encoder=recipe.encoder if data.reads_embedding else "",
@@ -189,9 +189,9 @@ def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepare
             "classifier": recipe.learning_rate_classifier,
             "lora": recipe.learning_rate_lora,
         },
-        train_dataset=FeatureDataset(data.training_features(), rows.labels, recipe.max_length),
+        train_dataset=FeatureDataset(data.training_features(), rows.labels, recipe.window_length),
         eval_dataset=FeatureDataset(
-            validation.take(by_length), data.corpus["validation"].labels[by_length], recipe.max_length
+            validation.take(by_length), data.corpus["validation"].labels[by_length], recipe.window_length
         ),
         compute_metrics=build_compute_metrics(),
         callbacks=callbacks,

@@ -78,7 +78,7 @@ def read_setting(recipe: Recipe) -> Setting:
         input=recipe.input,
         pooling=recipe.pooling,
         attention=recipe.attention,
-        max_length=recipe.max_length,
+        window_length=recipe.window_length,
         emotion_labels=build_taxonomy(recipe.labels).labels,
         prefix=recipe.prefix,
         head=recipe.head,
@@ -131,7 +131,7 @@ def savings(recipe: Recipe) -> dict[str, Setting]:
         if recipe.input == "embedding":
             changes.append({"one_token": not recipe.one_token})
         else:
-            changes.append({"max_length": recipe.max_length // 2, "window_overlap": recipe.window_overlap // 2})
+            changes.append({"window_length": recipe.window_length // 2, "window_overlap": recipe.window_overlap // 2})
         changes.append({"quantization": "none" if recipe.quantization != "none" else "nf4"})
     found = {"the recipe as it stands": read_setting(recipe)}
     for change in changes:
@@ -192,7 +192,7 @@ def _parts_table(recipe: Recipe, plan: Plan) -> list[str]:
 
 
 def _what_is_read(recipe: Recipe) -> str:
-    words = f"Every text is taken to be max_length {recipe.max_length} tokens long."
+    words = f"Every text is taken to be window_length {recipe.window_length} tokens long."
     encoder = "The sentence encoder stays on the CPU."
     return {"embedding": encoder, "tokens": words}.get(recipe.input, f"{words} {encoder}")
 

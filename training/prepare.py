@@ -112,7 +112,7 @@ def prepare(recipe: Recipe, null_test: str | None = None) -> Prepared:
     tokenizer, tokens = None, None
     if recipe.input != "embedding":
         tokenizer, tokens = _read_words(recipe, corpus, null_test)
-        report["truncation"] = _truncation(tokens, recipe.max_length)
+        report["truncation"] = _truncation(tokens, recipe.window_length)
     return Prepared(
         corpus, embeddings, rows, report, audit.copies, version, tokenizer, tokens, recipe.input != "tokens"
     )
@@ -137,11 +137,11 @@ def _read_words(recipe: Recipe, corpus: Corpus, null_test: str | None) -> tuple[
     return tokenizer, tokens
 
 
-def _truncation(tokens: dict[str, list[np.ndarray]], max_length: int) -> dict[str, dict[str, int]]:
-    """How much of each split is longer than ``max_length`` tokens: cut off in training, read in windows when scored."""
+def _truncation(tokens: dict[str, list[np.ndarray]], window_length: int) -> dict[str, dict[str, int]]:
+    """How much of each split is longer than ``window_length`` tokens: cut off in training, read in windows when scored."""
     found = {}
     for split, rows in tokens.items():
-        beyond = np.maximum(np.array([len(row) for row in rows]) - max_length, 0)
+        beyond = np.maximum(np.array([len(row) for row in rows]) - window_length, 0)
         found[split] = {
             "texts": len(rows),
             "tokens": int(sum(map(len, rows))),
@@ -152,7 +152,7 @@ def _truncation(tokens: dict[str, list[np.ndarray]], max_length: int) -> dict[st
             "%s: %s tokens in %s texts; %s of them have more than %d tokens, %s tokens beyond that",
             split,
             *(f"{found[split][name]:,}" for name in ("tokens", "texts", "texts_longer")),
-            max_length,
+            window_length,
             f"{found[split]['tokens_beyond']:,}",
         )
     return found

@@ -103,7 +103,7 @@ class Recipe:
         POOLINGS,
     )
     attention: str = _setting("causal", "whether a word sees all others or those before it", ATTENTIONS)
-    max_length: int = _setting(128, "tokens of a text that are read at once; training cuts the rest off")
+    window_length: int = _setting(128, "tokens of a text that are read at once; training cuts the rest off")
     window_overlap: int = _setting(32, "tokens that neighbouring windows of a longer text share, when classifying")
     windows: str = _setting("max", "logits of a text in several windows: their max or mean", WINDOWS)
     prefix: str = _setting(
@@ -165,7 +165,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "neutral_keep": (0, None),
     "mlp_hidden_size": (2, None),
     "num_hidden_layers": (0, None),
-    "max_length": (1, None),
+    "window_length": (1, None),
     "window_overlap": (0, None),
     "token_norm": (0, None),
     "embedding_noise": (0, None),
@@ -354,10 +354,10 @@ def _check_input(recipe: Recipe) -> None:
         )
     if not words and (recipe.pooling, recipe.attention) != ("last", "causal"):
         raise RecipeError("pooling and attention are of words. Remedy: input tokens or hybrid, or leave them out")
-    if recipe.window_overlap >= recipe.max_length:
+    if recipe.window_overlap >= recipe.window_length:
         raise RecipeError(
-            f"window_overlap: {recipe.window_overlap} leaves nothing new to a window of max_length {recipe.max_length}; "
-            f"accepted: 0 to {recipe.max_length - 1}"
+            f"window_overlap: {recipe.window_overlap} leaves nothing new to a window of window_length {recipe.window_length}; "
+            f"accepted: 0 to {recipe.window_length - 1}"
         )
 
 

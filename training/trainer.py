@@ -30,11 +30,11 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
     Args:
         features: of the texts.
         labels: multi-hot [N, L].
-        max_length: tokens beyond so many are cut off.
+        window_length: tokens beyond so many are cut off.
     """
 
-    def __init__(self, features: Features, labels: np.ndarray, max_length: int) -> None:
-        self.tokens = None if features.tokens is None else [row[:max_length] for row in features.tokens]
+    def __init__(self, features: Features, labels: np.ndarray, window_length: int) -> None:
+        self.tokens = None if features.tokens is None else [row[:window_length] for row in features.tokens]
         self.embeddings = None
         if features.embeddings is not None:
             self.embeddings = torch.from_numpy(np.ascontiguousarray(features.embeddings, dtype=np.float32))

@@ -167,7 +167,7 @@ def measure(case: Case) -> dict[str, int]:
             alpha=[0.5] * 28,
             gamma=2.0,
             learning_rates={"projection": 1e-4, "classifier": 1e-4, "lora": 1e-4},
-            train_dataset=FeatureDataset(Features(embeddings), targets, max_length=1),
+            train_dataset=FeatureDataset(Features(embeddings), targets, window_length=1),
         )
         loaded = forget_peak()
         trainer.train()
