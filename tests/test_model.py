@@ -131,8 +131,6 @@ def test_mistral_small_reads_words_on_the_meta_device() -> None:
     assert model.backbone.embed_tokens.weight.shape == (131_072, 5_120) and not hasattr(model, "projection")
     with torch.device("meta"):
         peft_model = attach_lora(model, recipe.lora_rank, recipe.lora_alpha, 0.0)
-        ids = torch.zeros(2, recipe.window_length, dtype=torch.long)
-        assert model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape == (2, 28)
     wide, narrow, inner = 5120 + 4096, 5120 + 1024, 5120 + 32768
     assert count_parameters(peft_model).trainable == 40 * 16 * (2 * (wide + narrow) + 3 * inner) + 5120 * 28 + 28
 
