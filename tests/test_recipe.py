@@ -18,7 +18,7 @@ def test_every_recipe_that_ships_is_valid() -> None:
         _, options = parse_recipe(["--recipe", name])
         assert options.output_dir == f"runs/{name}"
     reference, _ = parse_recipe(["--recipe", "mistral_24b"])
-    assert (reference.batch_size * reference.gradient_accumulation_steps, reference.epochs) == (32, 15)
+    assert (reference.batch_size, reference.gradient_accumulation_steps, reference.epochs) == (32, 0, 15)
     assert reference.quantization == "nf4" and reference.learning_rate_lora == 1e-4 and reference.alpha == "r2"
 
 
@@ -54,6 +54,21 @@ def test_mistakes_are_named(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(RecipeError, match=BAD[content]):
         parse_recipe(["--recipe", str(path)])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--quantization nf4",
+        "--quantization 8bit",
+        "--head mlp",
+        "--loader unsloth --quantization nf4 --one_token false",
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(flags: str) -> None:
+    parse_recipe(flags.split())
+    with pytest.raises(RecipeError, match=r"torch_compile: .* Remedy: torch_compile false, or head backbone"):
+        parse_recipe([*flags.split(), "--torch_compile", "true"])
 
 
 def test_unknown_recipe_and_flag() -> None:
