@@ -309,6 +309,10 @@ def check_recipe(recipe: Recipe) -> None:
             "loader: unsloth loads a whole backbone in nf4. Remedy: quantization nf4, head backbone and one_token false, "
             "or loader transformers"
         )
+    if recipe.head == "mlp" and recipe.quantization != "none":
+        raise RecipeError(
+            "quantization: head mlp has no backbone to quantise. Remedy: quantization none, or head backbone"
+        )
     if recipe.torch_compile and (recipe.loader, recipe.quantization, recipe.head) != (
         "transformers",
         "none",
