@@ -159,6 +159,24 @@ def hold_bfloat16(backbone: nn.Module) -> None:
             module.to(torch.bfloat16)
 
 
+def compile_layers(backbone: nn.Module) -> None:
+    """Compile each layer of a backbone, in place, for batches of any size; names of weights stay as they are.
+
+    The layers are alike, so that one compilation serves them all; the whole model would be unrolled into one graph.
+
+    Raises:
+        OSError: no C++ compiler is there.
+    """
+    from torch._inductor import cpp_builder, exc  # imports a quarter of torch, for this alone
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        raise OSError("torch.compile finds no C++ compiler. Remedy: g++, or CXX=/path/to/one") from error
+    for layer in cast(nn.ModuleList, backbone.layers):
+        layer.compile(dynamic=True)
+
+
 @torch.no_grad()
 def restore_float32(model: EmotionModel) -> None:
     """Give a backbone that was trained on in bfloat16 its float32 weights back, in place.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import MistralModel
 
@@ -19,7 +20,7 @@ from modeling.memory import GIB, GPUS, RESERVE, Setting, optimizer_bytes, plan_m
 from modeling.meter import constants_nf4
 from tests.benchmarks.memory import run
 from tests.conftest import EMBED_DIM, LABELS, tiny_config
-from training.plan import read_setting, savings
+from training.plan import fit_batch, read_setting, savings
 from training.recipe import RecipeError, parse_recipe
 from training.run import main
 
@@ -149,7 +150,7 @@ def test_mistral_small_fits(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe, _ = parse_recipe(["--recipe", "mistral_24b", "--batch_size", "32", "--gradient_accumulation_steps", "1"])
+    recipe, _ = parse_recipe(["--recipe", "mistral_24b", "--gradient_accumulation_steps", "1"])
     plan = plan_memory(read_setting(recipe))
     matrices = [5120 * 1024, 4096 * 5120, 5120 * 32768, 5120 * 32768, 32768 * 5120]
     assert plan.parameters["quantised matrices"] == 40 * sum(matrices) == 21_181_235_200
@@ -202,6 +203,46 @@ def test_what_cannot_be_planned_says_why(capsys: pytest.CaptureFixture[str]) -> 
         read_setting(recipe)
     with pytest.raises(RecipeError, match="five things to do"):
         parse_recipe(["--plan", "--null_test"])
+
+
+def test_a_step_is_cut_into_as_few_micro_batches_as_fit(
+    tiny_backbone: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ["--model_name", tiny_backbone, "--labels", *LABELS, "--batch_size", "24"]
+    recipe, _ = parse_recipe([*flags, "--gradient_accumulation_steps", "0"])
+
+    def needs(rows: int, steps: int) -> int:
+        cut = dataclasses.replace(recipe, batch_size=rows, gradient_accumulation_steps=steps)
+        return plan_memory(dataclasses.replace(read_setting(cut), device="cpu")).training_peak + RESERVE
+
+    def chosen(free: int) -> tuple[int, int]:
+        monkeypatch.setattr("training.plan.free_memory", lambda state: free)
+        fitted = fit_batch(recipe, PartialState(cpu=True))
+        return fitted.batch_size, fitted.gradient_accumulation_steps
+
+    caplog.set_level("INFO", "training")
+    monkeypatch.setattr(
+        "modeling.memory.evaluation_rows", lambda reads_words: 1
+    )  # the peak is in scoring where a step is so small
+    assert chosen(needs(24, 1)) == (24, 1)
+    assert chosen(needs(24, 1) - 1) == (12, 2)
+    assert "a step of 12 x 2 rows: of 0.50 GiB free, 24 x 1 needs 0.50; 12 x 2 needs 0.50" in caplog.text
+    assert chosen(needs(8, 3)) == (8, 3)
+    with pytest.raises(RecipeError, match=r"batch_size: a row at a time needs .* Remedy: gradient_checkpointing true"):
+        chosen(RESERVE)
+    whole = dataclasses.replace(recipe, gradient_accumulation_steps=5)
+    assert fit_batch(whole, PartialState(cpu=True)) is whole
+    unknown = dataclasses.replace(recipe, optim="galore_adamw")
+    with pytest.raises(RecipeError, match=r"not known to the memory plan.* or give gradient_accumulation_steps"):
+        fit_batch(unknown, PartialState(cpu=True))
+
+
+def test_the_plan_shows_what_is_tried_first(capsys: pytest.CaptureFixture[str], tiny_backbone: str) -> None:
+    assert (
+        main(["--plan", "--model_name", tiny_backbone, "--batch_size", "24", "--gradient_accumulation_steps", "0"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "a step of 24 rows x 1" in printed and "--batch_size 6 --gradient_accumulation_steps 4" in printed
 
 
 def test_the_bundled_shapes_are_those_of_the_file() -> None:

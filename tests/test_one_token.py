@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch._inductor.config
 from peft import PeftModel
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from modeling.adapters import IDLE, LoraLinear, attach_lora
-from modeling.backbones import restore_float32
+from modeling.backbones import compile_layers, restore_float32
 from modeling.infer import (
     BUNDLED_BACKBONE,
     EmotionConfig,
@@ -17,7 +20,8 @@ from modeling.infer import (
     OneTokenMistral,
     load_backbone,
 )
-from tests.conftest import EMBED_DIM, LABELS
+from tests.conftest import EMBED_DIM, LABELS, tiny_flags, write_corpus
+from training.run import main
 
 
 def model_with_lora(
@@ -87,6 +91,28 @@ def test_bfloat16_matrices_train_as_autocast_does(tiny_backbone: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     for name in theirs:  # the sum of two gradients is rounded before or after it is made
         assert torch.cosine_similarity(ours[name].flatten(), theirs[name].flatten(), dim=0) > 0.9999
+
+
+def test_compiled_layers_train_alike_under_the_same_names(tiny_backbone: str) -> None:
+    plain, compiled = (model_with_lora(tiny_backbone, one_token=True) for _ in range(2))
+    torch._dynamo.utils.counters.clear()
+    compile_layers(compiled.get_base_model().backbone)
+    (expected, theirs), (found, ours) = gradients(plain), gradients(compiled)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert set(ours) == set(theirs) and len(ours) > 20
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+def test_compiling_without_a_compiler_says_so(
+    tmp_path: Path, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    flags = tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, tmp_path / "run")
+    assert main([*flags, "--torch_compile", "true"]) == 2
+    assert "torch_compile: torch.compile finds no C++ compiler. Remedy: g++" in capsys.readouterr().err
 
 
 def test_float32_comes_back_for_scoring(tiny_backbone: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def test_every_recipe_that_ships_is_valid() -> None:
         _, options = parse_recipe(["--recipe", name])
         assert options.output_dir == f"runs/{name}"
     reference, _ = parse_recipe(["--recipe", "mistral_24b"])
-    assert (reference.batch_size * reference.gradient_accumulation_steps, reference.epochs) == (32, 15)
+    assert (reference.batch_size, reference.gradient_accumulation_steps, reference.epochs) == (32, 0, 15)
     assert reference.quantization == "nf4" and reference.learning_rate_lora == 1e-4 and reference.alpha == "r2"
 
 
@@ -55,6 +56,48 @@ def test_mistakes_are_named(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(RecipeError, match=BAD[content]):
         parse_recipe(["--recipe", str(path)])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--quantization nf4",
+        "--quantization 8bit",
+        "--head mlp",
+        "--loader unsloth --quantization nf4 --one_token false",
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(flags: str) -> None:
+    parse_recipe(flags.split())
+    with pytest.raises(RecipeError, match=r"torch_compile: .* Remedy: torch_compile false, or head backbone"):
+        parse_recipe([*flags.split(), "--torch_compile", "true"])
+
+
+def test_every_way_to_load_is_supported_or_names_the_remedy() -> None:
+    ways = itertools.product(
+        ("transformers", "unsloth"), ("none", "nf4", "8bit"), ("backbone", "mlp"), ("none", "bos"), ("true", "false")
+    )
+    supported, refused = set(), 0
+    for loader, quantization, head, prefix, one_token in ways:
+        flags = (
+            f"--loader {loader} --quantization {quantization} --head {head} --prefix {prefix} --one_token {one_token}"
+        )
+        try:
+            parse_recipe(flags.split())
+            supported.add((loader, quantization, head, prefix == "none" and one_token == "true"))
+        except RecipeError as error:
+            refused += 1
+            assert "Remedy: " in str(error), flags
+    assert supported == {
+        *(
+            ("transformers", quantization, "backbone", one)
+            for quantization in ("none", "nf4", "8bit")
+            for one in (True, False)
+        ),
+        *(("transformers", "none", "mlp", one) for one in (True, False)),
+        ("unsloth", "nf4", "backbone", False),
+    }
+    assert refused == 48 - (12 + 4 + 3)
 
 
 def test_unknown_recipe_and_flag() -> None:

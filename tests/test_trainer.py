@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,10 @@ from transformers import MistralModel, TrainerControl, TrainerState, TrainingArg
 
 from modeling.adapters import attach_lora, learning_rate_groups
 from modeling.infer import INPUTS, EmotionConfig, EmotionModel, Features
+from modeling.memory import RESERVE, plan_memory
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config, tiny_flags, write_corpus
+from training.plan import read_setting
+from training.recipe import parse_recipe
 from training.run import main
 from training.run_folder import RunFolder
 from training.trainer import CheckpointByTime, FeatureDataset, FocalTrainer, LengthGroupedSampler
@@ -73,6 +79,38 @@ def test_one_batch_equals_accumulated_batches(tmp_path: Path, rows: int, reads: 
     np.testing.assert_allclose(cut_losses, losses, rtol=1e-5)
     for name in weights:
         torch.testing.assert_close(cut_weights[name], weights[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_small_memory_changes_the_cut_and_not_the_run(
+    tmp_path: Path, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, whole, cut = write_corpus(tmp_path / "corpus", rows=72), tmp_path / "whole", tmp_path / "cut"
+    shared = ["--batch_size", "32", "--head_dropout", "0", "--embedding_noise", "0"]
+    assert main([*tiny_flags(corpus, tiny_backbone, whole), *shared, "--gradient_accumulation_steps", "1"]) == 0
+    flags = [*tiny_flags(corpus, tiny_backbone, cut), *shared, "--gradient_accumulation_steps", "0"]
+    monkeypatch.setattr(
+        "modeling.memory.evaluation_rows", lambda reads_words: 1
+    )  # the peak is in scoring where a step is so small
+    recipe, _ = parse_recipe([*flags, "--batch_size", "4", "--gradient_accumulation_steps", "8"])
+    limit = plan_memory(dataclasses.replace(read_setting(recipe), device="cpu")).training_peak + RESERVE
+    monkeypatch.setattr("training.plan.free_memory", lambda state: limit)
+    assert main(flags) == 0
+    assert "a step of 4 x 8 rows" in (cut / "train.log").read_text()
+    first, second = (state_of(run)["log_history"] for run in (whole, cut))
+    assert len(first) == len(second) and state_of(cut)["global_step"] == 9
+    for one, other in zip(first, second, strict=True):
+        assert one["step"] == other["step"]
+        assert other.get("loss", 0) == pytest.approx(one.get("loss", 0), rel=1e-4)
+    first, second = weights_of(whole), weights_of(cut)
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=1e-5)
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    """What Trainer wrote down at the end of the last epoch."""
+    checkpoint = RunFolder(run).last_checkpoint()
+    assert checkpoint is not None
+    return dict(json.loads((checkpoint / "trainer_state.json").read_text()))
 
 
 def test_each_part_has_its_learning_rate() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
 from modeling.adapters import attach_lora, count_parameters
-from modeling.backbones import load_frozen_backbone, load_unsloth_backbone, read_backbone_config
+from modeling.backbones import compile_layers, load_frozen_backbone, load_unsloth_backbone, read_backbone_config
 from modeling.focal import alpha_per_label
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel
 from modeling.memory import evaluation_rows
@@ -49,6 +49,8 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     if recipe.token_norm and config.reads_embedding:
         standardise_projection(model.projection, data.rows.embeddings, recipe.token_norm, recipe.seed)
     trained = _attach_lora(model, recipe) if backbone is not None else model
+    if recipe.torch_compile:
+        _compile(model)
     logger.info("%s", count_parameters(trained))
     return trained
 
@@ -136,6 +138,13 @@ def _attach_lora(model: EmotionModel, recipe: Recipe) -> PeftModel:
         # The re-entrant kind trains nothing where the backbone's input needs no gradient.
         cast(Any, model.backbone).gradient_checkpointing_enable({"use_reentrant": False})
     return peft_model
+
+
+def _compile(model: EmotionModel) -> None:
+    try:
+        compile_layers(model.backbone)
+    except OSError as error:
+        raise RecipeError(f"torch_compile: {error}, or torch_compile false") from None
 
 
 def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepared, run: RunFolder) -> FocalTrainer:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from modeling.backbones import MISTRAL_SMALL_3_1, SMOLLM2_135M, read_backbone_config
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig
@@ -26,6 +30,8 @@ from modeling.memory import (
 from training.build import holds_bfloat16, use_layers
 from training.recipe import Recipe, RecipeError, override
 from training.taxonomy import build_taxonomy
+
+logger = logging.getLogger(__name__)
 
 MIB = 2**20
 
@@ -118,6 +124,44 @@ def _read_shapes(recipe: Recipe) -> dict[str, Any]:
     return read.to_diff_dict() | {"model_type": read.model_type, "hidden_size": read.hidden_size}
 
 
+def fit_batch(recipe: Recipe, state: PartialState) -> Recipe:
+    """The recipe with its accumulation chosen, where it is 0: as few equal micro-batches as fit the free memory.
+
+    A step keeps its ``batch_size`` rows a process, and what it learns does not depend on how they are cut.
+
+    Raises:
+        RecipeError: not even single rows fit, or the plan does not know the recipe's optimizer.
+    """
+    if recipe.gradient_accumulation_steps:
+        return recipe
+    # The least of all processes: they must cut their steps alike.
+    free, rows = min(gather_object([free_memory(state)])), recipe.batch_size
+    needed: dict[int, int] = {}
+    for steps in (number for number in range(1, rows + 1) if rows % number == 0):
+        cut = dataclasses.replace(recipe, batch_size=rows // steps, gradient_accumulation_steps=steps)
+        try:
+            plan = plan_memory(dataclasses.replace(read_setting(cut), device=state.device.type))
+        except ValueError as error:
+            raise RecipeError(f"{error}; or give gradient_accumulation_steps a number") from None
+        needed[steps] = plan.training_peak + RESERVE
+        if needed[steps] <= free:
+            tried = "; ".join(f"{rows // n} x {n} needs {size / GIB:.2f}" for n, size in needed.items())
+            logger.info("a step of %d x %d rows: of %.2f GiB free, %s", cut.batch_size, steps, free / GIB, tried)
+            return cut
+    raise RecipeError(
+        f"batch_size: a row at a time needs {needed[rows] / GIB:.2f} GiB, {free / GIB:.2f} are free. Remedy: "
+        "gradient_checkpointing true, quantization nf4, a smaller backbone, or gradient_accumulation_steps "
+        f"{rows} and batch_size 1 to try all the same"
+    )
+
+
+def free_memory(state: PartialState) -> int:
+    """Bytes that this process may fill: of its GPU, or its share of the machine's available memory."""
+    if state.device.type == "cuda":
+        return torch.cuda.mem_get_info(state.device)[0]
+    return psutil.virtual_memory().available // state.num_processes
+
+
 def savings(recipe: Recipe) -> dict[str, Setting]:
     """The recipe's setting with one switch turned at a time, and the reference's; by the flags that turn it."""
     rows = recipe.batch_size * recipe.gradient_accumulation_steps
@@ -151,6 +195,8 @@ def describe_plan(recipe: Recipe) -> str:
     Raises:
         RecipeError: the shapes of the backbone cannot be read, or the optimizer's states are not known.
     """
+    # What :func:`fit_batch` tries first.
+    recipe = dataclasses.replace(recipe, gradient_accumulation_steps=recipe.gradient_accumulation_steps or 1)
     try:
         plans = {name: plan_memory(setting) for name, setting in savings(recipe).items()}
     except ValueError as error:

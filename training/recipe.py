@@ -128,8 +128,10 @@ class Recipe:
     alpha: str = _setting("r2", "r2, r2-card, uniform, inverse-frequency, or a JSON mapping label: value")
     # Optimisation
     epochs: int = _setting(15, "epochs")
-    batch_size: int = _setting(8, "rows per micro-batch and process")
-    gradient_accumulation_steps: int = _setting(4, "micro-batches per optimizer step")
+    batch_size: int = _setting(32, "rows per micro-batch and process")
+    gradient_accumulation_steps: int = _setting(
+        0, "micro-batches per optimizer step; 0 cuts batch_size into as few as fit the memory, by the plan"
+    )
     learning_rate_projection: float = _setting(1e-4, "learning rate of the projection")
     learning_rate_classifier: float = _setting(1e-4, "learning rate of the classifier")
     learning_rate_lora: float = _setting(1e-4, "learning rate of LoRA")
@@ -144,6 +146,7 @@ class Recipe:
         False, "bfloat16 autocast while training; final scores are always in the model's own precision"
     )
     gradient_checkpointing: bool = _setting(False, "recompute activations; costs time for one-token input")
+    torch_compile: bool = _setting(False, "compile the backbone's layers: a minute first, then faster large batches")
     metric_for_best_model: str = _setting(
         "macro_f1",
         "validation metric of the best checkpoint: macro_f1 (at 0.5) or macro_f1_tuned",
@@ -176,7 +179,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "gamma": (0, None),
     "epochs": (1, None),
     "batch_size": (1, None),
-    "gradient_accumulation_steps": (1, None),
+    "gradient_accumulation_steps": (0, None),
     "learning_rate_projection": (0, None),
     "learning_rate_classifier": (0, None),
     "learning_rate_lora": (0, None),
@@ -327,6 +330,19 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError(
             "loader: unsloth loads a whole backbone in nf4. Remedy: quantization nf4, head backbone and one_token false, "
             "or loader transformers"
+        )
+    if recipe.head == "mlp" and recipe.quantization != "none":
+        raise RecipeError(
+            "quantization: head mlp has no backbone to quantise. Remedy: quantization none, or head backbone"
+        )
+    if recipe.torch_compile and (recipe.loader, recipe.quantization, recipe.head) != (
+        "transformers",
+        "none",
+        "backbone",
+    ):
+        raise RecipeError(
+            "torch_compile: what is compiled is a backbone in full precision, loaded by transformers. Remedy: "
+            "torch_compile false, or head backbone, quantization none and loader transformers"
         )
     if recipe.encoder not in ENCODERS and not recipe.encoder.startswith("sentence-transformers/"):
         accepted = f"{', '.join(ENCODERS)} or sentence-transformers/<model>"

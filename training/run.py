@@ -23,7 +23,7 @@ from training.compare import compare, compare_runs
 from training.emissions import start_tracking, stop_tracking
 from training.evaluation import evaluate
 from training.null_test import run_null_tests
-from training.plan import describe_plan
+from training.plan import describe_plan, fit_batch
 from training.plots import plot_label_frequencies
 from training.prepare import Prepared, forget_rows, load_rows, prepare
 from training.recipe import Recipe, RecipeError, RunOptions, parse_recipe
@@ -75,7 +75,8 @@ def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> 
             run.refuse_other_rows(load_rows(recipe).fingerprints())
         data = prepare(recipe, null_test)
     started = time.perf_counter()
-    trainer = build_trainer(build_model(recipe, data, state), recipe, data, run)
+    fitted = fit_batch(recipe, state)
+    trainer = build_trainer(build_model(recipe, data, state), fitted, data, run)
     if state.is_main_process:  # only now: neither bad data nor a bad setting must cost the run that is there
         run.clear(checkpoints=options.overwrite)
         describe_run(run, recipe, data, state)
