@@ -274,7 +274,9 @@ def pull(
 @app.command()
 def demo(
     package: Package,
-    port: Annotated[int | None, typer.Option(help="Port; by default the first free one from 7860.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port; by default the first free one from 7860.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     share: Annotated[bool, typer.Option("--share", help="Also make a public address through Gradio's tunnel.")] = False,
 ) -> None:
