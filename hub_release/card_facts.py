@@ -25,7 +25,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True)
 class Source:
-    """A part that the model stands on: backbone, encoder or dataset.
+    """A part that the model stands on: backbone, encoder, dataset, set of labels or method.
 
     Attributes:
         name: what to call it; empty where it is a folder or files of the publisher's own.
@@ -36,6 +36,7 @@ class Source:
         config: configuration of a Hub dataset.
         test_rows: rows of a dataset's test split as it is published, where that is known.
         about: what a reader of the scores should know of it.
+        precision: of the weights of a backbone, where it is not that of its Hub id.
         tags: what the Hub should list the model under.
     """
 
@@ -47,6 +48,7 @@ class Source:
     config: str | None = None
     test_rows: int | None = None
     about: str = ""
+    precision: str = ""
     tags: Sequence[str] = ()
 
 
@@ -70,6 +72,7 @@ class Facts:
     backbone: Source
     encoder: Source
     dataset: Source
+    label_set: Source
     files: frozenset[str]
 
     @property
@@ -135,6 +138,7 @@ def read_facts(package: Path) -> Facts:
         backbone=_find_source("backbones", config["model_name"], local["backbone"]),
         encoder=_find_encoder(config["encoder"], local["encoder"]),
         dataset=replace(dataset, config=dataset.config or recipe["dataset_config"]),
+        label_set=_find_source("label_sets", " ".join(recipe["labels"]), False),
         files=frozenset(path.name for path in package.iterdir()),
     )
     _refuse_contradictions(facts)

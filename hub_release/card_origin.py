@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hub_release.card_facts import Facts, Source, read_sources
-from hub_release.card_text import duration, find_plots, plain
+from hub_release.card_text import duration, find_plots, plain, unreliable_share
 
 _NO_SETTINGS = {
     "dataset",
@@ -31,6 +31,8 @@ _NO_SETTINGS = {
 }
 """Fields of a recipe that the card names elsewhere, that do not bear on the result, or that name local files."""
 
+_BEST = {"macro_f1": "macro F1 at 0.5", "macro_f1_tuned": "macro F1 with tuned thresholds"}
+
 
 def collect_origin(facts: Facts) -> dict[str, Any]:
     """Architecture, data, audit, training, limitations, licence and citations."""
@@ -48,7 +50,8 @@ def _architecture(facts: Facts) -> dict[str, Any]:
     first, second = facts.head_shapes["projection.0.weight"], facts.head_shapes["projection.2.weight"]
     labels, hidden = facts.head_shapes["classifier.weight"]
     layers = sum("lora_A" in key for key in facts.adapter_shapes)
-    precision = {"none": "full precision"}.get(config["quantization"], config["quantization"])
+    quantization = "" if config["quantization"] == "none" else config["quantization"]
+    precision = ", ".join(filter(None, (facts.backbone.precision, quantization))) or "not quantised"
     shape = (
         f"{backbone.model_type}, {backbone.num_hidden_layers} layers, width {backbone.hidden_size:,}, "
         f"{backbone.num_attention_heads} heads ({backbone.num_key_value_heads} for keys and values)"
@@ -124,7 +127,8 @@ def _data_origin(facts: Facts) -> str:
     origin = ", ".join(part for part in (name, config, f"revision `{revision}`" if revision else "") if part)
     if source.hub_id and not facts.published_test:
         origin += "; but the test rows are not its test split as it is published"
-    return f"The rows are {origin}."
+    labels = f" The labels are those of {facts.label_set.name}." if facts.label_set.name else ""
+    return f"The rows are {origin}.{labels}"
 
 
 def _findings(audit: Mapping[str, Any]) -> list[str]:
@@ -177,11 +181,12 @@ def _training(facts: Facts) -> dict[str, Any]:
         f"{emissions['location']}, as {emissions['source']} estimates them."
         if emissions
         else "",
-        "best_metric": recipe["metric_for_best_model"],
+        "best_metric": _BEST[recipe["metric_for_best_model"]],
         "versions": ", ".join(
             f"{name} {version}"
             for name, version in {"python": environment["python"], **environment["packages"]}.items()
-        ),
+        )
+        + (f"; commit `{environment['git_commit']}` of the code that trained" if environment["git_commit"] else ""),
         "setting_rows": [(f"`{key}`", _setting(value)) for key, value in settings.items()],
     }
 
@@ -201,23 +206,29 @@ def _rights(facts: Facts) -> dict[str, Any]:
             "The licence of the trained weights is not stated here: it depends on the backbone and on the rows, of "
             "which this package knows no licence."
         )
-    methods = ["lora"]
-    if facts.recipe["gamma"]:
-        methods.append("focal")
-    if facts.recipe["balance"].startswith("ismote"):
-        methods.append("ismote")
-    keys = [source.citation for source in parts.values() if source.citation] + methods
-    unknown = [_name(source) for source in parts.values() if source.hub_id and not source.citation]
     return {
         "limitations": _limitations(facts),
-        "licence": " ".join(["The code (`infer.py`) is Apache-2.0.", weights, *stated]),
-        "citation_note": " ".join(
-            ["What this model stands on:", *(f"{name}, as its page asks;" for name in unknown), "and the works below."]
-            if unknown
-            else ["What this model stands on:"]
-        ),
-        "citations": "\n\n".join(read_sources()["citations"][key] for key in keys),
+        "licence": " ".join(["The code (`infer.py`, `handler.py`) is Apache-2.0.", weights, *stated]),
+        **_citations(facts),
     }
+
+
+def _citations(facts: Facts) -> dict[str, str]:
+    """What the model stands on, part by part, and the entries of those parts whose works are known."""
+    sources = read_sources()
+    parts = [("backbone", facts.backbone), ("encoder", facts.encoder), ("rows", facts.dataset)]
+    if facts.label_set.citation != facts.dataset.citation:
+        parts.append(("labels", facts.label_set))
+    used = {"lora": True, "focal": facts.recipe["gamma"], "ismote": facts.recipe["balance"].startswith("ismote")}
+    parts += [("method", Source(**sources["methods"][name])) for name, is_used in used.items() if is_used]
+    entries, named = {}, []
+    for part, source in parts:
+        if source.citation:
+            entries[source.citation] = entry = sources["citations"][source.citation]
+            named.append(f"{plain(source.name)} ({part}): `{entry.split('{')[1].split(',')[0]}`")
+        elif source.hub_id:
+            named.append(f"{_name(source)} ({part}): as its page asks")
+    return {"citation_note": "; ".join(named), "citations": "\n\n".join(entries.values())}
 
 
 def weights_license(facts: Facts) -> str | None:
@@ -226,7 +237,7 @@ def weights_license(facts: Facts) -> str | None:
 
 
 def _limitations(facts: Facts) -> list[str]:
-    found = [source.about for source in (facts.dataset, facts.encoder) if source.about]
+    found = [source.about for source in (facts.dataset, facts.backbone, facts.encoder) if source.about]
     if not facts.dataset.name:
         found.append("The rows are not published, so that nobody else can repeat these scores.")
     if not facts.backbone.name:
@@ -242,6 +253,9 @@ def _limitations(facts: Facts) -> list[str]:
         "Thresholds fit the shares of labels in the validation rows. Where labels are rarer or more frequent, tune them "
         "on rows of your own."
     )
-    if facts.config["unreliable_labels"]:
-        found.append("Some labels are too rare in the test split for their scores to say much; they are listed above.")
+    if unreliable := facts.config["unreliable_labels"]:
+        found.append(
+            f"{unreliable_share(facts).capitalize()} {'has' if len(unreliable) == 1 else 'have'} scores that say little: "
+            "see the unreliable labels above."
+        )
     return found

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hub_release.card_facts import Facts
-from hub_release.card_text import find_plots, plain
+from hub_release.card_text import find_plots, plain, unreliable_share
 
 _POLICIES = {"fixed": "0.5 for all labels", "global": "one for all labels", "per_label": "one for each label"}
 _PARTS_OF_TEST = {"test": "test", "test_without_copies": "test, without texts of train"}
@@ -36,10 +36,11 @@ def _label_score(row: Mapping[str, str], name: str) -> str:
 
 def _identity(facts: Facts) -> dict[str, Any]:
     test = facts.metrics["test"]
-    of = f" of {facts.dataset.name}" if facts.dataset.name else ""
-    on = f" on {facts.backbone.name}" if facts.backbone.name else ""
+    kind = "emotion" if "emotion-classification" in facts.dataset.tags else "text"
+    on = f", {facts.backbone.name}" if facts.backbone.name else ""
+    of = f" trained on {facts.dataset.name}" if facts.dataset.name else ""
     return {
-        "title": f"Multi-label text classifier: {len(facts.labels)} labels{of}{on}",
+        "title": f"Multi-label {kind} classifier: {len(facts.labels)} labels{on}{of}",
         "contaminated": facts.contaminated,
         "label_count": str(len(facts.labels)),
         "dataset": facts.dataset.name or "rows that are not published",
@@ -89,7 +90,13 @@ def _scores(facts: Facts) -> dict[str, Any]:
         "copies_note": note,
         "label_rows": [_label_row(facts, label) for label in facts.labels],
         "score_plots": find_plots(
-            facts, {"per_label.png": "F1 of each label", "precision_recall.png": "Precision and recall of each label"}
+            facts,
+            {
+                "per_label.png": "F1 of each label",
+                "thresholds.png": "F1 of each label on validation against its threshold",
+                "precision_recall.png": "Precision and recall of each label",
+                "confusions.png": "Labels that are taken for one another",
+            },
         ),
     }
 
@@ -114,7 +121,8 @@ def _reliability(facts: Facts) -> dict[str, Any]:
     return {
         "rule_rows": f"{rule['positives_below']:,}",
         "rule_width": f"{rule['f1_interval_wider_than']:g}",
-        "unreliable_count": str(len(rows)),
+        "unreliable_labels": unreliable_share(facts) if rows else "",
+        "all_unreliable": len(rows) == len(facts.labels),
         "unreliable_rows": [(plain(row["label"]), f"{int(row['support']):,}", _label_score(row, "f1")) for row in rows],
         "calibration": f"{method}. Why: {calibration['reason']}.",
         "calibration_rows": [

@@ -23,6 +23,12 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
+def unreliable_share(facts: Facts) -> str:
+    """How many of the labels are unreliable, in words; at least one is."""
+    number, of = len(facts.config["unreliable_labels"]), len(facts.labels)
+    return f"all {of} labels" if number == of else f"{number} of the {of} labels"
+
+
 def find_plots(facts: Facts, plots: Mapping[str, str]) -> list[tuple[str, str]]:
     """Caption and file of those pictures that the package has, of a mapping file: caption."""
     return [(caption, file) for file, caption in plots.items() if file in facts.files]

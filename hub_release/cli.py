@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from hub_release.commit import Destination, Pushed
-from hub_release.hub import HubError, connect
+from hub_release.hub import HubError, connect, local_error_in_words
 from hub_release.package import LAYOUT, RefusedError, ReleaseError
 from hub_release.plan import Plan
 
 # The verbs' own modules are imported where they are used: torch takes seconds, --help should not.
 
-REFUSED, WRONG_USE, HUB_FAILED = 1, 2, 3
+REFUSED, WRONG_USE, HUB_FAILED, INTERRUPTED = 1, 2, 3, 130
+
+
+class _Verbs(TyperGroup):
+    """Answers ``--json`` in JSON also where the command line itself is wrong."""
+
+    def invoke(self, ctx: Any) -> Any:
+        as_json = "--json" in ctx.args
+        try:
+            return super().invoke(ctx)
+        except typer.TyperException as error:
+            if not as_json:
+                raise
+            _print_json({"ok": False, "error": error.format_message(), "problems": []})
+            raise typer.Exit(error.exit_code) from None
+
 
 app = typer.Typer(
+    cls=_Verbs,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -29,14 +47,18 @@ app = typer.Typer(
     "`hub_release push runs/goemotions you/your-model` does it all: export, check, one commit on the Hub, and a check "
     "of what arrived. The token comes from `hf auth login` or `HF_TOKEN`, the Hub from `HF_ENDPOINT`.\n\n"
     "Exit codes: 0 done; 1 the check found problems, or you said no; 2 wrong use or input; 3 the Hub refused, or it "
-    "or the network failed. With `--json` the screen gets one JSON object, whatever happens: `ok`, and `error` or "
-    "`problems` where it is not.",
+    "or the network failed; 130 interrupted. With `--json` the standard output is one JSON object, whatever happens: "
+    "`ok`, and where it is false, `error` and `problems`.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Package = Annotated[Path, typer.Argument(help="Package folder, such as packages/goemotions.")]
+Package = Annotated[Path, typer.Argument(metavar="PACKAGE", help="Package folder, such as packages/goemotions.")]
 AllowContaminated = Annotated[
-    bool, typer.Option(help="Accept scores of the protocol pooled-r2; the card carries a banner.")
+    bool,
+    typer.Option(
+        "--allow-contaminated",
+        help="Accept scores of the split protocol pooled-r2, which trains on children of test rows; the card says so.",
+    ),
 ]
 
 
@@ -47,13 +69,22 @@ def _errors(as_json: bool) -> Iterator[None]:
         yield
     except ReleaseError as error:
         problems = error.problems if isinstance(error, RefusedError) else []
-        if as_json:
-            _print_json({"ok": False, "error": str(error), "problems": problems})
-        else:
-            for line in (f"error: {error}", *(f"✗ {problem}" for problem in problems)):
-                typer.echo(line, err=True)
         codes = {HubError: HUB_FAILED, RefusedError: REFUSED}
-        raise typer.Exit(next((code for kind, code in codes.items() if isinstance(error, kind)), WRONG_USE)) from None
+        code = next((code for kind, code in codes.items() if isinstance(error, kind)), WRONG_USE)
+        _fail(as_json, code, str(error), problems)
+    except OSError as error:  # of the file system: what the Hub's client raises is a ReleaseError by now
+        _fail(as_json, WRONG_USE, local_error_in_words(error))
+    except KeyboardInterrupt:
+        _fail(as_json, INTERRUPTED, "interrupted. Remedy: run the same command again; nothing is left half done")
+
+
+def _fail(as_json: bool, code: int, error: str, problems: Sequence[str] = (), **result: Any) -> NoReturn:
+    if as_json:
+        _print_json({"ok": False, "error": error, "problems": [*problems], **result})
+    else:
+        for line in (f"error: {error}", *(f"✗ {problem}" for problem in problems)):
+            typer.echo(line, err=True)
+    raise typer.Exit(code) from None
 
 
 def _print_json(result: dict[str, Any]) -> None:
@@ -69,8 +100,8 @@ def _finish(as_json: bool, text: str, **result: Any) -> None:
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run, such as runs/goemotions.")],
-    package: Annotated[Path, typer.Argument(help="Folder to write; it must not exist or be empty.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, such as runs/goemotions.")],
+    package: Annotated[Path, typer.Argument(metavar="PACKAGE", help="Folder to write: a new or an empty one.")],
     as_json: Json = False,
 ) -> None:
     """Write the package of a finished run: weights, configuration, infer.py and model card.
@@ -100,7 +131,10 @@ def card(package: Package, as_json: Json = False) -> None:
 
 @app.command()
 def check(package: Package, allow_contaminated: AllowContaminated = False, as_json: Json = False) -> None:
-    """Load a package in a fresh, isolated process and compare its golden probabilities; list all that is wrong.
+    """List all that is wrong with a package, each with its remedy.
+
+    Every file is read as data first: layout, hashes, plain tensors, one order of labels, no secret, a card that says
+    what the records say. Then the trained model's probabilities are reproduced in a fresh, isolated process.
 
     Example: `hub_release check packages/goemotions`
     """
@@ -144,47 +178,67 @@ def push(
     What the repository holds beyond the package is removed; the plan says so before anything happens. The same
     package again changes nothing. A push that was stopped can be run again.
 
+    To look only: `hub_release push packages/goemotions you/your-model --dry-run`
+
     Example: `hub_release push runs/goemotions you/your-model --tag v1`
     """
     with _errors(as_json):
-        if tag and create_pr:
-            raise ReleaseError("--tag names a published commit, --create-pr only proposes one. Remedy: leave out one")
+        _refuse_combinations(tag, create_pr, space, revision)
         if not (yes or dry_run or sys.stdin.isatty()):
             raise ReleaseError("nobody is here to be asked. Remedy: --yes to push, --dry-run to look only")
         from hub_release.push import Options
         from hub_release.push import push as push_package
 
-        if space and create_pr:
-            raise ReleaseError("a Space serves what is published, --create-pr only proposes. Remedy: leave out one")
-
         def confirm(target: Destination, plan: Plan) -> bool:
-            if not as_json:
-                typer.echo(_describe(plan, target.repo_id))
-            return yes or typer.confirm("Push?", err=True)
+            if not (yes and as_json):
+                typer.echo(_describe(plan, target), err=as_json)
+            return yes or _ask(f"Push to {target.repo_id}?")
 
         destination = Destination(repo_id, "model", revision, private, create_pr)
         options = Options(message, tag, allow_contaminated, retry_on_race, verify, dry_run, space)
         published = push_package(connect(), source, destination, options, confirm)
-        pushed = published.package
-        lines = [_describe(pushed.plan, repo_id), "Nothing was touched."] if dry_run else [_outcome(pushed, "package")]
-        if published.space:
-            lines.append(_outcome(published.space, "Space"))
-        if pushed.commit:
-            lines.append(f"Next: hub_release pull {repo_id} FOLDER")
+        pushed, page = published.package, published.space
         result = {**asdict(pushed), "tag": tag, "verified": verify and pushed.commit is not None}
-        _finish(as_json, "\n".join(lines), **result, space=asdict(published.space) if published.space else None)
-        if pushed.commit is None and not dry_run:
-            raise typer.Exit(REFUSED)
+        result["space"] = asdict(page) if page else None
+        if dry_run:
+            plans = [_describe(pushed.plan, destination)]
+            if page:
+                plans.append(_describe(page.plan, Destination(str(space), "space")))
+            _finish(as_json, "\n".join([*plans, "Nothing was touched."]), **result)
+        elif pushed.commit is None:
+            _fail(as_json, REFUSED, "you said no; nothing was pushed", **result)
+        elif page and page.commit is None:
+            _fail(as_json, REFUSED, f"{pushed.url} is pushed; you said no to its Space", **result)
+        else:
+            lines = [_outcome(pushed, "package"), *([_outcome(page, "Space")] if page else [])]
+            _finish(as_json, "\n".join([*lines, f"Next: hub_release pull {repo_id} FOLDER"]), **result)
+
+
+def _refuse_combinations(tag: str | None, create_pr: bool, space: str | None, revision: str) -> None:
+    if tag and create_pr:
+        raise ReleaseError("--tag names a published commit, --create-pr only proposes one. Remedy: leave out one")
+    if space and create_pr:
+        raise ReleaseError("a Space serves what is published, --create-pr only proposes. Remedy: leave out one")
+    if space and revision != "main":
+        raise ReleaseError(f"a Space serves the branch main, not {revision}. Remedy: leave out --space or --revision")
+
+
+def _ask(question: str) -> bool:
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:  # the end of the input, which is no answer
+        return False
 
 
 def _outcome(pushed: Pushed, what: str) -> str:
-    if pushed.commit is None:
-        return f"The {what} was not pushed."
     return pushed.url if pushed.changed else f"Nothing to push: {pushed.url} holds this {what} already."
 
 
-def _describe(plan: Plan, repo_id: str) -> str:
-    lines = [f"{repo_id}: {'does not exist and will be made' if plan.parent is None else f'stands at {plan.parent}'}"]
+def _describe(plan: Plan, target: Destination) -> str:
+    state = "does not exist and will be made" if plan.parent is None else f"stands at {plan.parent}"
+    lines = [f"{target.repo_type} {target.repo_id}: {state}"]
+    if plan.parent is not None and not plan.branch_exists:
+        lines.append(f"  + branch {target.revision} (new, made from main)")
     for mark, word, paths in (
         ("+", "new", plan.new),
         ("~", "changed", plan.changed),
@@ -198,12 +252,12 @@ def _describe(plan: Plan, repo_id: str) -> str:
 @app.command()
 def pull(
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to write; it must not exist or be empty.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write: a new or an empty one.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default main.")] = None,
     allow_contaminated: AllowContaminated = False,
     as_json: Json = False,
 ) -> None:
-    """Download a package, verify every file's hash, and check it.
+    """Download a package, verify every file's hash, and check it; what does not pass is not kept.
 
     Example: `hub_release pull you/your-model packages/your-model --revision v1`
     """
@@ -211,10 +265,8 @@ def pull(
         from hub_release.check import check as check_package
         from hub_release.pull import pull as pull_package
 
-        commit = pull_package(connect(), repo_id, folder, revision)
-        problems = check_package(folder, allow_contaminated)
-        if problems:
-            raise RefusedError(f"{folder} is {repo_id} at {commit}, which fails the check", problems)
+        find_problems = partial(check_package, allow_contaminated=allow_contaminated)
+        commit = pull_package(connect(), repo_id, folder, revision, find_problems)
         text = f"✓ {folder} is {repo_id} at {commit}, complete and as its author made it."
         _finish(as_json, text, folder=str(folder), commit=commit)
 
@@ -222,7 +274,9 @@ def pull(
 @app.command()
 def demo(
     package: Package,
-    port: Annotated[int | None, typer.Option(help="Port; by default the first free one from 7860.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port; by default the first free one from 7860.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     share: Annotated[bool, typer.Option("--share", help="Also make a public address through Gradio's tunnel.")] = False,
 ) -> None:

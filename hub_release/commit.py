@@ -13,7 +13,13 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, get_token
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils._validators import validate_repo_id
 from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
 from hub_release.hub import TRANSIENT, TRIES, HubError, errors_in_words, wait_before_next_try
@@ -33,7 +39,7 @@ class Destination:
     """Where files go.
 
     Raises:
-        ReleaseError: ``repo_id`` is no name of a repository.
+        ReleaseError: ``repo_id`` is no name of a repository, or ``revision`` none of a branch.
 
     Attributes:
         repo_id: ``user/name``.
@@ -50,13 +56,30 @@ class Destination:
     create_pr: bool = False
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.repo_id):
-            raise ReleaseError(f"{self.repo_id!r} is no repository. Remedy: name it as user/model")
+        try:
+            validate_repo_id(self.repo_id)
+            if "/" not in self.repo_id:
+                raise HFValidationError("It has no owner.")
+        except HFValidationError as error:
+            raise ReleaseError(f"{self.repo_id!r} is no repository. {error} Remedy: name it as user/name") from None
+        require_reference(self.revision)
 
     def url(self, api: HfApi, *parts: str) -> str:
         """An address in the repository's pages."""
         prefix = "" if self.repo_type == "model" else f"{self.repo_type}s/"
         return "/".join([api.endpoint, f"{prefix}{self.repo_id}", *parts])
+
+
+def require_reference(name: str) -> None:
+    """See that a name can be that of a branch or tag, by git's rules (``git help check-ref-format``).
+
+    Raises:
+        ReleaseError: it cannot.
+    """
+    if not re.fullmatch(r"\w[\w./-]*", name) or re.search(r"\.\.|//|/\.|[./]$|\.lock(?:/|$)", name):
+        raise ReleaseError(
+            f"{name!r} is no name of a branch or tag. Remedy: letters, digits, '-', '_', '.' and '/', such as v1.0"
+        )
 
 
 @dataclass(frozen=True)
@@ -141,18 +164,28 @@ class _Upload:
             # create_repo(exist_ok=True) succeeds with a token that may only read, so it cannot tell.
             self.api.auth_check(to.repo_id, repo_type=to.repo_type, write=not to.create_pr)
         except RepositoryNotFoundError:
-            if self.api.whoami().get("auth", {}).get("accessToken", {}).get("role") == "read":
-                raise HubError(
-                    f"{to.repo_id} does not exist, and this token may only read. Remedy: a token with write access "
-                    "(https://huggingface.co/settings/tokens)"
-                ) from None
+            self._require_may_create()
             return False
         return True
 
+    def _require_may_create(self) -> None:
+        repo_id, account = self.destination.repo_id, self.api.whoami()
+        if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise HubError(
+                f"{repo_id} does not exist, and this token may only read. Remedy: a token with write access "
+                "(https://huggingface.co/settings/tokens)"
+            )
+        namespaces = [account["name"], *(o["name"] for o in account.get("orgs", []) if o.get("roleInOrg") != "read")]
+        if repo_id.split("/")[0].lower() not in [name.lower() for name in namespaces]:
+            raise HubError(
+                f"{repo_id} does not exist, and this token may not make it: it may write to {', '.join(namespaces)}. "
+                f"Remedy: name it {account['name']}/{repo_id.split('/')[1]}, or use a token of that account"
+            )
+
     def push(self, confirm: Callable[[Plan], bool], exists: bool) -> Pushed:
         plan = self.plan(exists)
-        if plan.parent is not None and plan.branch_exists and not any(plan.changes):
-            return self._pushed(plan.parent, plan, changed=False)
+        if plan.is_empty:
+            return self._pushed(str(plan.parent), plan, changed=False)
         if exists and self.destination.create_pr and (found := self._find_pull_request(plan, changed=False)):
             return found
         if not confirm(plan):

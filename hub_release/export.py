@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import modeling.infer
 from hub_release.card import write_card
-from hub_release.package import LAYOUT, RECORDED, ReleaseError
+from hub_release.package import LAYOUT, RECORDED, ReleaseError, require_free
 from hub_release.requirements import requirements_of
 from modeling.adapters import split_trained_weights
 
@@ -24,7 +24,7 @@ def export(run: Path, package: Path) -> None:
     """Write the package of a finished run; the folder appears whole or not at all.
 
     Raises:
-        ReleaseError: the run is not finished, or the package folder is not empty.
+        ReleaseError: the run is not finished, or the package folder is a file or not empty.
     """
     if (run / "model" / "model.safetensors").is_file():
         raise ReleaseError(
@@ -35,8 +35,7 @@ def export(run: Path, package: Path) -> None:
         raise ReleaseError(f"{run} is not a finished run: {', '.join(missing)} is missing. Remedy: train to the end")
     if json.loads((run / LAYOUT.metrics).read_text(encoding="utf-8")).get("null_test"):
         raise ReleaseError(f"{run} is a null test: it was trained on nothing. Remedy: export the run that it tests")
-    if package.exists() and any(package.iterdir()):
-        raise ReleaseError(f"{package} exists already. Remedy: delete it, or name another folder")
+    require_free(package)
     package.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=package.parent, prefix=".export-"))
     try:

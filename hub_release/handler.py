@@ -38,18 +38,15 @@ class EndpointHandler:
 
 
 def _read(data: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    if not isinstance(data, dict):
+        raise ValueError(f'the request must be an object with "inputs", got {data!r:.80}')
     inputs, parameters = data.get("inputs"), data.get("parameters") or {}
     texts = [inputs] if isinstance(inputs, str) else inputs
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError('"inputs" must be a text or a list of texts')
+        raise ValueError(f'"inputs" must be a text or a list of texts, got {inputs!r:.80}')
     if not isinstance(parameters, dict) or not set(parameters) <= set(PARAMETERS):
         raise ValueError(f'"parameters" may hold {", ".join(PARAMETERS)}, got {parameters!r:.80}')
-    threshold, top_k = parameters.get("threshold"), parameters.get("top_k")
-    cutoffs = list(threshold.values()) if isinstance(threshold, dict) else [threshold or 0.0]
-    if not all(type(value) in (int, float) and 0 <= value <= 1 for value in cutoffs):
-        raise ValueError('"threshold" must be a number between 0 and 1, or one for each of some labels')
-    if top_k is not None and (type(top_k) is not int or top_k < 1):
-        raise ValueError('"top_k" must be a whole number from 1')
+    # Threshold and top_k are refused by predict itself.
     if type(parameters.get("exclude_unreliable", False)) is not bool:
-        raise ValueError('"exclude_unreliable" must be true or false')
+        raise ValueError(f'"exclude_unreliable" must be true or false, got {parameters["exclude_unreliable"]!r:.80}')
     return texts, parameters

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx2
-from huggingface_hub import HfApi, set_client_factory
+from huggingface_hub import HfApi, get_token, set_client_factory
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -35,11 +37,36 @@ class HubError(ReleaseError):
 
 
 def connect() -> HfApi:
-    """The Hub client, for ``HF_ENDPOINT`` and the token of the Hub's own sources; patient, but never for ever."""
+    """The Hub client, for ``HF_ENDPOINT`` and the token of the Hub's own sources; patient, but never for ever.
+
+    Raises:
+        ReleaseError: ``HF_ENDPOINT`` is no address.
+    """
+    api = HfApi()
+    if not re.fullmatch(r"https?://[\w.:\[\]-]+(?:/\S*)?", api.endpoint):
+        raise ReleaseError(
+            f"HF_ENDPOINT is {api.endpoint!r}, no address. Remedy: unset it, or set one such as https://huggingface.co"
+        )
+    for logger in (logging.getLogger("huggingface_hub"), logging.getLogger("httpx2")):
+        for place in (logger, *logger.handlers):  # a logger's own filter is not asked about its children's records
+            place.addFilter(_redact_record)
     set_client_factory(
         lambda: _Client(event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=None)
     )
-    return HfApi()
+    return api
+
+
+def redact(text: str) -> str:
+    """Without the token, and without what follows the path of an address: there signed addresses carry their secret."""
+    if token := get_token():
+        text = text.replace(token, "…")
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?…", text)
+
+
+def _redact_record(record: logging.LogRecord) -> bool:
+    """A filter: the client logs every request that it repeats, with its whole address."""
+    record.msg, record.args = redact(record.getMessage()), None
+    return True
 
 
 class _Client(httpx2.Client):
@@ -134,7 +161,7 @@ def errors_in_words() -> Iterator[None]:
         yield
     except ReleaseError:
         raise
-    except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, ValueError) as error:
         chain: list[BaseException] = [error]
         while chain[-1].__cause__ is not None:  # an upload's own error lies under a RuntimeError
             chain.append(chain[-1].__cause__)
@@ -149,21 +176,31 @@ def errors_in_words() -> Iterator[None]:
             raise HubError("HF_HUB_OFFLINE is set. Remedy: unset it to reach the Hub") from error
         if isinstance(error, (ConnectionError, TimeoutError)):  # of hf-xet, which has its own connections
             raise HubError(
-                f"the upload failed ({error}). Remedy: check the network and run again; HF_HUB_DISABLE_XET=1 uploads "
+                f"the upload failed ({redact(str(error))}). Remedy: check the network and run again; HF_HUB_DISABLE_XET=1 uploads "
                 "without Xet"
             ) from error
+        if isinstance(error, OSError) and error.errno:
+            raise ReleaseError(local_error_in_words(error)) from error
         if isinstance(error, HFValidationError):
-            raise ReleaseError(f"{error} Remedy: name it as user/model") from error
+            raise ReleaseError(f"{error} Remedy: name it as user/name") from error
         raise HubError(
-            f"the Hub's answer cannot be used ({type(error).__name__}: {error}). Remedy: check that HF_ENDPOINT is a "
+            f"the Hub's answer cannot be used ({type(error).__name__}: {redact(str(error))}). Remedy: check that HF_ENDPOINT is a "
             "Hub and that no proxy's page stands before it, and run again"
         ) from error
+
+
+def local_error_in_words(error: OSError) -> str:
+    """What this machine's file system refused, with the remedy."""
+    return (
+        f"{error.filename or 'a file'}: {error.strerror or error}. Remedy: name a place that exists, has room and may "
+        "be read and written"
+    )
 
 
 def refusal_in_words(error: HfHubHTTPError) -> str:
     """What a refused request means, with the Hub's own words and the remedy."""
     status = error.response.status_code
-    said = f" ({error.server_message})" if error.server_message else ""
+    said = f" ({redact(error.server_message)})" if error.server_message else ""
     if isinstance(error, GatedRepoError):
         return f"the repository is gated{said}. Remedy: ask for access on its page"
     if isinstance(error, RevisionNotFoundError):

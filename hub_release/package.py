@@ -25,6 +25,18 @@ class RefusedError(ReleaseError):
         self.problems = problems
 
 
+def require_free(folder: Path) -> None:
+    """See that a folder can be written without loss.
+
+    Raises:
+        ReleaseError: there is a file of that name, or a folder that is not empty.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ReleaseError(f"{folder} is a file. Remedy: name a folder that does not exist yet")
+    if folder.exists() and any(folder.iterdir()):
+        raise ReleaseError(f"{folder} exists already, and is not empty. Remedy: delete it, or name another folder")
+
+
 @dataclass(frozen=True)
 class Layout:
     """File names of a package, relative to its folder. The first six are the reference's."""

@@ -33,6 +33,11 @@ class Plan:
     bytes: int
 
     @property
+    def is_empty(self) -> bool:
+        """Is there nothing to do: no repository or branch to make, no file that differs?"""
+        return self.parent is not None and self.branch_exists and not any(self.changes)
+
+    @property
     def changes(self) -> tuple[tuple[str, ...], ...]:
         """What differs; empty tuples where nothing does."""
         return (self.new, self.changed, self.removed)

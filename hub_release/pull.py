@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, RepoFile
 
 from hub_release.hub import HubError, errors_in_words
-from hub_release.package import OF_THE_HUB, ReleaseError
+from hub_release.package import OF_THE_HUB, RefusedError, require_free
 from hub_release.plan import same_content
 
 
-def pull(api: HfApi, repo_id: str, folder: Path, revision: str | None = None) -> str:
+def pull(
+    api: HfApi,
+    repo_id: str,
+    folder: Path,
+    revision: str | None = None,
+    find_problems: Callable[[Path], list[str]] = lambda package: [],
+) -> str:
     """Download a package; the folder appears whole or not at all, and holds nothing but the package.
 
     Args:
@@ -21,21 +28,24 @@ def pull(api: HfApi, repo_id: str, folder: Path, revision: str | None = None) ->
         repo_id: ``user/name``.
         folder: what to write; it must not exist or be empty.
         revision: branch, tag or commit; default ``main``.
+        find_problems: what is wrong with a package; one with problems is not kept.
 
     Returns:
         The commit that was downloaded.
 
     Raises:
-        ReleaseError: the folder is not empty.
+        ReleaseError: the folder is a file or not empty.
+        RefusedError: the package has problems; nothing is written.
         HubError: the Hub or the network failed, a name leads out of the folder, or a file is not what the Hub lists.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ReleaseError(f"{folder} exists already. Remedy: delete it, or name another folder")
+    require_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".pull-"))
     try:
         with errors_in_words():
             commit = _download(api, repo_id, revision, temporary)
+        if problems := find_problems(temporary / "package"):
+            raise RefusedError(f"{repo_id} at {commit} fails the check, and {folder} is not written", problems)
         (temporary / "package").replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

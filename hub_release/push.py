@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from hub_release.check import check
-from hub_release.commit import Destination, Pushed, plan_files, push_files
-from hub_release.hub import errors_in_words
+from hub_release.commit import Destination, Pushed, plan_files, push_files, require_reference
+from hub_release.hub import HubError, errors_in_words
 from hub_release.package import LAYOUT, RefusedError, ReleaseError, package_files
 from hub_release.plan import Plan
 from hub_release.pull import pull
@@ -45,7 +44,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Published:
-    """The outcome of :func:`push`: of the package, and of its Space if one was asked for and the package is there."""
+    """The outcome of :func:`push`: of the package, and of its Space if one was asked for."""
 
     package: Pushed
     space: Pushed | None = None
@@ -61,50 +60,99 @@ def push(
         source: run folder, which is exported to a temporary folder first, or package folder.
         destination: where to.
         options: how.
-        confirm: is shown each plan that has something to change; False leaves that repository untouched.
+        confirm: is shown each plan that has something to change; False leaves both repositories untouched.
 
     Raises:
         RefusedError: the check found problems, before the push or in what was pushed.
         HubError: the Hub refused, or it or the network failed.
-        ReleaseError: wrong use: no run or package, no token, a tag that names another commit.
+        ReleaseError: wrong use: no run or package, no token, no name of a repository, a tag that names another commit.
+
+    Whatever can be refused, of the package, the tag and the Space, is refused before anything is touched.
     """
-    with _package_of(source) as package:
+    space = Destination(options.space, "space", private=destination.private) if options.space else None
+    _require_usable(options)
+    with ExitStack() as stack:
+        package = stack.enter_context(_package_of(source))
         problems = check(package, options.allow_contaminated)
         if problems:
             raise RefusedError(f"{source} is not pushed", problems)
-        files = package_files(package)
-        tagged = _tagged_commit(api, destination, options.tag) if options.tag else None
-        if options.dry_run:
-            plan = plan_files(api, destination, files)
-            return Published(Pushed(None, destination.url(api), changed=False, plan=plan))
-
-        def refuse_taken_tag(plan: Plan) -> bool:
-            if tagged is not None:
-                raise ReleaseError(_taken(destination, options.tag, tagged))
-            return confirm(destination, plan)
-
-        pushed = push_files(api, destination, files, options.message, refuse_taken_tag, options.retry_on_race)
-        if pushed.commit is None:
-            return Published(pushed)
+        parts = [_Part(destination, package_files(package))]
+        if space:
+            parts.append(_Part(space, stack.enter_context(_files_of_space(package, destination))))
+        plans = [plan_files(api, part.destination, part.files) for part in parts]
         if options.tag:
+            _refuse_taken_tag(api, destination, options.tag, plans[0])
+        agreed = not options.dry_run and all(
+            plan.is_empty or confirm(part.destination, plan) for part, plan in zip(parts, plans, strict=True)
+        )
+        if not agreed:
+            urls = [part.destination.url(api) for part in parts]
+            return Published(*(Pushed(None, url, False, plan) for url, plan in zip(urls, plans, strict=True)))
+        return _publish(api, parts, plans, options, confirm)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the two repositories that a push writes: the model, and its Space."""
+
+    destination: Destination
+    files: Mapping[str, Path]
+
+
+def _publish(
+    api: HfApi,
+    parts: list[_Part],
+    plans: list[Plan],
+    options: Options,
+    confirm: Callable[[Destination, Plan], bool],
+) -> Published:
+    """Carry out plans that were agreed to; one that had to be made anew meanwhile is asked about again."""
+
+    def publish(part: _Part, agreed: Plan) -> Pushed:
+        def confirm_other(plan: Plan) -> bool:
+            return plan == agreed or confirm(part.destination, plan)
+
+        return push_files(api, part.destination, part.files, options.message, confirm_other, options.retry_on_race)
+
+    destination, pushed = parts[0].destination, publish(parts[0], plans[0])
+    if pushed.commit is None:
+        return Published(pushed)
+    if options.tag:
+        with _after(pushed, f"is not tagged {options.tag}"):
             _set_tag(api, destination, options.tag, pushed.commit)
-        if options.verify:
+    if options.verify:
+        with _after(pushed, "what a stranger gets could not be looked at"):
             _verify(api, destination, pushed, options.allow_contaminated)
-        space = _push_space(api, package, destination, options, confirm) if options.space else None
-    return Published(pushed, space)
+    if len(parts) == 1:
+        return Published(pushed)
+    with _after(pushed, f"its Space {parts[1].destination.repo_id} is not"):
+        return Published(pushed, publish(parts[1], plans[1]))
 
 
-def _push_space(
-    api: HfApi, package: Path, model: Destination, options: Options, confirm: Callable[[Destination, Plan], bool]
-) -> Pushed:
+def _require_usable(options: Options) -> None:
+    if not options.message.strip():
+        raise ReleaseError("the message is empty. Remedy: --message with a few words, or leave it out")
+    if options.tag is not None:
+        require_reference(options.tag)
+
+
+@contextmanager
+def _files_of_space(package: Path, model: Destination) -> Iterator[dict[str, Path]]:
     from hub_release.demo import space_files  # takes torch
 
-    space = Destination(str(options.space), "space", private=model.private)
     with tempfile.TemporaryDirectory() as temporary:
         for name, content in space_files(package, model.repo_id).items():
             Path(temporary, name).write_bytes(content)
-        files = package_files(Path(temporary))
-        return push_files(api, space, files, options.message, partial(confirm, space), options.retry_on_race)
+        yield package_files(Path(temporary))
+
+
+@contextmanager
+def _after(pushed: Pushed, what: str) -> Iterator[None]:
+    """Say of an error that comes after the commit that the commit stands."""
+    try:
+        yield
+    except HubError as error:
+        raise HubError(f"{pushed.url} is pushed, but {what}: {error}") from error
 
 
 @contextmanager
@@ -129,6 +177,13 @@ def _verify(api: HfApi, destination: Destination, pushed: Pushed, allow_contamin
         raise RefusedError(f"{pushed.url} is pushed, but what a stranger gets fails the check", problems)
 
 
+def _refuse_taken_tag(api: HfApi, destination: Destination, tag: str, plan: Plan) -> None:
+    """Raise if a tag names another commit than the one that will hold the package, before anything is touched."""
+    tagged = _tagged_commit(api, destination, tag)
+    if tagged is not None and not (plan.is_empty and plan.parent == tagged):
+        raise ReleaseError(_taken(destination, tag, tagged))
+
+
 def _tagged_commit(api: HfApi, destination: Destination, tag: str) -> str | None:
     with errors_in_words():
         try:
@@ -144,10 +199,10 @@ def _set_tag(api: HfApi, destination: Destination, tag: str, commit: str) -> Non
         api.create_tag(destination.repo_id, tag=tag, revision=commit, repo_type=destination.repo_type, exist_ok=True)
     found = _tagged_commit(api, destination, tag)
     if found != commit:
-        raise ReleaseError(f"the commit is pushed, but {_taken(destination, tag, str(found))}")
+        raise HubError(_taken(destination, tag, str(found)))
 
 
-def _taken(destination: Destination, tag: str | None, commit: str) -> str:
+def _taken(destination: Destination, tag: str, commit: str) -> str:
     return (
         f"{tag} of {destination.repo_id} names the commit {commit} already. Remedy: another --tag, or hf repos tag "
         f"delete {destination.repo_id} {tag}"

@@ -23,6 +23,7 @@ import itertools
 import json
 import logging
 import math
+import numbers
 import os
 import platform
 import re
@@ -1170,7 +1171,8 @@ def _label_problems(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _is_probability(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1
+    """Also of numpy; True and False are no numbers here, and what is no number (nan) is in no range."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= cast(float, value) <= 1
 
 
 def read_head(folder: Path, config: EmotionConfig) -> dict[str, torch.Tensor]:
@@ -1380,6 +1382,13 @@ def predict_probabilities(model: PreTrainedModel, features: Features, batch_size
 
 def _choose_device(device: str | torch.device | None) -> tuple[torch.device, str]:
     if device is not None:
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError) as error:  # unknown, not built into PyTorch, not there, or without values
+            why = str(error).splitlines()[0]
+            raise ValueError(
+                f"device {device} cannot be used ({why:.120}). Remedy: cpu, cuda, cuda:1 …, or none to let it be chosen"
+            ) from None
         return torch.device(device), "as asked"
     if torch.cuda.is_available():
         return torch.device("cuda"), "a CUDA device is available"
@@ -1523,10 +1532,17 @@ class EmotionClassifier:
             threshold: None for the package's thresholds; one probability for all labels (0.0 gives every label);
                 or a mapping that overrides single labels.
             exclude_unreliable: leave out the labels whose test scores rest on too few rows.
-            top_k: at most so many labels per text.
+            top_k: at most so many labels per text, from 1; None for all that reach their threshold.
+
+        Raises:
+            ValueError: a threshold is no number from 0 to 1, names no label of the package, or ``top_k`` is no such
+                number; the message has the value. Nothing has been computed then.
+            TypeError: an item is not a string; the message names its index.
         """
-        probabilities = self.predict_proba(texts)
         cutoffs = self._thresholds(threshold)
+        if top_k is not None and (not isinstance(top_k, numbers.Integral) or isinstance(top_k, bool) or top_k < 1):
+            raise ValueError(f"top_k is {top_k!r:.80}. Remedy: a whole number from 1, or None for all")
+        probabilities = self.predict_proba(texts)
         allowed = np.array(
             [not (exclude_unreliable and label in self.config.unreliable_labels) for label in self.labels]
         )
@@ -1550,12 +1566,20 @@ class EmotionClassifier:
         return {**batch, "emotions": emotions, "probabilities": probabilities}
 
     def _thresholds(self, threshold: float | Mapping[str, float] | None) -> np.ndarray:
-        if isinstance(threshold, (int, float)):
-            return np.full(len(self.labels), float(threshold))
-        overrides = dict(threshold or {})
-        unknown = sorted(set(overrides) - set(self.labels))
+        if threshold is None or isinstance(threshold, Mapping):
+            overrides = threshold or {}
+        else:
+            overrides = dict.fromkeys(self.labels, threshold)
+        unknown = sorted(map(str, set(overrides) - set(self.labels)))
         if unknown:
             raise ValueError(f"unknown labels in threshold: {', '.join(unknown)}; the labels are {self.labels}")
+        for label, value in overrides.items():
+            if not _is_probability(value):
+                of = f" of {label}" if isinstance(threshold, Mapping) else ""
+                raise ValueError(
+                    f"the threshold{of} is {value!r:.80}. Remedy: a number from 0 to 1, a mapping of labels to such "
+                    "numbers, or None for the package's own"
+                )
         values = {**self.config.thresholds, **overrides}
         return np.array([values.get(label, self.config.threshold) for label in self.labels])
 
@@ -1607,12 +1631,39 @@ class EmotionPipeline(TextClassificationPipeline):
 
 def _read_texts(path: Path) -> list[str]:
     """Texts of a JSONL file (a string, or an object with "text", on each line), else of the lines of a text file."""
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}). Remedy: --input names a file of texts") from None
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {number} is not UTF-8. Remedy: save the file as UTF-8") from None
     # Not splitlines: a text may hold any line separator but the newline itself.
-    lines = [line.rstrip("\r") for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+    lines = [line.rstrip("\r") for line in content.rstrip("\n").split("\n")] if content else []
     if path.suffix != ".jsonl":
         return lines
-    rows = [json.loads(line) for line in lines if line.strip()]
-    return [row["text"] if isinstance(row, dict) else row for row in rows]
+    return [_read_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _read_row(line: str, place: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{place} is no JSON ({error}). Remedy: {{"text": "…"}}, or name the file .txt') from None
+    text = row.get("text") if isinstance(row, dict) else row
+    if not isinstance(text, str):
+        raise ValueError(f'{place} has no text: {line!r:.80}. Remedy: {{"text": "…"}}, or a string')
+    return text
+
+
+def _refuse_unwritable(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a folder. Remedy: name a file in it")
+    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(
+            f"--output {path} cannot be written: it, or the folder {path.parent}, is missing or closed to you. Remedy: "
+            "make that folder, or name another file"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1628,6 +1679,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …")
     arguments = parser.parse_args(argv)
     try:
+        if arguments.output:
+            _refuse_unwritable(arguments.output)
         texts = _check_texts(arguments.texts + (_read_texts(arguments.input) if arguments.input else []))
         if not texts:
             parser.error("no text given: write texts after the command, or --input FILE")
@@ -1640,11 +1693,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         json.dumps({"text": text, "emotions": emotions}, ensure_ascii=False)
         for text, emotions in zip(texts, results, strict=True)
     ]
+    content = "\n".join(lines) + "\n"
     if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    else:
-        sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+        try:
+            arguments.output.write_text(content, encoding="utf-8")
+            return 0
+        except OSError as error:
+            sys.stderr.write(
+                f"error: {arguments.output} cannot be written ({error.strerror}): the screen gets it all\n"
+            )
+    sys.stdout.write(content)
+    return 2 if arguments.output else 0
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def _whoami(request: Any) -> Any:
     user = request.user()
     if user is None:
         raise RefusalError(401, "Invalid username or password.")
-    return {"type": "user", "name": user[0], "orgs": [], "auth": {"accessToken": {"role": user[1]}}}
+    orgs = [{"name": "team", "roleInOrg": "write"}, {"name": "readers", "roleInOrg": "read"}]
+    return {"type": "user", "name": user[0], "orgs": orgs, "auth": {"accessToken": {"role": user[1]}}}
 
 
 @route("GET", "{api}/auth-check(?P<write>/write)?")

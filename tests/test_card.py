@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -85,7 +86,7 @@ def test_the_tables_of_model_and_data(carded: Path) -> None:
     assert tables["part", "shape", "parameters in this package"] == [
         ["projection", f"{first[1]} → {first[0]}, GELU, {second[1]} → {second[0]}", f"{sizes['projection']:,}"],
         [
-            "backbone: [tiny/mistral](https://huggingface.co/tiny/mistral), full precision, frozen",
+            "backbone: [tiny/mistral](https://huggingface.co/tiny/mistral), not quantised, frozen",
             "mistral, 2 layers, width 16, 4 heads (2 for keys and values)",
             "0",
         ],
@@ -123,6 +124,29 @@ def test_the_tables_of_model_and_data(carded: Path) -> None:
         assert value == (shown if isinstance(shown, str) else json.dumps(shown))
 
 
+def test_scores_are_rounded_once(carded: Path) -> None:
+    """The table per label is recorded as it was computed: of what was rounded before, the card may round otherwise."""
+    with (carded / "per_label.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["split"], row["thresholds"]) == ("test", "per_label")]
+    mean = sum(float(row["f1"]) for row in rows) / len(rows)
+    assert math.isclose(mean, read(carded, "metrics.json")["test"]["per_label"]["macro_f1"], abs_tol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("unreliable", "words"),
+    [
+        (LABELS, ["The scores of all 3 labels say little", "which here leaves no label", "All 3 labels have scores"]),
+        (LABELS[:2], ["The scores of 2 of the 3 labels say little", "To leave them out:", "2 of the 3 labels have"]),
+        (LABELS[:1], ["The scores of 1 of the 3 labels say little", "To leave them out:", "1 of the 3 labels has"]),
+        ((), ["None: each label has at least 100 test rows"]),
+    ],
+)
+def test_how_many_labels_are_unreliable(changed: Callable[..., str], unreliable: list[str], words: list[str]) -> None:
+    card = changed(config=put(unreliable_labels=list(unreliable)))
+    assert all(part in card for part in words)
+    assert ("say little" in card) == ("see the unreliable labels" in card) == bool(unreliable)
+
+
 def test_no_figure_but_from_the_files(carded: Path) -> None:
     card = (carded / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
     prose = re.sub(r"```.*?```", "", card, flags=re.DOTALL)
@@ -148,7 +172,8 @@ def test_no_figure_but_from_the_files(carded: Path) -> None:
     collect(read(carded, "lora_adapter/adapter_config.json"))
     collect(yaml.safe_load((carded / "recipe.yaml").read_text(encoding="utf-8")))
     collect(list(csv.reader((carded / "per_label.csv").read_text(encoding="utf-8").splitlines())))
-    collect([read_sources()["encoders"], len(LABELS)])
+    keys_of_works = [entry.split(",")[0] for entry in read_sources()["citations"].values()]
+    collect([read_sources()["encoders"], keys_of_works, len(LABELS)])
     tensors = [load_file(carded / name) for name in ("head.safetensors", "lora_adapter/adapter_model.safetensors")]
     collect([list(tensor.shape) for part in tensors for tensor in part.values()])
     sizes = [sum(t.size for key, t in tensors[0].items() if key.startswith(p)) for p in ("projection", "classifier")]
@@ -253,7 +278,7 @@ def test_the_code_runs(carded: Path, tmp_path: Path) -> None:
 def test_links_lead_somewhere(carded: Path, package: Path) -> None:
     card = (carded / "README.md").read_text(encoding="utf-8")
     pictures = re.findall(r"!\[.+?\]\((.+?)\)", card)
-    assert set(pictures) == {"per_label.png", "precision_recall.png", "reliability.png", "label_frequencies.png"}
+    assert set(pictures) == {path.name for path in carded.glob("*.png")} and len(pictures) == 6
     assert "pip install -r requirements.txt" in card
     bare = render_card(package)
     for file in re.findall(r"!\[.+?\]\((.+?)\)", bare):

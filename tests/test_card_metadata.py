@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from hub_release.card import render_card
+from modeling import infer
 from tests.cards import put, read, tables_of
 from tests.conftest import ROOT
 from training.corpus import GOEMOTIONS_HUB, Corpus
@@ -74,7 +74,7 @@ def test_results_are_the_recorded_scores(carded: Path) -> None:
     for result in ModelCard((carded / "README.md").read_text(encoding="utf-8")).data.eval_results:
         recorded = metrics[result.metric_args["threshold_policy"]][names[result.metric_name]]
         assert (result.dataset_type, result.dataset_name) == ("unpublished", "not published")
-        assert math.isclose(result.metric_value, recorded, abs_tol=5.1e-5)
+        assert f"{result.metric_value}" == f"{round(recorded, 3)}", "in the metadata as in the text"
 
 
 def test_contaminated_scores_are_no_results(changed: Callable[..., str]) -> None:
@@ -124,6 +124,27 @@ def test_cited_is_what_is_used(published: Callable[..., str], config: dict[str, 
     for part in (encoder.removeprefix("sentence-transformers/"), backbone):
         if part in ("BAAI/bge-small-en-v1.5", "some/model"):
             assert f"https://huggingface.co/{part}" in card
+
+
+def test_rows_of_our_own_with_the_labels_of_others(published: Callable[..., str], carded: Path) -> None:
+    recipe = carded / "recipe.yaml"
+    before = recipe.read_text(encoding="utf-8")
+    try:
+        recipe.write_text(yaml.safe_dump(yaml.safe_load(before) | {"labels": ["goemotions-28"]}), encoding="utf-8")
+        starter, real = published(dataset="starter"), published()
+    finally:
+        recipe.write_text(before, encoding="utf-8")
+    assert "GoEmotions (labels): `demszky2020goemotions`" in starter and "labels are those of GoEmotions" in starter
+    assert "go_emotions" not in starter, "rows of GoEmotions were not used"
+    assert "GoEmotions (rows): `demszky2020goemotions`" in real and real.count("demszky2020goemotions") == 2
+
+
+def test_the_bundled_backbone_is_not_called_what_it_is_not(published: Callable[..., str]) -> None:
+    bundled, hub = published(), published(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert "Q4_1" in infer._GGUF_FILE
+    assert "Q4_1, dequantised, frozen" in bundled and "4-bit ones (GGUF, Q4_1), dequantised" in bundled
+    assert "Q4_1, dequantised, nf4, frozen" in published(quantization="nf4")
+    assert "not quantised, frozen" in hub and "Q4_1" not in hub
 
 
 def test_methods_that_were_not_used_are_not_cited(carded: Path, tmp_path: Path) -> None:

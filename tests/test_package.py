@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -134,6 +136,9 @@ for data in (
     {"inputs": [1]},
     {"inputs": "a", "parameters": {"treshold": 0.1}},
     {"inputs": "a", "parameters": {"threshold": 2}},
+    {"inputs": "a", "parameters": {"threshold": float("nan")}},
+    {"inputs": "a", "parameters": {"threshold": False}},
+    [],
     {"inputs": "a", "parameters": {"threshold": {"hope": 0.2}}},
     {"inputs": "a", "parameters": {"top_k": 0}},
     {"inputs": "a", "parameters": {"exclude_unreliable": 1}},
@@ -182,7 +187,8 @@ def test_auto_classes_pipeline_and_endpoint_in_a_process_of_a_stranger(
     np.testing.assert_allclose(scores(everything), probabilities, atol=1e-5)
     assert len(one) == 1 and len(one[0]) == 1
     assert [[row["label"] for row in rows] for rows in own] == [list(row) for row in classifier.predict(texts)]
-    fields = ("inputs", "inputs", "parameters", "threshold", "hope", "top_k", "exclude_unreliable")
+    fields = ("inputs", "inputs", "parameters", "is 2. Remedy", "is nan. Remedy", "is False. Remedy", "request must be")
+    fields += ("hope", "top_k is 0. Remedy", "exclude_unreliable")
     assert len(said["errors"]) == len(fields)
     assert all(field in error for field, error in zip(fields, said["errors"], strict=True))
 
@@ -195,7 +201,12 @@ def test_thresholds(classifier: EmotionClassifier) -> None:
         assert set(result) == set(LABELS)
         assert list(result.values()) == sorted(result.values(), reverse=True)
         assert [result[label] for label in LABELS] == [float(value) for value in row]
-    assert classifier.predict(TEXTS, threshold=1.01) == [{}] * len(TEXTS)
+    assert classifier.predict(TEXTS, threshold=1) == [{}] * len(TEXTS)
+    assert classifier.predict(TEXTS, threshold=0) == everything
+    for kind in (np.float32, np.float64):
+        half = classifier.predict(TEXTS, threshold=kind(0.5), top_k=np.int64(2))
+        assert half == classifier.predict(TEXTS, threshold=0.5, top_k=2)
+        assert half == classifier.predict(TEXTS, threshold=dict.fromkeys(LABELS, kind(0.5)), top_k=2)
     own = classifier.config.thresholds
     for row, result in zip(probabilities, classifier.predict(TEXTS), strict=True):
         assert set(result) == {label for label, value in zip(LABELS, row, strict=True) if value >= own[label]}
@@ -209,6 +220,23 @@ def test_thresholds(classifier: EmotionClassifier) -> None:
     assert classifier.predict(TEXTS, threshold=0.0, exclude_unreliable=True) == [{}] * len(TEXTS)
     with pytest.raises(ValueError, match="unknown labels in threshold: hope"):
         classifier.predict(TEXTS, threshold={"hope": 0.1})
+
+
+@pytest.mark.parametrize("wrong", [math.nan, 7, -0.01, 1.01, math.inf, True, np.True_, "0.5", [0.5], np.float32("nan")])
+def test_what_is_no_threshold_is_refused_before_anything_is_computed(
+    classifier: EmotionClassifier, monkeypatch: pytest.MonkeyPatch, wrong: Any
+) -> None:
+    monkeypatch.setattr(classifier, "embed", lambda texts: pytest.fail("texts were encoded"))
+    with pytest.raises(ValueError, match=rf"the threshold is {re.escape(repr(wrong))}. Remedy: a number from 0 to 1"):
+        classifier.predict(TEXTS, threshold=wrong)
+    with pytest.raises(ValueError, match=rf"threshold of anger is {re.escape(repr(wrong))}. Remedy: a number from"):
+        classifier.predict(TEXTS, threshold={"joy": 0.1, "anger": wrong})
+
+
+@pytest.mark.parametrize("wrong", [-1, 0, True, 1.5, "2"])
+def test_what_is_no_top_k(classifier: EmotionClassifier, wrong: Any) -> None:
+    with pytest.raises(ValueError, match=rf"top_k is {re.escape(repr(wrong))}. Remedy: a whole number from 1, or None"):
+        classifier.predict(TEXTS, top_k=wrong)
 
 
 def test_odd_input(classifier: EmotionClassifier, package: Path) -> None:
@@ -261,10 +289,53 @@ def test_shell(package: Path, tmp_path: Path, classifier: EmotionClassifier) -> 
 
 
 def test_shell_ends_with_a_message(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "in.jsonl").write_text('{"text": 3}\n')
-    for flags in (["--input", "nothing.txt"], ["--input", str(tmp_path / "in.jsonl")], ["a", "--model", "nothing"]):
+    lines = {"number": '{"text": 3}', "other": '{"txt": "a"}', "list": '["a"]', "no": "I am no JSON"}
+    for name, line in lines.items():
+        (tmp_path / f"{name}.jsonl").write_text(f'"fine"\n\n{line}\n')
+    (tmp_path / "latin.txt").write_bytes("a\ncittà".encode("latin-1"))
+    (tmp_path / "empty.txt").write_bytes(b"")
+    for flags, words in (
+        (["--input", "nothing.txt"], r"nothing.txt cannot be read \(No such file or directory\). Remedy"),
+        (["--input", str(tmp_path)], r"cannot be read \(Is a directory\). Remedy"),
+        (["--input", str(tmp_path / "latin.txt")], "latin.txt, line 2 is not UTF-8. Remedy"),
+        *(
+            (["--input", str(tmp_path / f"{n}.jsonl")], f"{n}.jsonl, line 3 has no text: .* Remedy")
+            for n in list(lines)[:3]
+        ),
+        (["--input", str(tmp_path / "no.jsonl")], "no.jsonl, line 3 is no JSON .* Remedy"),
+        (["a", "--model", "nothing"], "neither a folder nor a Hub id"),
+        (["a", "--device", "toaster"], "device toaster cannot be used .* Remedy: cpu, cuda"),
+        (["a", "--device", "meta"], "device meta cannot be used .* Remedy: cpu, cuda"),
+        (["a", "--threshold", "nan"], "the threshold is nan. Remedy: a number from 0 to 1"),
+        (["a", "--threshold", "50"], "the threshold is 50.0. Remedy"),
+        (["a", "--top_k", "-1"], "top_k is -1. Remedy"),
+    ):
         assert infer.main(["--model", str(package), *flags]) == 2
-        assert capsys.readouterr().err.startswith("error: ")
+        said = capsys.readouterr()
+        assert re.search(f"^error: .*{words}", said.err, re.MULTILINE) and not said.out, said.err
+    with pytest.raises(SystemExit, match="2"):
+        infer.main(["--model", str(package), "--input", str(tmp_path / "empty.txt")])
+    assert "no text given" in capsys.readouterr().err
+
+
+def test_shell_loses_no_result(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing can be written is found before the texts are classified; what fails later goes to the screen."""
+    classified: list[object] = []
+    real = EmotionClassifier.predict
+    monkeypatch.setattr(EmotionClassifier, "predict", lambda *a: classified.append(a) or real(*a))
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / "missing" / "out.jsonl", tmp_path, tmp_path / "file" / "out.jsonl"):
+        assert infer.main(["--model", str(package), "a", "--output", str(output)]) == 2
+        assert (
+            re.match(r"error: --output .* Remedy: (make that folder|name a file in it)", capsys.readouterr().err)
+            and not classified
+        )
+    if Path("/dev/full").exists():
+        assert infer.main(["--model", str(package), "a", "--output", "/dev/full"]) == 2
+        said = capsys.readouterr()
+        assert json.loads(said.out)["text"] == "a" and "No space left" in said.err and classified
 
 
 def test_a_package_of_the_reference_loads(

@@ -283,14 +283,34 @@ def test_tokens(api: HfApi, hub: TestHub, folder: Path, monkeypatch: pytest.Monk
     (tmp_path / "home").mkdir(exist_ok=True)
     (tmp_path / "home" / "token").write_text(WRITER)  # as hf auth login stores it
     assert push(api, folder).changed
+    for owner in ("others", "readers"):
+        with pytest.raises(
+            HubError, match=r"may write to you, team. Remedy: name it you/model, or use a token of that"
+        ):
+            plan_files(api, Destination(f"{owner}/model"), package_files(folder))
+    assert plan_files(api, Destination("Team/model"), package_files(folder)).parent is None
+    hub.add("model", "others/model", {"config.json": b"old"})
     with pytest.raises(HubError, match="the token may not do this"):
-        push_files(api, Destination("others/model"), package_files(folder), "message", lambda plan: True)
+        plan_files(api, Destination("others/model"), package_files(folder))
 
 
 def test_wrong_use(api: HfApi, hub: TestHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ReleaseError, match="Remedy: name it as user/model"):
-        Destination("not a name")
-    with pytest.raises(ReleaseError, match="Remedy: name it as user/model"):
+    for name in (
+        "not a name",
+        "model",
+        "you/a--b",
+        "you/" + "m" * 97,
+        "you/../model",
+        "you/model/more",
+        "you/m.git",
+        "",
+    ):
+        with pytest.raises(ReleaseError, match=r"is no repository. .* Remedy: name it as user/name"):
+            Destination(name)
+    for reference in ("", "-v", "v 1", "a..b", "a//b", "v1.", "dev/", "dev.lock", "a~1", "v:1"):
+        with pytest.raises(ReleaseError, match=r"is no name of a branch or tag. Remedy: letters"):
+            Destination(NAME, revision=reference)
+    with pytest.raises(ReleaseError, match="Remedy: name it as user/name"):
         pull(api, "not a name", folder.parent / "pulled")
     (folder / "README.md").write_bytes(b"---\n[]: {\n---\n")
     with pytest.raises(HubError, match="refused with 400"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from typer.testing import CliRunner
 
 import hub_release.check
@@ -128,19 +129,206 @@ def test_json_and_exit_codes(hub: TestHub, folder: Path, tmp_path: Path, checked
     assert "the token may not" in answer("pull", NAME, tmp_path / "other", code=3)["error"]
 
 
-def test_asks_before_it_pushes(
-    hub: TestHub, folder: Path, checked: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
-    for typed, code in (("n\n", 1), ("y\n", 0)):
-        monkeypatch.setattr(sys, "stdin", Terminal(typed))
-        with pytest.raises(SystemExit) as ended:
-            app(["push", str(folder), NAME, "--no-verify"])
-        assert ended.value.code == code
+
+def type_in(monkeypatch: pytest.MonkeyPatch, typed: str, *arguments: object) -> int:
+    """The exit code of a verb in a terminal where somebody types."""
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    with pytest.raises(SystemExit) as ended:
+        app([str(argument) for argument in arguments])
+    return int(str(ended.value.code))
+
+
+def test_asks_before_it_pushes(
+    hub: TestHub,
+    folder: Path,
+    checked: list[dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for typed, code in (("n\n", 1), ("", 1), ("y\n", 0)):
+        assert type_in(monkeypatch, typed, "push", folder, NAME, "--no-verify") == code
         assert bool(hub.repositories) == (code == 0)
+        assert ("you said no; nothing was pushed" in capsys.readouterr().err) == (code == 1)
+
+
+def test_no_is_said_in_json_too(
+    hub: TestHub,
+    package: Path,
+    checked: list[dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    push = ("push", package, NAME, "--space", "you/page", "--no-verify", "--json")
+    for typed in ("n\n", "y\nn\n"):  # to the package; to its Space
+        assert type_in(monkeypatch, typed, *push) == 1
+        said = capsys.readouterr()
+        answer = json.loads(said.out)
+        assert not answer["ok"] and answer["error"] == "you said no; nothing was pushed"
+        assert answer["commit"] is None and answer["plan"]["new"] and not hub.repositories
+        assert "+ config.json (new)" in said.err, "whoever is asked sees the plan"
+    assert type_in(monkeypatch, "y\ny\n", *push) == 0
+    assert len(hub.repositories) == 2 and json.loads(capsys.readouterr().out)["space"]["commit"]
+    monkeypatch.setattr(hub_release.push, "plan_files", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert type_in(monkeypatch, "", *push, "--yes") == 130
+    assert "interrupted. Remedy: run the same command again" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_look_shows_the_space_and_a_taken_tag(
+    hub: TestHub, package: Path, checked: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    look = ("push", package, NAME, "--space", "you/page", "--tag", "v1", "--dry-run")
+    text = run(*look)
+    assert f"model {NAME}: does not exist" in text and "space you/page: does not exist" in text
+    assert "+ config.json (new)" in text and "+ app.py (new)" in text and "Nothing was touched" in text
+    planned = json.loads(run(*look, "--json"))
+    assert "app.py" in planned["space"]["plan"]["new"] and planned["space"]["commit"] is None
+    hub.add("model", NAME, {"config.json": b"old"}).tags["v1"] = "0" * 40
+    hub.repositories["model", NAME].tags["v1"] = hub.repositories["model", NAME].branches["main"]
+    assert f"v1 of {NAME} names the commit" in run(*look, code=2)
+    text = run("push", package, NAME, "--revision", "dev", "--dry-run")
+    assert "+ branch dev (new, made from main)" in text
+    assert not any(request.startswith("POST") for request in hub.requests)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--space", "page"], 2, "'page' is no repository"),
+        (["--space", "you/a--b"], 2, "'you/a--b' is no repository"),
+        (["--space", "others/page"], 3, "others/page does not exist, and this token may not make it"),
+        (["--space", "readers/page"], 3, "may write to you, team. Remedy: name it you/page"),
+        (["--space", "others/theirs"], 3, "the token may not do this"),
+        (["--space", "you/page", "--revision", "dev"], 2, "a Space serves the branch main, not dev"),
+        (["--tag", "v1"], 2, "v1 of you/model names the commit"),
+        (["--tag", "v 2"], 2, "'v 2' is no name of a branch or tag"),
+        (["--revision", "a..b"], 2, "'a..b' is no name of a branch or tag"),
+        (["--message", " "], 2, "the message is empty. Remedy: --message"),
+    ],
+)
+@pytest.mark.parametrize("how", ["--yes", "--dry-run"])
+def test_what_can_be_refused_is_refused_before_anything_is_touched(
+    hub: TestHub, package: Path, checked: list[dict[str, bytes]], flags: list[str], code: int, words: str, how: str
+) -> None:
+    there = hub.add("model", NAME, {"config.json": b"old"})
+    there.tags["v1"] = there.branches["main"]
+    hub.add("space", "others/theirs", {"app.py": b"theirs"})
+    assert words in run("push", package, NAME, how, *flags, code=code)
+    assert there.files() == {"config.json": b"old"} and len(hub.repositories) == 2
+    assert not any(request.startswith("POST") for request in hub.requests)
+
+
+def test_a_tag_of_an_earlier_commit_stays(hub: TestHub, folder: Path, checked: list[dict[str, bytes]]) -> None:
+    """The package is there already, but the tag names what was there before."""
+    there = hub.add("model", NAME, {"config.json": b"old"})
+    there.tags["v1"] = before = there.branches["main"]
+    run("push", folder, NAME, "--yes", "--no-verify")
+    assert f"names the commit {before} already" in run("push", folder, NAME, "--yes", "--tag", "v1", code=2)
+    assert there.tags["v1"] == before
+
+
+@pytest.mark.parametrize(
+    ("within", "words"),
+    [
+        ("/tag/", "is pushed, but is not tagged v1: "),
+        ("/resolve/", "is pushed, but what a stranger gets could not be looked at: "),
+        ("/api/spaces/you/page/commit/", "is pushed, but its Space you/page is not: "),
+    ],
+)
+def test_what_fails_after_the_commit_says_that_it_stands(
+    hub: TestHub, package: Path, checked: list[dict[str, bytes]], within: str, words: str
+) -> None:
+    push = ("push", package, NAME, "--yes", "--tag", "v1", "--space", "you/page")
+    hub.fail("500", within=within, times=1000)
+    assert words in run(*push, code=3)
+    assert hub.repositories["model", NAME].files().keys() == package_files(package).keys()
+    hub.count_from_here()
+    run(*push)
+    assert len(hub.repositories) == 2 and hub.repositories["model", NAME].tags
+
+
+def test_a_refused_download_is_not_kept(hub: TestHub, tmp_path: Path, checked: list[dict[str, bytes]]) -> None:
+    hub.add("model", NAME, {**FILES, "bad.txt": b"bad"})
+    text = run("pull", NAME, tmp_path / "pulled", code=1)
+    assert f"fails the check, and {tmp_path / 'pulled'} is not written" in text and "✗ bad. Remedy: one" in text
+    assert len(checked) == 1 and not (tmp_path / "pulled").exists() and not list(tmp_path.glob(".pull-*"))
+
+
+@pytest.mark.parametrize("where", ["a file", "in a file", "full"])
+def test_places_that_cannot_be_written(
+    hub: TestHub, finished_run: Path, tmp_path: Path, checked: list[dict[str, bytes]], where: str
+) -> None:
+    hub.add("model", NAME, FILES)
+    target = write_files(tmp_path, {"file": b"mine", "folder/mine": b"mine"}) / "file"
+    target = {"a file": target, "in a file": target / "package", "full": tmp_path / "folder"}[where]
+    words = {"a file": "is a file. Remedy: ", "in a file": "Remedy: name a place", "full": "is not empty. Remedy: "}
+    for verb in (("export", finished_run), ("pull", NAME)):
+        answer = json.loads(run(*verb, target, "--json", code=2))
+        assert not answer["ok"] and words[where] in answer["error"] and str(tmp_path) in answer["error"]
+    assert (tmp_path / "file").read_bytes() == (tmp_path / "folder" / "mine").read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "home") == ["file", "folder"]
+
+
+def test_odd_sources(hub: TestHub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "nothing", tmp_path / "file", tmp_path):
+        for verb, code in ((("export",), 2), (("card",), 2), (("check",), 1), (("push", NAME), 2)):
+            command = [verb[0], place, *verb[1:], *([tmp_path / "package"] if verb == ("export",) else [])]
+            command += ["--dry-run"] if verb[0] == "push" else []
+            answer = json.loads(run(*command, "--json", code=code))
+            assert "Remedy: " in answer["error"] + "".join(answer["problems"]), command
+        assert "Remedy: " in run("demo", place, code=2)
+    assert not hub.requests and not (tmp_path / "package").exists()
+
+
+def test_odd_hubs(
+    hub: TestHub, folder: Path, tmp_path: Path, checked: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for verb in (("push", folder, NAME, "--yes"), ("pull", NAME, tmp_path / "pulled")):
+        for endpoint, code, words in (
+            ("localhost", 2, "HF_ENDPOINT is 'localhost', no address. Remedy: unset it"),
+            ("http://[bad", 3, "Remedy: check"),
+            ("http://localhost:port", 3, "Remedy: check"),
+            ("http://127.0.0.1:9", 3, "the connection failed"),
+        ):
+            with monkeypatch.context() as elsewhere:
+                elsewhere.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+                assert words in json.loads(run(*verb, "--json", code=code))["error"]
+    monkeypatch.delenv("HF_TOKEN")
+    assert "there is no token" in json.loads(run("push", folder, NAME, "--yes", "--json", code=2))["error"]
+
+
+def test_a_wrong_command_line_in_json(hub: TestHub) -> None:
+    for arguments in (["push", NAME], ["pull", NAME], ["check", "--loud", "x"], ["demo"], ["fly", "x"]):
+        answer = json.loads(run(*arguments, "--json", code=2))
+        assert not answer["ok"] and answer["error"]
+        assert "Usage:" in run(*arguments, code=2)
+
+
+@pytest.mark.parametrize("fault", ["reset", "503 page"])
+def test_nothing_signed_and_no_token_in_the_log(
+    hub: TestHub,
+    folder: Path,
+    checked: list[dict[str, bytes]],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    """The client logs what it repeats, with the address; that of an upload is signed."""
+    caplog.set_level("DEBUG")
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "level", logging.DEBUG)
+    monkeypatch.setattr(constants, "HF_DEBUG", True)
+    hub.fail(fault, within="/upload/", times=2)
+    run("push", folder, NAME, "--yes")
+    assert "thrown while requesting PUT" in caplog.text and "/upload/" in caplog.text
+    assert "secret" not in caplog.text and WRITER not in caplog.text
+    hub.refuse_all = RefusalError(403, f"see https://a.b/c?X-Amz-Signature=secret and {WRITER}")
+    text = run("push", folder, NAME, "--yes", code=3)
+    assert "https://a.b/c?…" in text and "secret" not in text
 
 
 @pytest.mark.parametrize("verb", ["export", "card", "check", "push", "pull", "demo"])
@@ -166,7 +354,7 @@ STRANGER = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 folder = Path(snapshot_download("you/model"))
 sys.path.insert(0, str(folder))
 from infer import EmotionClassifier

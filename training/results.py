@@ -89,7 +89,7 @@ def finish(
     run.write_json("calibration.json", calibration)
     run.write_json("metrics.json", found.metrics)
     run.write_json("thresholds.json", found.thresholds)
-    run.write_text("per_label.csv", found.per_label.round(4).to_csv(index=False))
+    run.write_text("per_label.csv", found.per_label.to_csv(index=False))
     published = comparable(data)
     run.write_text("scores.md", to_markdown(found.per_label, found.metrics, published))
     run.write_json("context.json", describe_context(recipe, data, published))
