@@ -44,11 +44,16 @@ def _architecture(facts: Facts) -> dict[str, Any]:
     backbone = facts.backbone_config()
     counts = {
         part: sum(math.prod(shape) for key, shape in facts.head_shapes.items() if key.startswith(f"{part}."))
-        for part in ("projection", "classifier")
+        for part in HEAD_PARTS
     }
     lora = sum(math.prod(shape) for shape in facts.adapter_shapes.values())
-    first, second = facts.head_shapes["projection.0.weight"], facts.head_shapes["projection.2.weight"]
     labels, hidden = facts.head_shapes["classifier.weight"]
+    rows: list[tuple[str, str, str]] = []
+    if counts["projection"]:
+        first, second = facts.head_shapes["projection.0.weight"], facts.head_shapes["projection.2.weight"]
+        shapes = f"{first[1]} → {first[0]}, GELU, {second[1]} → {second[0]}"
+        rows.append(("projection", shapes, f"{counts['projection']:,}"))
+    pooling = [("attention over words", f"{hidden} → 1", f"{counts['pooling']:,}")] if counts["pooling"] else []
     layers = sum("lora_A" in key for key in facts.adapter_shapes)
     quantization = "" if config["quantization"] == "none" else config["quantization"]
     precision = ", ".join(filter(None, (facts.backbone.precision, quantization))) or "not quantised"
@@ -58,22 +63,52 @@ def _architecture(facts: Facts) -> dict[str, Any]:
     )
     total = sum(counts.values()) + lora
     return {
-        "encoder": _name(facts.encoder, f" {config['encoder_version']}".rstrip()),
-        "embed_dim": str(config["embed_dim"]),
-        "hidden_size": str(config["hidden_size"]),
-        "model_input": "one token" if config["prefix"] == "none" else "one token after the one that begins a sequence",
+        **_path(facts),
         "trained_parameters": f"{total:,}",
         "part_rows": [
-            ("projection", f"{first[1]} → {first[0]}, GELU, {second[1]} → {second[0]}", f"{counts['projection']:,}"),
+            *rows,
             (f"backbone: {_name(facts.backbone)}, {precision}, frozen", shape, "0"),
             (
                 "LoRA adapter",
                 f"rank {adapter['r']}, alpha {adapter['lora_alpha']}, on {layers} linear layers",
                 f"{lora:,}",
             ),
+            *pooling,
             ("classifier", f"{hidden} → {labels}", f"{counts['classifier']:,}"),
             ("all", "", f"{total:,}"),
         ],
+    }
+
+
+_POOLED = {
+    "last": "hidden state of the last word",
+    "mean": "mean of the words' hidden states",
+    "attention": "mean of the words' hidden states, weighted by attention",
+}
+
+
+def _path(facts: Facts) -> dict[str, str]:
+    """How a text reaches the classifier, in words."""
+    config = facts.config
+    reads, width = config["input"], f"[{config['hidden_size']}]"
+    begin = " after the token that begins a sequence" if config["prefix"] == "bos" else ""
+    encoder = f"encoder ({_name(facts.encoder, f' {config["encoder_version"]}'.rstrip())})"
+    token = f"{encoder} → embedding [{config['embed_dim']}] → projection → one token {width}"
+    words = f"tokenizer → tokens, {config['window_length']} at once"
+    attention = "" if reads == "embedding" else f" ({config['attention']} attention)"
+    pooled = "last hidden state" if reads == "embedding" else _POOLED[config["pooling"]]
+    read = {"embedding": token, "tokens": words, "hybrid": f"{token}, followed by the words: {words}"}[reads]
+    parts = {
+        "embedding": "a sentence encoder, a projection",
+        "tokens": "a tokenizer",
+        "hybrid": "a sentence encoder, a projection, a tokenizer",
+    }[reads]
+    return {
+        "what_it_is": f"{parts}, a frozen language model with a LoRA adapter, and a linear classifier",
+        "what_is_fetched": "the language model is fetched"
+        if reads == "tokens"
+        else "encoder and language model are fetched",
+        "path_to_the_classifier": f"{read}{begin} → backbone{attention} → {pooled} {width}",
     }
 
 
@@ -236,6 +271,9 @@ def weights_license(facts: Facts) -> str | None:
     return "Apache-2.0" if facts.backbone.license == "Apache-2.0" and facts.dataset.license else None
 
 
+_WINDOWS = {"max": "highest", "mean": "mean"}
+
+
 def _limitations(facts: Facts) -> list[str]:
     found = [source.about for source in (facts.dataset, facts.backbone, facts.encoder) if source.about]
     if not facts.dataset.name:
@@ -245,10 +283,19 @@ def _limitations(facts: Facts) -> list[str]:
             "The backbone is a folder of the publisher's own. Without it the package does not load; who has it sets "
             "`model_name` in `config.json`."
         )
-    found.append(
-        "The language model sees one vector of the whole text, not its words: what the encoder drops is lost, in a long "
-        "text more than in a short one."
-    )
+    if facts.config["input"] == "embedding":
+        found.append(
+            "The language model sees one vector of the whole text, not its words: what the encoder drops is lost, in a "
+            "long text more than in a short one."
+        )
+    else:
+        cut = facts.audit["truncation"]["train"]
+        found.append(
+            f"Training read the first {facts.config['window_length']} tokens of a text, and so not all of "
+            f"{cut['texts_longer']:,} of {cut['texts']:,} texts. A longer text is classified in windows that share "
+            f"{facts.config['window_overlap']} tokens, each without the others; of a label the {_WINDOWS[facts.config['windows']]} "
+            "logit counts."
+        )
     found.append(
         "Thresholds fit the shares of labels in the validation rows. Where labels are rarer or more frequent, tune them "
         "on rows of your own."
