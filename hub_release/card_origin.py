@@ -9,6 +9,8 @@ from typing import Any
 
 from hub_release.card_facts import Facts, Source, read_sources
 from hub_release.card_text import duration, find_plots, plain, unreliable_share
+from hub_release.requirements import PROJECT, VERSION_KEY
+from modeling.adapters import HEAD_PARTS
 
 _NO_SETTINGS = {
     "dataset",
@@ -92,8 +94,8 @@ def _path(facts: Facts) -> dict[str, str]:
     config = facts.config
     reads, width = config["input"], f"[{config['hidden_size']}]"
     begin = " after the token that begins a sequence" if config["prefix"] == "bos" else ""
-    encoder = f"encoder ({_name(facts.encoder, f' {config["encoder_version"]}'.rstrip())})"
-    token = f"{encoder} → embedding [{config['embed_dim']}] → projection → one token {width}"
+    encoder = _name(facts.encoder, f" {config['encoder_version']}".rstrip())
+    token = f"encoder ({encoder}) → embedding [{config['embed_dim']}] → projection → one token {width}"
     words = f"tokenizer → tokens, {config['window_length']} at once"
     attention = "" if reads == "embedding" else f" ({config['attention']} attention)"
     pooled = "last hidden state" if reads == "embedding" else _POOLED[config["pooling"]]
@@ -222,6 +224,7 @@ def _training(facts: Facts) -> dict[str, Any]:
             for name, version in {"python": environment["python"], **environment["packages"]}.items()
         )
         + (f"; commit `{environment['git_commit']}` of the code that trained" if environment["git_commit"] else ""),
+        "exporter": f"{PROJECT} {facts.config[VERSION_KEY]}",
         "setting_rows": [(f"`{key}`", _setting(value)) for key, value in settings.items()],
     }
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import modeling.infer
 from hub_release.card import write_card
 from hub_release.package import LAYOUT, RECORDED, ReleaseError, require_free
-from hub_release.requirements import requirements_of
+from hub_release.requirements import VERSION_KEY, project_version, requirements_of
 from modeling.adapters import split_trained_weights
 
 
@@ -60,6 +60,7 @@ def _write(run: Path, package: Path) -> None:
         "auto_map": modeling.infer.AUTO_MAP,
         "custom_pipelines": modeling.infer.CUSTOM_PIPELINES,
         "num_labels": len(config["emotion_labels"]),
+        VERSION_KEY: project_version(),
     }
     requirements = requirements_of(config["model_name"], config["encoder"], config["quantization"])
     (package / LAYOUT.requirements).write_text(requirements, encoding="utf-8")
@@ -73,6 +74,8 @@ def _write(run: Path, package: Path) -> None:
         {f"{part}.{name}": value for part, weights in head.items() for name, value in weights.items()},
         package / LAYOUT.safe_head,
     )
+    if config["input"] != "embedding":
+        shutil.copyfile(run / "model" / LAYOUT.tokenizer, package / LAYOUT.tokenizer)
     (package / LAYOUT.adapter).parent.mkdir()
     save_file({key: value.contiguous() for key, value in adapter.items()}, package / LAYOUT.adapter)
     _write_adapter_config(run, package, config["model_name"])
