@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import MistralModel
+from transformers import MistralModel, pipeline
 
+from hub_release.check import check
+from hub_release.export import export
+from hub_release.package import seal
 from modeling.adapters import attach_lora
 from modeling.backbones import hold_bfloat16, load_frozen_backbone, read_tokenizer, restore_float32
 from modeling.infer import (
@@ -24,6 +28,7 @@ from modeling.infer import (
     EmotionConfig,
     EmotionModel,
     Features,
+    PackageError,
     bundled_tokenizer,
     cut_into_windows,
     load_backbone,
@@ -318,3 +323,80 @@ def test_texts_in_any_script_and_length_are_read(tmp_path: Path, tiny_backbone: 
     assert together.shape == (6, 3) and np.isfinite(together).all()
     alone = np.concatenate([classifier.predict_proba([text]) for text in texts])
     np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+# Packages
+
+
+@pytest.fixture(scope="module")
+def words_package(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> Path:
+    """The package of a run whose backbone reads words."""
+    base = tmp_path_factory.mktemp("words")
+    settings = "--input tokens --pooling attention --prefix bos --window_length 4 --window_overlap 1 --balance none"
+    assert main(flags_of(base, tiny_backbone, *settings.split())) == 0
+    export(base / "run", base / "package")
+    return base / "package"
+
+
+def test_a_package_that_reads_words_proves_itself(words_package: Path) -> None:
+    assert check(words_package) == []
+    card = (words_package / "README.md").read_text()
+    assert "text → tokenizer → tokens, 4 at once after the token that begins a sequence → backbone (causal" in card
+    assert "encoder" not in (words_package / "requirements.txt").read_text()
+    assert "A longer text is classified in windows that share 1 tokens, each" in card
+
+
+def test_its_classifier_and_pipeline_give_the_golden_probabilities(words_package: Path) -> None:
+    golden = json.loads((words_package / "golden.json").read_text())["rows"]
+    texts, wanted = [row["text"] for row in golden], np.array([row["probabilities"] for row in golden])
+    for fuse in (True, False):
+        classifier = EmotionClassifier(words_package, fuse=fuse, batch_size=3)
+        np.testing.assert_allclose(classifier.predict_proba(texts), wanted, atol=1e-5)
+    assert not any("lora" in name for name, _ in EmotionClassifier(words_package).model.named_parameters())
+    pipe = pipeline("text-classification", model=str(words_package), trust_remote_code=True, top_k=None)
+    for said, row in zip(pipe(texts, batch_size=3), wanted, strict=True):
+        found = {entry["label"]: entry["score"] for entry in said}
+        np.testing.assert_allclose([found[label] for label in LABELS], row, atol=1e-5)
+
+
+def _other_vocabulary(path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"word{number}" for number in range(40)])
+    tokenizer.save(str(path))
+
+
+BROKEN = {
+    "is missing": lambda path: path.unlink(),
+    "is missing or damaged": lambda path: path.write_text(path.read_text()[:-200]),
+    "has the token 61, the backbone 32": _other_vocabulary,
+    "more than 67,108,864 bytes": lambda path: path.write_bytes(b"{}" + b" " * 2**26),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_tokenizer_is_refused(words_package: Path, tmp_path: Path, what: str) -> None:
+    copy = shutil.copytree(words_package, tmp_path / "package")
+    BROKEN[what](copy / "tokenizer.json")
+    seal(copy)
+    found = [problem for problem in check(copy) if problem.startswith("tokenizer.json")]
+    assert len(found) >= 1 and all("Remedy: " in problem for problem in found)
+    with pytest.raises(PackageError, match=f"tokenizer.json .*{what}"):
+        EmotionClassifier(copy)
+
+
+def test_another_order_of_the_vocabulary_is_seen(words_package: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(words_package, tmp_path / "package")
+    content = json.loads((copy / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["I"], vocabulary["passed"] = vocabulary.pop("sunny"), vocabulary.pop("cake")
+    (copy / "tokenizer.json").write_text(json.dumps(content))
+    assert any("is not the file that SHA256SUMS names" in problem for problem in check(copy))
+    seal(copy)
+    assert any("golden probabilities differ" in problem for problem in check(copy))
+
+
+def test_a_tokenizer_that_nothing_reads_is_no_part_of_a_package(package: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(package, tmp_path / "package")
+    tiny_tokenizer().save(str(copy / "tokenizer.json"))
+    seal(copy)
+    assert [problem for problem in check(copy) if "tokenizer.json is no part of a package" in problem]
