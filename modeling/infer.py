@@ -572,6 +572,8 @@ class FusedOneTokenMistral(nn.Module):
         model = cast(OneTokenMistral, backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone)
         self.config = model.config
         self.norm = model.norm
+        # A view of the checkpoint's memory-mapped file would keep all of it in memory.
+        self.norm.weight.data = self.norm.weight.data.clone()
         weight = cast(Any, model.layers[0]).self_attn.v_proj.weight
         self.dtype = weight.dtype
         self.packs = (

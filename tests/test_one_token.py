@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 import torch._inductor.config
 from peft import PeftModel
 from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import MistralModel
 
 from modeling.adapters import IDLE, LoraLinear, attach_lora
 from modeling.backbones import compile_layers, restore_float32
@@ -20,7 +23,7 @@ from modeling.infer import (
     OneTokenMistral,
     load_backbone,
 )
-from tests.conftest import EMBED_DIM, LABELS, tiny_flags, write_corpus
+from tests.conftest import EMBED_DIM, LABELS, tiny_config, tiny_flags, write_corpus
 from training.run import main
 
 
@@ -122,6 +125,18 @@ def test_float32_comes_back_for_scoring(tiny_backbone: str) -> None:
     assert set(expected) == set(found) and len(found) == 2 * (5 * 3 + 2) + 1
     for name in found:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is read from /proc")
+def test_a_fused_backbone_keeps_no_checkpoint_in_memory(tmp_path: Path) -> None:
+    MistralModel(tiny_config()).save_pretrained(tmp_path)
+    maps = Path("/proc/self/maps")
+    model = model_with_lora(str(tmp_path), one_token=True).get_base_model()
+    assert str(tmp_path) in maps.read_text()
+    fused = FusedOneTokenMistral(model.backbone)
+    del model
+    gc.collect()
+    assert len(fused.matrices) == 2 and str(tmp_path) not in maps.read_text()
 
 
 def test_an_adapter_is_merged_into_the_fused_backbone(tiny_backbone: str) -> None:
