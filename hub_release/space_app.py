@@ -115,7 +115,8 @@ def _why_unreliable(rows: list[Row], notes: dict[str, str]) -> str:
     doubtful = sorted(row.label for row in rows if row.unreliable)
     if not doubtful:
         return ""
-    which = "All labels are" if len(doubtful) == len(rows) else f"{len(doubtful)} of {len(rows)} labels are"
+    which = f"{len(doubtful)} of {len(rows)} labels {'is' if len(doubtful) == 1 else 'are'}"
+    which = "All labels are" if len(doubtful) == len(rows) else which
     items = "".join(f"<li><b>{escape(label)}</b> {escape(notes.get(label, ''))}</li>" for label in doubtful)
     return (
         f'<details class="note"><summary>† {which} unreliable: too few test rows, or too uncertain a score, to say how '

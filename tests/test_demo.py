@@ -241,7 +241,7 @@ def test_one_text_gives_what_predict_says(page: Page, classifier: EmotionClassif
     colours = page.locator("#bars .fill").evaluate_all("bars => bars.map(bar => getComputedStyle(bar).background)")
     assert len(set(colours)) == 3  # predicted, not predicted, predicted but unreliable
     assert page.locator("#bars tr.unreliable").evaluate_all("rows => rows.map(r => r.dataset.label)") == ["fear"]
-    page.get_by_text("1 of 3 labels are unreliable").click()
+    page.get_by_text("1 of 3 labels is unreliable").click()
     with (folder / "per_label.csv").open(newline="") as file:
         [row] = [r for r in csv.DictReader(file) if [r["label"], r["split"], r["thresholds"]] == FEAR]
     expect(page.locator("#bars li")).to_contain_text(f"fear {row['support']} test rows, F1 {float(row['f1']):.2f}")
