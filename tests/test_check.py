@@ -136,7 +136,7 @@ def test_every_digit_of_the_card_counts(copy: Path, monkeypatch: pytest.MonkeyPa
     card = (copy / LAYOUT.card).read_text(encoding="utf-8")
     found = digits(card)
     tables = sum(card[: at + 1].rsplit("\n", 1)[-1].startswith("|") for at in found)
-    assert len(found) >= 1_000 and tables >= 400
+    assert len(found) >= 800 and tables >= 400
     rendered = hub_release.consistency.render_card(copy)
     # The records do not change: rendering them anew for each digit would give the same.
     monkeypatch.setattr(hub_release.consistency, "render_card", lambda package: rendered)
