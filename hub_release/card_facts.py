@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
+import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,13 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from hub_release.package import LAYOUT, ReleaseError, read_recipe
+from modeling.infer import PackageError, read_config, read_json, refuse_large_header
 
 CONTAMINATED = "pooled-r2"
 """The split protocol that trains on children of test rows."""
+_REMEDY = "Remedy: hub_release export again"
+_MAX_LAYERS = 1_000
+_MAX_SETTING = 2**20
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -92,27 +96,66 @@ class Facts:
 
     def test_row(self, label: str, policy: str) -> dict[str, str]:
         """The row of ``per_label.csv`` of one label on test under one threshold policy."""
-        return next(
-            row for row in self.per_label if (row["split"], row["label"], row["thresholds"]) == ("test", label, policy)
-        )
+        return self._test_rows[label, policy]
+
+    @cached_property
+    def _test_rows(self) -> dict[tuple[str, str], dict[str, str]]:
+        return {(row["label"], row["thresholds"]): row for row in self.per_label if row["split"] == "test"}
 
     def backbone_config(self) -> PreTrainedConfig:
-        """The backbone's configuration, defaults included."""
-        settings = dict(self.config["backbone_config"])
-        return AutoConfig.for_model(settings.pop("model_type"), **settings).get_text_config()
+        """The backbone's configuration, defaults included.
+
+        Raises:
+            PackageError: it is none, see :func:`refuse_backbone`.
+        """
+        settings = dict(self.config["backbone_config"] or {})
+        refuse_backbone(settings)
+        try:
+            return AutoConfig.for_model(settings.pop("model_type"), **settings).get_text_config()
+        except Exception as error:  # transformers checks the fields of each architecture with many kinds of exception
+            raise PackageError(LAYOUT.config, f"has a backbone_config that cannot be read: {error}") from None
+
+
+def refuse_backbone(settings: Mapping[str, Any]) -> None:
+    """Refuse a backbone that would take for ever to build, or fill the memory, even without its weights.
+
+    Args:
+        settings: the ``backbone_config`` of a package.
+
+    Raises:
+        PackageError: it is of no Mistral (nor of Mistral 3: a run records the language model's alone), or too large.
+    """
+    if settings.get("model_type") != "mistral":
+        raise PackageError(LAYOUT.config, "has no backbone_config of a Mistral", "train on a Mistral and export again")
+    layers = settings.get("num_hidden_layers")
+    if not isinstance(layers, int) or not 0 < layers <= _MAX_LAYERS or _largest(settings) > _MAX_SETTING:
+        what = "has a backbone_config without layers, or of a model too large"
+        raise PackageError(LAYOUT.config, what, "hub_release export again")
+
+
+def _largest(value: Any) -> int:
+    """The largest magnitude among the integers of a value of JSON."""
+    if isinstance(value, dict | list):
+        return max(map(_largest, value.values() if isinstance(value, dict) else value), default=0)
+    return abs(value) if isinstance(value, int) else 0
 
 
 def read_facts(package: Path) -> Facts:
     """Read the recorded files of a package.
 
     Raises:
+        FileNotFoundError: one is missing.
+        PackageError: one is no strict JSON, or the configuration is not valid.
         ReleaseError: two files say different things of the same thing.
     """
 
     def read(name: str) -> Any:
-        return json.loads((package / name).read_text(encoding="utf-8"))
+        if not (package / name).is_file():
+            raise FileNotFoundError(errno.ENOENT, "No such file", name)
+        return read_json(package, name)
 
     config, context = read(LAYOUT.config), read(LAYOUT.context)
+    read_config(package)  # refuses what the card should not be filled from
     recipe = read_recipe(package)
     with (package / LAYOUT.per_label).open(encoding="utf-8", newline="") as file:
         per_label = list(csv.DictReader(file))
@@ -169,6 +212,7 @@ def _find_encoder(name: str, is_local: bool) -> Source:
 
 def _read_shapes(path: Path) -> dict[str, list[int]]:
     """Shapes of a safetensors file, from its header alone."""
+    refuse_large_header(path)
     with safe_open(path, framework="numpy") as file:
         return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # no mapping
 
@@ -183,13 +227,12 @@ def _refuse_contradictions(facts: Facts) -> None:
     }
     for key, shape in expected.items():
         if facts.head_shapes.get(key) != shape:
-            raise ReleaseError(
-                f"{LAYOUT.safe_head}: {key} is {facts.head_shapes.get(key)}, {LAYOUT.config} says {shape}"
-            )
+            found = facts.head_shapes.get(key)
+            raise ReleaseError(f"{LAYOUT.safe_head}: {key} is {found}, {LAYOUT.config} says {shape}. {_REMEDY}")
     scored = {row["label"] for row in facts.per_label if row["split"] == "test"}
     if scored != set(labels):
-        raise ReleaseError(f"{LAYOUT.per_label} and {LAYOUT.config} list different labels")
+        raise ReleaseError(f"{LAYOUT.per_label} and {LAYOUT.config} list different labels. {_REMEDY}")
     for label in labels:
         scored_at = float(facts.test_row(label, "per_label")["threshold"])
         if abs(scored_at - config["thresholds"][label]) > 1e-4:
-            raise ReleaseError(f"{label} was scored at threshold {scored_at}, {LAYOUT.config} has another")
+            raise ReleaseError(f"{label} was scored at threshold {scored_at}, {LAYOUT.config} has another. {_REMEDY}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from hub_release.card_facts import Facts, Source, read_sources
 from hub_release.card_text import duration, find_plots, plain
+from hub_release.requirements import PROJECT, VERSION_KEY
 
 _NO_SETTINGS = {
     "dataset",
@@ -182,6 +183,7 @@ def _training(facts: Facts) -> dict[str, Any]:
             f"{name} {version}"
             for name, version in {"python": environment["python"], **environment["packages"]}.items()
         ),
+        "exporter": f"{PROJECT} {facts.config[VERSION_KEY]}",
         "setting_rows": [(f"`{key}`", _setting(value)) for key, value in settings.items()],
     }
 

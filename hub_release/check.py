@@ -10,8 +10,15 @@ import tempfile
 from pathlib import Path
 
 from hub_release.consistency import code_problems, origin_problems, record_problems, weight_problems
-from hub_release.integrity import hash_problems, layout_problems, text_problems, unreadable_problems
-from hub_release.package import LAYOUT, RECORDED
+from hub_release.integrity import (
+    copy_files,
+    hash_problems,
+    layout_problems,
+    picture_problems,
+    text_problems,
+    unreadable_problems,
+)
+from hub_release.package import LAYOUT, RECORDED, words_of
 from hub_release.requirements import BUNDLED_WHEEL, closure, modules_of, read_requirements
 from modeling.infer import BUNDLED_BACKBONE, PackageError, read_config
 
@@ -75,24 +82,42 @@ def check(package: Path, allow_contaminated: bool = False) -> list[str]:
     """
     if not package.is_dir():
         return [str(PackageError(str(package), "is no folder", "name a package that hub_release export wrote"))]
-    problems = unreadable_problems(package)
-    if not problems:
-        problems = inspect(package, allow_contaminated)
-        if all(problem.file in _NOT_LOADED for problem in problems):
-            problems += golden_problems(package)
-    return [str(problem) for problem in problems]
+    problems = inspect(package, allow_contaminated)
+    if all(problem.file in _NOT_LOADED for problem in problems) and not unreadable_problems(package):
+        problems += golden_problems(package)
+    return [words_of(problem) for problem in problems]
 
 
 def inspect(package: Path, allow_contaminated: bool = False) -> list[PackageError]:
-    """What :func:`check` finds by reading alone, in a package without unreadable files; nothing of it is run."""
-    problems = layout_problems(package)
+    """What :func:`check` finds by reading alone; nothing of the package is run.
+
+    What may not even be opened (a link out of the package, a pipe) is listed and left alone: the rest is read from a
+    copy without it.
+    """
+    unreadable = unreadable_problems(package)
+    if not unreadable:
+        return layout_problems(package) + _content_problems(package, allow_contaminated)
+    refused = {problem.file for problem in unreadable}
+    layout = [problem for problem in layout_problems(package) if problem.file not in refused]
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary, "package")
+        copy_files(package, copy, LAYOUT.files())
+        return [*unreadable, *layout, *_content_problems(copy, allow_contaminated)]
+
+
+def _content_problems(package: Path, allow_contaminated: bool) -> list[PackageError]:
+    """What is wrong with the files that there are; that one is missing is the layout's matter."""
+    found = [
+        *hash_problems(package),
+        *text_problems(package),
+        *picture_problems(package),
+        *weight_problems(package),
+        *code_problems(package),
+        *origin_problems(package, allow_contaminated),
+        *record_problems(package),
+    ]
     missing = {name for name in LAYOUT.files() if not (package / name).is_file()}
-    found = [*text_problems(package), *weight_problems(package), *code_problems(package)]
-    if LAYOUT.sums not in missing:
-        found = [*hash_problems(package), *found]
-    if not missing:
-        found += [*origin_problems(package, allow_contaminated), *record_problems(package)]
-    return problems + [problem for problem in found if problem.file not in missing]
+    return [problem for problem in found if problem.file not in missing]
 
 
 def golden_problems(package: Path) -> list[PackageError]:

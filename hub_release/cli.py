@@ -86,14 +86,14 @@ def export(
 
 @app.command()
 def card(package: Package, as_json: Json = False) -> None:
-    """Render the model card again, from the files that the package records.
+    """Render the model card again, from the files that the package records; they must be those of its SHA256SUMS.
 
     Example: `hub_release card packages/goemotions`
     """
     with _errors(as_json):
-        from hub_release.card import write_card
+        from hub_release.card import renew_card
 
-        write_card(package)
+        renew_card(package)
         path = package / LAYOUT.card
         _finish(as_json, f"{path} is written.", card=str(path))
 

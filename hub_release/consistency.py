@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 import modeling.infer
 from hub_release.card import CONTAMINATED, render_card
+from hub_release.card_facts import refuse_backbone
 from hub_release.package import LAYOUT, ReleaseError, read_recipe
-from hub_release.requirements import not_installed, read_requirements, requirements_of
+from hub_release.requirements import PROJECT, VERSION_KEY, not_installed, read_requirements, requirements_of
 from modeling.infer import (
     AUTO_MAP,
     BUNDLED_BACKBONE,
@@ -34,8 +36,7 @@ from modeling.infer import (
 
 T = TypeVar("T")
 _EXPORT = "hub_release export again"
-_MAX_LAYERS = 1_000
-_MAX_SETTING = 2**20
+_OTHER_LABELS = "and config.json list different labels, or in another order"
 _HUB_KEYS = {
     "model_type": EmotionConfig.model_type,
     "architectures": ["EmotionModel"],
@@ -44,6 +45,7 @@ _HUB_KEYS = {
     "problem_type": "multi_label_classification",
     "schema_version": SCHEMA_VERSION,
 }
+_SPLITS = {"validation", "test", "test_without_copies"}
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
@@ -70,14 +72,16 @@ def weight_problems(package: Path) -> Findings:
         found.attempt(read_head, package, config)
     backbone = found.attempt(_backbone_on_meta, config)
     if backbone is not None:
-        found.attempt(read_adapter, package, config, backbone)
+        found.attempt(_adapter_problem, package, config, backbone)
     return found
 
 
 def _backbone_on_meta(config: EmotionConfig) -> nn.Module:
     """The backbone without its weights, to hold the adapter's keys and shapes against."""
-    _refuse_backbone(config)
+    if config.head == "mlp":
+        raise PackageError(LAYOUT.config, "is of a baseline without a backbone", "train with head backbone and export")
     settings = config.backbone_config or {}
+    refuse_backbone(settings)
     try:
         with torch.device("meta"):
             backbone = build_backbone(config)
@@ -88,21 +92,14 @@ def _backbone_on_meta(config: EmotionConfig) -> nn.Module:
     return backbone
 
 
-def _refuse_backbone(config: EmotionConfig) -> None:
-    """Refuse a backbone that would take for ever to build, or fill the memory, even without its weights."""
-    settings = config.backbone_config or {}
-    if settings.get("model_type") != "mistral":  # of Mistral 3 too: a run records the language model's alone
-        raise PackageError(LAYOUT.config, "has no backbone_config of a Mistral", "train on a Mistral and export again")
-    layers = settings.get("num_hidden_layers")
-    if not isinstance(layers, int) or not 0 < layers <= _MAX_LAYERS or _largest(settings) > _MAX_SETTING:
-        raise PackageError(LAYOUT.config, "has a backbone_config without layers, or of a model too large", _EXPORT)
-
-
-def _largest(value: Any) -> int:
-    """The largest magnitude among the integers of a value of JSON."""
-    if isinstance(value, dict | list):
-        return max(map(_largest, value.values() if isinstance(value, dict) else value), default=0)
-    return abs(value) if isinstance(value, int) else 0
+def _adapter_problem(package: Path, config: EmotionConfig, backbone: nn.Module) -> None:
+    """Refuse an adapter that does not fit; or that holds more than is read, which golden probabilities cannot show."""
+    _, tensors = read_adapter(package, config, backbone)
+    with safe_open(package / LAYOUT.adapter, framework="numpy") as file:
+        stored = len(file.keys())
+    if stored > len(tensors):
+        what = f"holds {stored - len(tensors)} tensors that no model reads"
+        raise PackageError(LAYOUT.adapter, what, _EXPORT)
 
 
 def code_problems(package: Path) -> Findings:
@@ -110,18 +107,27 @@ def code_problems(package: Path) -> Findings:
     found = Findings()
     for name, own in ((LAYOUT.code, modeling.infer.__file__), (LAYOUT.handler, Path(__file__).with_name("handler.py"))):
         if (package / name).is_file() and (package / name).read_bytes() != Path(str(own)).read_bytes():
-            remedy = f"{_EXPORT}, or check with the version of hub_release that made it"
+            remedy = f"{_EXPORT}, or check with {_maker(package)}"
             found.append(PackageError(name, "is not the code of this version of hub_release", remedy))
     return found
+
+
+def _maker(package: Path) -> str:
+    try:
+        return f"{PROJECT} {read_json(package, LAYOUT.config)[VERSION_KEY]}, which made it"
+    except (PackageError, KeyError):
+        return "the version of hub_release that made it"
 
 
 def origin_problems(package: Path, allow_contaminated: bool) -> Findings:
     """A backbone or encoder that only this machine has, requirements that are not its own, contaminated scores."""
     found = Findings()
-    metrics = found.attempt(read_json, package, LAYOUT.metrics)
-    if metrics is not None and metrics.get("protocol") == CONTAMINATED and not allow_contaminated:
+    metrics = found.attempt(read_json, package, LAYOUT.metrics) or {}
+    if metrics.get("protocol") == CONTAMINATED and not allow_contaminated:
         remedy = "train with split official, or --allow-contaminated to accept a card that says so"
         found.append(PackageError(LAYOUT.metrics, "has contaminated scores (split protocol pooled-r2)", remedy))
+    if metrics.get("null_test"):
+        found.append(PackageError(LAYOUT.metrics, "is of a null test, trained on nothing", "export the run it tests"))
     try:
         config = read_config(package)
     except PackageError:  # reported with the weights
@@ -129,6 +135,8 @@ def origin_problems(package: Path, allow_contaminated: bool) -> Findings:
     written = read_json(package, LAYOUT.config)
     if lost := [key for key, value in _HUB_KEYS.items() if written.get(key) != value]:
         found.append(PackageError(LAYOUT.config, f"lacks what the Auto classes need: {', '.join(lost)}", _EXPORT))
+    if not re.fullmatch(r"\d[\w.+!]*", str(written.get(VERSION_KEY))):
+        found.append(PackageError(LAYOUT.config, f"does not say by {VERSION_KEY} what made it", _EXPORT))
     if config.model_name != BUNDLED_BACKBONE and not re.fullmatch(_HUB_ID, config.model_name):
         remedy = "train from a Hub id, or push the backbone first"
         found.append(PackageError(LAYOUT.config, f"names the local folder {config.model_name}", remedy))
@@ -136,6 +144,8 @@ def origin_problems(package: Path, allow_contaminated: bool) -> Findings:
     if not re.fullmatch(rf"[\w.-]+|{_HUB_ID}", encoder):
         found.append(PackageError(LAYOUT.config, f"names the local encoder {encoder}", "train with one of the Hub"))
     expected = requirements_of(config.model_name, config.encoder, config.quantization)
+    if not (package / LAYOUT.requirements).is_file():
+        return found
     if (package / LAYOUT.requirements).read_bytes() != expected.encode():
         found.append(PackageError(LAYOUT.requirements, "is not what infer.py and the encoder need", _EXPORT))
     elif missing := not_installed(read_requirements(package / LAYOUT.requirements)):
@@ -157,6 +167,8 @@ def record_problems(package: Path) -> Findings:
                 found.append(PackageError(name, what, _EXPORT))
         except PackageError as error:
             found.append(error)
+        except FileNotFoundError:  # reported with the layout
+            continue
         except Exception as error:  # a stranger's files: whatever they lack raises something of its own
             reason = f"{type(error).__name__}: {error}"
             found.append(PackageError(name, f"or what it is made of does not hold what it should ({reason})", _EXPORT))
@@ -174,7 +186,7 @@ def _recipe_problem(package: Path, config: EmotionConfig) -> str | None:
 def _golden_problem(package: Path, config: EmotionConfig) -> str | None:
     golden = read_json(package, LAYOUT.golden)
     if golden["labels"] != config.emotion_labels:
-        return "and config.json list different labels, or in another order"
+        return _OTHER_LABELS
     rows = [row["probabilities"] for row in golden["rows"] if isinstance(row["text"], str)]
     if not rows:
         return "holds no rows"
@@ -184,17 +196,35 @@ def _golden_problem(package: Path, config: EmotionConfig) -> str | None:
 
 
 def _threshold_problem(package: Path, config: EmotionConfig) -> str | None:
-    own = read_json(package, LAYOUT.thresholds)["per_label"]
-    if list(own) != config.emotion_labels:
-        return "and config.json list different labels, or in another order"
+    recorded = read_json(package, LAYOUT.thresholds)
+    own = recorded["per_label"]
+    if any(list(recorded[key]) != config.emotion_labels for key in ("per_label", "per_label_unshrunk")):
+        return _OTHER_LABELS
     return None if own == config.thresholds else "and config.json have different thresholds"
 
 
 def _focal_problem(package: Path, config: EmotionConfig) -> str | None:
     alpha = read_json(package, LAYOUT.focal)["alpha"]
-    return (
-        None if list(alpha) == config.emotion_labels else "and config.json list different labels, or in another order"
-    )
+    return None if list(alpha) == config.emotion_labels else _OTHER_LABELS
+
+
+def _audit_problem(package: Path, config: EmotionConfig) -> str | None:
+    """The split protocol stands in three files; and rows made from rows outside train are what the third kind is."""
+    audit = read_json(package, LAYOUT.audit)
+    counted = [audit["training_rows"]["positives"], *(split["positives"] for split in audit["splits"].values())]
+    if any(list(labels) != config.emotion_labels for labels in (audit["labels"], *counted)):
+        return _OTHER_LABELS
+    protocols = {
+        LAYOUT.audit: audit["protocol"],
+        LAYOUT.metrics: read_json(package, LAYOUT.metrics)["protocol"],
+        LAYOUT.recipe: read_recipe(package)["split"],
+    }
+    if len(set(protocols.values())) > 1:
+        return f"and others say different split protocols: {', '.join(f'{file} {said}' for file, said in protocols.items())}"
+    outside = audit["training_rows"]["synthetic_with_parent_outside_train"]
+    if outside and audit["protocol"] != CONTAMINATED:
+        return f"counts {outside:,} rows that were made from rows outside train, which {audit['protocol']} does not do"
+    return None
 
 
 def _score_problem(package: Path, config: EmotionConfig) -> str | None:
@@ -202,10 +232,14 @@ def _score_problem(package: Path, config: EmotionConfig) -> str | None:
     metrics = read_json(package, LAYOUT.metrics)
     with (package / LAYOUT.per_label).open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
-    for split, policy in sorted({(row["split"], row["thresholds"]) for row in table}):
-        rows = [row for row in table if (row["split"], row["thresholds"]) == (split, policy)]
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in table:
+        groups.setdefault((row["split"], row["thresholds"]), []).append(row)
+    if set(groups) != {(split, policy) for split in _SPLITS & set(metrics) for policy in metrics[split]}:
+        return f"and {LAYOUT.metrics} have scores of different splits or thresholds"
+    for (split, policy), rows in groups.items():
         if [row["label"] for row in rows] != config.emotion_labels:
-            return "and config.json list different labels, or in another order"
+            return _OTHER_LABELS
         mean = sum(float(row["f1"]) for row in rows) / len(rows)
         if not math.isclose(mean, metrics[split][policy]["macro_f1"], abs_tol=1e-4):
             return f"and {LAYOUT.metrics} have different scores ({split}, {policy})"
@@ -216,10 +250,11 @@ def _score_problem(package: Path, config: EmotionConfig) -> str | None:
 
 
 def _card_problem(package: Path, config: EmotionConfig) -> str | None:
-    _refuse_backbone(config)
     try:
         written = render_card(package)
     except ReleaseError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
         return f"cannot be rendered: {error}"
     said = (package / LAYOUT.card).read_text(encoding="utf-8")
     return None if said == written else "does not say what the recorded files say"
@@ -231,5 +266,6 @@ _RECORDS: dict[str, Callable[[Path, EmotionConfig], str | None]] = {
     LAYOUT.thresholds: _threshold_problem,
     LAYOUT.focal: _focal_problem,
     LAYOUT.per_label: _score_problem,
+    LAYOUT.audit: _audit_problem,
     LAYOUT.card: _card_problem,
 }

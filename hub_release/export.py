@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import modeling.infer
 from hub_release.card import write_card
 from hub_release.package import LAYOUT, RECORDED, ReleaseError
-from hub_release.requirements import requirements_of
+from hub_release.requirements import VERSION_KEY, project_version, requirements_of
 from modeling.adapters import HEAD_PARTS, split_trained_weights
 
 
@@ -61,6 +61,7 @@ def _write(run: Path, package: Path) -> None:
         "auto_map": modeling.infer.AUTO_MAP,
         "custom_pipelines": modeling.infer.CUSTOM_PIPELINES,
         "num_labels": len(config["emotion_labels"]),
+        VERSION_KEY: project_version(),
     }
     requirements = requirements_of(config["model_name"], config["encoder"], config["quantization"])
     (package / LAYOUT.requirements).write_text(requirements, encoding="utf-8")

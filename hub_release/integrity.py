@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import getpass
+import math
 import re
+import shutil
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
-from hub_release.package import LAYOUT, package_files, sha256
-from modeling.infer import PackageError, refuse_foreign_links
+from PIL import Image
+
+import modeling.infer
+from hub_release.package import LAYOUT, package_files, sha256, template_path
+from modeling.infer import PackageError, unsafe_entries
 
 _BINARY = (".safetensors", ".pt", ".png")
 _MAX_BYTES = 2**24
 _MAX_WEIGHT_BYTES = 2**32
 """A head and an adapter of a model of 24 billion parameters have 0.4 GB; its frozen weights have 48."""
+_MAX_PIXELS = 2**25
+_LAST_CHUNK = b"IEND\xaeB`\x82"
 _SECRETS = {
-    "a token of Hugging Face": rb"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{30,}",
+    "a token of Hugging Face": rb"(?<![A-Za-z0-9])(?:(?:hf|api_org)_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{20,})",
     "a token of GitHub": rb"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22})",
-    "a token of GitLab": rb"(?<![A-Za-z0-9])glpat-[\w-]{20}",
+    "a token of GitLab": rb"(?<![A-Za-z0-9])gl(?:pat|ptt|dt|rt|cbt)-[\w-]{20}",
+    "a token of npm": rb"(?<![A-Za-z0-9])npm_[A-Za-z0-9]{36}",
+    "a token of PyPI": rb"(?<![A-Za-z0-9])pypi-AgE[\w-]{20,}",
     "a key of OpenAI or Anthropic": rb"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{20,}",
-    "a key of AWS": rb"(?<![A-Za-z0-9])AKIA[0-9A-Z]{16}(?![A-Za-z0-9])",
+    "a key of AWS": rb"(?<![A-Za-z0-9])A(?:KIA|SIA|BIA|CCA)[0-9A-Z]{16}(?![A-Za-z0-9])",
     "a key of Google": rb"(?<![A-Za-z0-9])AIza[\w-]{35}",
-    "a token of Slack": rb"(?<![A-Za-z0-9])xox[abprs]-[A-Za-z0-9-]{10,}",
-    "a private key": rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
+    "a token of Slack": rb"(?<![A-Za-z0-9])xox[abeoprs]-[A-Za-z0-9-]{10,}",
+    "a signed web token": rb"(?<![\w-])eyJ[\w-]{15,}\.eyJ[\w-]{15,}\.",
+    "a private key": rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----",
 }
-_HOME = rb"(?<![\w.])(?:/(?:home|Users|root|private|mnt|tmp)/\w|[A-Z]:\\{1,2}Users\\)"
-_ABSOLUTE_PATH = rb"(?<![\w.~/:<-])/(?:[\w.@+-]+/)+[\w.@+-]|\bfile:/|(?<!\w)~/\w|(?<![A-Za-z])[A-Za-z]:\\{1,2}[\w.-]+\\"
+_ASSIGNED_SECRET = (
+    rb"(?i)(?:secret|passw(?:or)?d|api[_-]?key|access[_-]?key|private[_-]?key|(?:auth|access|api|hf|bearer)[_-]?token)"
+    rb"[\w-]{0,20}[\"']?\s{0,3}[:=]\s{0,3}[\"']?(?=[^\s\"']{0,60}\d)[\w+/.~-]{16,}|://[^\s/:@\"']+:[^\s/:@\"']+@"
+)
+"""Something named like a secret, with a value that looks drawn at random; or a password in an address."""
+_HOME = rb"(?<![\w./])(?:-[A-Za-z])?(?:/(?:home|Users|root|private|mnt|tmp)/\w|[A-Z]:(?:\\{1,2}|/)Users[\\/])"
+_ABSOLUTE_PATH = (
+    rb"(?<![\w.~/:<-])/(?:[\w.@+-]+/)+[\w.@+-]|\bfile:/|(?<!\w)~/\w|(?<![A-Za-z])[A-Za-z]:\\{1,2}[\w.-]+\\|" + _HOME
+)
+_ACCOUNT = (
+    rb"(?<![\w-])%s@\w|(?<!\w)~%s\b"
+    rb"|\b(?i:users?|username|login|author|owner|home|account)[\"']?(?:\s{0,3}[:=]\s{0,3}|[/\\]{1,2})[\"']?%s\b"
+)
+_SHORTEST_USER = 3
+_PARTS = ("modeling", "training", "hub_release")
 _PLACEHOLDER = rb"\{\{|\[More Information Needed\]|\b(?:TODO|FIXME|TBD)\b"
 _COMMON_USERS = {
     "root",
@@ -43,19 +68,34 @@ _COMMON_USERS = {
 
 def unreadable_problems(package: Path) -> list[PackageError]:
     """What may not even be opened: links that leave the package, devices and pipes, files far too big."""
-    try:
-        refuse_foreign_links(package)
-    except PackageError as error:
-        return [error]
-    problems = []
+    problems = list(unsafe_entries(package))
+    unsafe = {problem.file for problem in problems}
     for name, path in package_files(package).items():
         limit = _MAX_WEIGHT_BYTES if name.endswith((".safetensors", ".pt")) else _MAX_BYTES
-        if not path.is_file():
-            problems.append(PackageError(name, "is no plain file", "delete it"))
-        elif (size := path.stat().st_size) > limit:
+        if name not in unsafe and (size := path.stat().st_size) > limit:
             problems.append(
                 PackageError(name, f"has {size:,} bytes, more than {limit:,}", "delete it, or export again")
             )
+    return problems
+
+
+def copy_files(package: Path, target: Path, names: Iterable[str]) -> list[PackageError]:
+    """Copy files of a package, as they are now, into a folder of which nobody else knows.
+
+    Returns:
+        What could not be copied, or is not one that may be opened (see :func:`unreadable_problems`).
+    """
+    problems = unreadable_problems(package)
+    refused = {problem.file for problem in problems}
+    target.mkdir()
+    for name in names:
+        if name in refused or not (package / name).is_file():
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(package / name, target / name)
+        except OSError as error:
+            problems.append(PackageError(name, f"cannot be read: {error.strerror}", "look at its permissions"))
     return problems
 
 
@@ -66,12 +106,16 @@ def layout_problems(package: Path) -> list[PackageError]:
         PackageError(name, "is missing", "hub_release export again") for name in LAYOUT.files() if name not in present
     ]
     foreign = [PackageError(name, "is no part of a package", "delete it") for name in sorted(present - known)]
-    empty = [name for name in sorted(present & known) if not (package / name).stat().st_size]
+    empty = [
+        name for name in sorted(present & known) if (package / name).is_file() and not (package / name).stat().st_size
+    ]
     return [*lost, *foreign, *(PackageError(name, "is empty", "hub_release export again") for name in empty)]
 
 
 def hash_problems(package: Path) -> list[PackageError]:
-    """Files that are not those which ``SHA256SUMS`` was written over."""
+    """Files that are not those which ``SHA256SUMS`` was written over; files that are missing are the layout's matter."""
+    if not (package / LAYOUT.sums).is_file():
+        return []
     remedy = "hub_release export again, or download the package again"
     try:
         lines = (package / LAYOUT.sums).read_text(encoding="utf-8").splitlines()
@@ -87,10 +131,26 @@ def hash_problems(package: Path) -> list[PackageError]:
     problems = [PackageError(LAYOUT.sums, f"does not name {name}", remedy) for name in sorted(expected - set(sums))]
     problems += [
         PackageError(LAYOUT.sums, f"names {name!r}, which the package does not hold", remedy)
-        for name in sorted(set(sums) - expected)
+        for name in sorted(set(sums) - expected - set(LAYOUT.files()))
     ]
     changed = [name for name in sorted(expected & set(sums)) if sha256(package / name) != sums[name]]
     return problems + [PackageError(name, f"is not the file that {LAYOUT.sums} names", remedy) for name in changed]
+
+
+def picture_problems(package: Path) -> list[PackageError]:
+    """Pictures that are no PNG, are larger than a plot, or carry something behind it."""
+    problems = []
+    for name in (name for name in LAYOUT.files() if name.endswith(".png") and (package / name).is_file()):
+        try:
+            with Image.open(package / name, formats=["PNG"]) as picture:
+                if math.prod(picture.size) > _MAX_PIXELS:
+                    raise ValueError(f"{math.prod(picture.size):,} pixels, more than {_MAX_PIXELS:,}")
+                picture.load()
+            if not (package / name).read_bytes().endswith(_LAST_CHUNK):
+                raise ValueError("something follows the picture")
+        except Exception as error:  # a hostile file can make its parser raise anything
+            problems.append(PackageError(name, f"is no PNG of a plot: {error}", "hub_release export again"))
+    return problems
 
 
 def text_problems(package: Path) -> list[PackageError]:
@@ -99,7 +159,7 @@ def text_problems(package: Path) -> list[PackageError]:
     The code that ships is left out: it is compared with this version's own, and has patterns in it.
     """
     problems = []
-    user = _user_name()
+    user = _user_pattern(package)
     for name, path in package_files(package).items():
         if name in (LAYOUT.code, LAYOUT.handler):
             continue
@@ -108,6 +168,7 @@ def text_problems(package: Path) -> list[PackageError]:
         if name.endswith(_BINARY):
             patterns.append(("an absolute path", _HOME, "write it without the path"))
         else:
+            patterns.append(("a password or key", _ASSIGNED_SECRET, "delete it, and change it where it is used"))
             patterns.append(("an absolute path", _ABSOLUTE_PATH, "name files relative to the run, models by Hub id"))
             patterns.append(("an unfilled placeholder", _PLACEHOLDER, "fill it in"))
             if user:
@@ -120,11 +181,40 @@ def text_problems(package: Path) -> list[PackageError]:
     return problems
 
 
-def _user_name() -> bytes | None:
-    """A pattern of the user's name, where it is not a common word; as the first part of a Hub id it may stand."""
-    names = {Path.home().name, _login()} - _COMMON_USERS
-    own = [re.escape(name.encode()) for name in sorted(names) if len(name) >= 4]
-    return rb"(?<![\w-])(?:" + b"|".join(own) + rb")(?![\w/-])" if own else None
+def _user_pattern(package: Path) -> bytes | None:
+    """A pattern of the user's name.
+
+    A name that is no word of this project, and of no label, may stand nowhere but as the first part of a Hub id. One
+    that is (``joy``, ``data``) says nothing by itself: it is looked for where an account stands, as in ``joy@host``,
+    ``~joy``, ``user: joy`` or ``Users/joy``.
+    """
+    words = _own_words() | _words(" ".join(_keys(package / LAYOUT.config)))
+    patterns = []
+    for name in sorted({Path.home().name, _login()} - _COMMON_USERS):
+        own = re.escape(name.encode())
+        if len(name) >= _SHORTEST_USER:
+            patterns.append(_ACCOUNT % (own, own, own))
+            if name.lower() not in words:
+                patterns.append(rb"(?<![\w-])" + own + rb"(?![\w/-])")
+    return b"|".join(patterns) or None
+
+
+@cache
+def _own_words() -> frozenset[str]:
+    """The words of this project's code, settings and card, which packages repeat."""
+    root = Path(str(modeling.infer.__file__)).parents[1]
+    files = [path for part in _PARTS for path in (root / part).rglob("*") if path.suffix in (".py", ".yaml")]
+    return frozenset(word for path in (template_path(), *files) for word in _words(path.read_text(encoding="utf-8")))
+
+
+def _keys(path: Path) -> list[str]:
+    """Keys of a JSON file that may be none; of a configuration they include the labels."""
+    text = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
+    return re.findall(r'"([^"\\]*)"\s*:', text)
+
+
+def _words(text: str) -> set[str]:
+    return {*re.findall(r"[^\W_]+", text.lower()), *re.findall(r"\w+", text.lower())}
 
 
 def _login() -> str:

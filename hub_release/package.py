@@ -8,6 +8,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+_LONGEST_MESSAGE = 1_000
+
 
 class ReleaseError(RuntimeError):
     """A run or package that cannot be released; the message names the remedy."""
@@ -23,6 +25,14 @@ class RefusedError(ReleaseError):
     def __init__(self, where: str, problems: list[str]) -> None:
         super().__init__(f"{where}: {len(problems)} problem{'s' * (len(problems) != 1)}")
         self.problems = problems
+
+
+def words_of(problem: Exception) -> str:
+    """The message of a problem, for a terminal: what a stranger's files made of it can be long, or no text."""
+    text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(problem))
+    return (
+        text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE // 2]} … {text[-_LONGEST_MESSAGE // 2 :]}"
+    )
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,6 @@ class Layout:
     environment: str = "environment.json"
     timing: str = "timing.json"
     context: str = "context.json"
-    scores: str = "scores.md"
     label_frequencies_plot: str = "label_frequencies.png"
     per_label_plot: str = "per_label.png"
     precision_recall_plot: str = "precision_recall.png"
@@ -77,7 +86,6 @@ RECORDED = (
     LAYOUT.environment,
     LAYOUT.timing,
     LAYOUT.context,
-    LAYOUT.scores,
     LAYOUT.label_frequencies_plot,
     LAYOUT.per_label_plot,
     LAYOUT.precision_recall_plot,
@@ -96,6 +104,7 @@ _OF_ITS_CLIENT = re.compile(
 """Where the Hub's client notes what it downloaded into a folder."""
 
 
+_RECIPE_BYTES = 2**16
 _RECIPE_DEPTH = 5
 
 
@@ -116,11 +125,13 @@ def read_recipe(package: Path) -> dict[str, Any]:
     """The run's recipe.
 
     Raises:
-        ValueError: it is no YAML mapping; or it repeats parts by aliases, which may grow without bound when written
-            out, or is deep, which takes for ever to read.
+        ValueError: it is no YAML mapping, or names a setting twice; or it repeats parts by aliases, which may grow
+            without bound when written out, or is deep or long, which takes for ever to read.
     """
     import yaml  # the layout itself needs the standard library alone
 
+    if (package / LAYOUT.recipe).stat().st_size > _RECIPE_BYTES:
+        raise ValueError(f"has more than {_RECIPE_BYTES:,} bytes")
     text = (package / LAYOUT.recipe).read_text(encoding="utf-8")
     try:
         depth = 0
@@ -133,6 +144,9 @@ def read_recipe(package: Path) -> dict[str, Any]:
         raise ValueError(f"cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ValueError("holds no settings")
+    node: Any = yaml.compose(text, yaml.SafeLoader)
+    if len(node.value) != len(content):
+        raise ValueError("names a setting twice")
     return content
 
 

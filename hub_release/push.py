@@ -15,7 +15,8 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from hub_release.check import check
 from hub_release.commit import Destination, Pushed, plan_files, push_files
 from hub_release.hub import errors_in_words
-from hub_release.package import LAYOUT, RefusedError, ReleaseError, package_files
+from hub_release.integrity import copy_files
+from hub_release.package import LAYOUT, RefusedError, ReleaseError, package_files, words_of
 from hub_release.plan import Plan
 from hub_release.pull import pull
 
@@ -109,14 +110,17 @@ def _push_space(
 
 @contextmanager
 def _package_of(source: Path) -> Iterator[Path]:
-    if (source / LAYOUT.config).is_file():
-        yield source
-        return
+    """A package that nobody else can change: what is checked is what is pushed, however long the answer takes."""
     with tempfile.TemporaryDirectory() as temporary:
-        from hub_release.export import export  # takes torch, which a package folder does without
-
         package = Path(temporary) / "package"
-        export(source, package)
+        if (source / LAYOUT.config).is_file():
+            problems = copy_files(source, package, package_files(source))
+            if problems:
+                raise RefusedError(f"{source} is not pushed", [words_of(problem) for problem in problems])
+        else:
+            from hub_release.export import export  # takes torch, which a package folder does without
+
+            export(source, package)
         yield package
 
 

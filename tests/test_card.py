@@ -22,7 +22,7 @@ from hub_release.card import render_card
 from hub_release.card_facts import read_sources
 from hub_release.card_text import duration
 from hub_release.cli import app
-from hub_release.package import ReleaseError, template_path
+from hub_release.package import ReleaseError, seal, template_path
 from tests.cards import Change, put, read, score, tables_of
 from tests.conftest import LABELS
 
@@ -213,18 +213,43 @@ def test_written_again_from_the_package_alone(carded: Path, tmp_path: Path, monk
     assert result.exit_code == 0, result.output
     assert (moved / "README.md").read_bytes() == card
     assert sorted(path.name for path in moved.iterdir()) == before
+    assert subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=moved).returncode == 0
     (moved / "timing.json").unlink()
     result = CliRunner().invoke(app, ["card", str(moved)])
-    assert result.exit_code == 2 and "timing.json is missing. Remedy:" in result.output
-    (moved / "timing.json").write_text("[]")
-    assert "not what a run writes" in CliRunner().invoke(app, ["card", str(moved)]).output
+    assert result.exit_code == 1 and "timing.json is missing. Remedy:" in result.output
+    (moved / "timing.json").write_text("[1]")
+    seal(moved)
+    result = CliRunner().invoke(app, ["card", str(moved)])
+    assert result.exit_code == 2 and "timing.json holds no JSON object. Remedy:" in result.output
     assert (moved / "README.md").read_bytes() == card
 
 
+@pytest.mark.parametrize("file", ["lora_adapter/adapter_model.safetensors", "metrics.json", "thresholds.png"])
+def test_a_new_card_seals_nothing_else(carded: Path, tmp_path: Path, file: str) -> None:
+    moved = shutil.copytree(carded, tmp_path / "package")
+    content = bytearray((moved / file).read_bytes())
+    content[-1] ^= 1
+    (moved / file).write_bytes(content)
+    (moved / "notes.txt").write_text("mine")
+    (moved / "README.md").write_text("by hand")
+    sums = (moved / "SHA256SUMS").read_bytes()
+    result = CliRunner().invoke(app, ["card", str(moved)])
+    assert result.exit_code == 1 and f"✗ {file} is not the file that SHA256SUMS names. Remedy: " in result.output
+    assert "✗ notes.txt is no part of a package. Remedy: delete it" in result.output
+    assert (moved / "SHA256SUMS").read_bytes() == sums and (moved / "README.md").read_text() == "by hand"
+
+
 def test_files_that_contradict_each_other(changed: Callable[..., str]) -> None:
+    def rename(config: dict[str, Any]) -> None:
+        config.update(json.loads(json.dumps(config).replace('"fear"', '"hope"')))
+        for key in ("label2id", "thresholds"):
+            config[key].pop("fear", None)
+
     with pytest.raises(ReleaseError, match="anger was scored at threshold"):
         changed(config=lambda config: config["thresholds"].update(anger=0.987))
     with pytest.raises(ReleaseError, match="list different labels"):
+        changed(config=rename)
+    with pytest.raises(ReleaseError, match=r"config\.json is not valid: id2label and emotion_labels differ"):
         changed(config=put(emotion_labels=["joy", "anger", "hope"]))
     with pytest.raises(ReleaseError, match=r"projection.0.weight is \[8, 512\]"):
         changed(config=put(embed_dim=384))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import itertools
 import json
+import os
 import random
 import re
 import shutil
@@ -17,14 +18,15 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 import hub_release.check
+import hub_release.consistency
 from hub_release.check import check, golden_problems, inspect
 from hub_release.cli import app
-from hub_release.consistency import record_problems
+from hub_release.consistency import _card_problem, record_problems
 from hub_release.export import export
 from hub_release.integrity import hash_problems, text_problems
 from hub_release.package import LAYOUT, seal
 from hub_release.requirements import closure, modules_of, read_requirements, requirements_of
-from modeling.infer import EmotionClassifier
+from modeling.infer import EmotionClassifier, read_config
 from tests.conftest import LABELS, ROOT, add_to_hub_cache
 
 WEIGHTS = (LAYOUT.head, LAYOUT.safe_head, LAYOUT.adapter)
@@ -65,10 +67,43 @@ def test_everything_wrong_is_listed(copy: Path) -> None:
     assert "the golden probabilities differ by 0.01" in problems[1]
     (copy / LAYOUT.code).unlink()
     (copy / ".env").write_text("DEBUG=1")
-    assert [problem.split()[0] for problem in check(copy)] == [LAYOUT.code, ".env", LAYOUT.sums, LAYOUT.sums]
+    assert [problem.split()[0] for problem in check(copy)] == [LAYOUT.code, ".env", LAYOUT.sums, LAYOUT.card]
     assert check(copy / "nothing") == [
         f"{copy / 'nothing'} is no folder. Remedy: name a package that hub_release export wrote"
     ]
+
+
+def test_everything_is_listed_whatever_else_is_wrong(copy: Path) -> None:
+    """Neither a file that is missing nor one that may not be opened hides what is wrong with the others."""
+    (copy / LAYOUT.focal).unlink()
+    (copy / LAYOUT.confusions_plot).unlink()
+    (copy / LAYOUT.timing).unlink()
+    edit(copy / LAYOUT.golden, '"labels"', '"names"')
+    edit(copy / LAYOUT.config, "multi_label", "single_label")
+    edit(copy / LAYOUT.recipe, "split: official", "split: stratified")
+    expected = {
+        *((name, "is missing") for name in (LAYOUT.focal, LAYOUT.confusions_plot, LAYOUT.timing)),
+        *((name, "is not the file") for name in (LAYOUT.golden, LAYOUT.config, LAYOUT.recipe)),
+        (LAYOUT.config, "is not valid: problem_type"),
+    }
+    assert {
+        (file, what) for file, what in expected if f"{file} {what}" in "\n".join(map(str, inspect(copy)))
+    } == expected
+    edit(copy / LAYOUT.config, "single_label", "multi_label")
+    expected |= {(LAYOUT.golden, "or what it is made of"), (LAYOUT.audit, "and others say different split protocols")}
+    expected -= {(LAYOUT.config, "is not the file"), (LAYOUT.config, "is not valid: problem_type")}
+    (copy / LAYOUT.reliability_plot).unlink()
+    (copy / LAYOUT.reliability_plot).symlink_to("/etc/passwd")
+    (copy / "second").symlink_to("/etc/passwd")
+    os.mkfifo(copy / "pipe")
+    expected |= {
+        (LAYOUT.reliability_plot, "is a link that leaves"),
+        ("second", "is a link"),
+        ("pipe", "is no plain file"),
+    }
+    problems = check(copy)
+    assert [problem for problem in problems if not any(f"{file} {what}" in problem for file, what in expected)] == []
+    assert {(file, what) for file, what in expected if any(f"{file} {what}" in p for p in problems)} == expected
 
 
 def test_an_undeclared_module_cannot_be_imported(copy: Path) -> None:
@@ -97,15 +132,24 @@ def digits(text: str) -> list[int]:
     return [match.start() for match in re.finditer(r"\d", text)]
 
 
-def test_every_digit_of_the_card_counts(copy: Path) -> None:
+def test_every_digit_of_the_card_counts(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = (copy / LAYOUT.card).read_text(encoding="utf-8")
-    found, table = digits(card), [at for at in digits(card) if card[: at + 1].rsplit("\n", 1)[-1].startswith("|")]
-    assert len(table) >= 60
-    chosen = sorted({*random.Random(0).sample(found, 60), *random.Random(1).sample(table, 60)})
-    for at in chosen:
+    found = digits(card)
+    tables = sum(card[: at + 1].rsplit("\n", 1)[-1].startswith("|") for at in found)
+    assert len(found) >= 800 and tables >= 400
+    rendered = hub_release.consistency.render_card(copy)
+    # The records do not change: rendering them anew for each digit would give the same.
+    monkeypatch.setattr(hub_release.consistency, "render_card", lambda package: rendered)
+    config = read_config(copy)
+    for at in found:
+        (copy / LAYOUT.card).write_text(f"{card[:at]}{(int(card[at]) + 1) % 10}{card[at + 1 :]}", encoding="utf-8")
+        assert _card_problem(copy, config), card[at - 20 : at + 20]
+    print(f"{len(found)} digits of the card, {tables} of them in tables: each counts")
+    monkeypatch.undo()
+    for at in random.Random(0).sample(found, 5):
         (copy / LAYOUT.card).write_text(f"{card[:at]}{(int(card[at]) + 1) % 10}{card[at + 1 :]}", encoding="utf-8")
         seal(copy)
-        assert [problem.file for problem in record_problems(copy)] == [LAYOUT.card], card[at - 20 : at + 20]
+        assert [problem.file for problem in inspect(copy)] == [LAYOUT.card], card[at - 20 : at + 20]
     (copy / LAYOUT.card).write_text(card, encoding="utf-8")
     assert record_problems(copy) == []
 
@@ -117,8 +161,23 @@ def swaps() -> Iterator[list[str]]:
         yield labels
 
 
-@pytest.mark.parametrize("file", [LAYOUT.config, LAYOUT.golden, LAYOUT.focal, LAYOUT.thresholds, LAYOUT.per_label])
-def test_the_order_of_the_labels_counts_in_every_file(copy: Path, file: str) -> None:
+LISTS = [
+    (LAYOUT.config, "emotion_labels"),
+    (LAYOUT.config, "id2label"),
+    (LAYOUT.config, "label2id"),
+    (LAYOUT.config, "all"),
+    (LAYOUT.golden, "labels"),
+    (LAYOUT.focal, "alpha"),
+    (LAYOUT.thresholds, "per_label"),
+    (LAYOUT.thresholds, "per_label_unshrunk"),
+    (LAYOUT.audit, "labels"),
+    (LAYOUT.per_label, "rows"),
+]
+"""Where a package lists its labels in the order of the outputs."""
+
+
+@pytest.mark.parametrize(("file", "key"), LISTS)
+def test_the_order_of_the_labels_counts_in_every_list(copy: Path, file: str, key: str) -> None:
     original = (copy / file).read_text(encoding="utf-8")
     for labels in swaps():
         if file == LAYOUT.per_label:
@@ -127,17 +186,21 @@ def test_the_order_of_the_labels_counts_in_every_file(copy: Path, file: str) -> 
             (copy / file).write_text("".join(",".join([row[0], renamed[row[1]], *row[2:]]) + "\n" for row in rows))
         else:
             content = json.loads(original)
+            order = {
+                "emotion_labels": labels,
+                "id2label": dict(enumerate(labels)),
+                "label2id": {label: index for index, label in enumerate(labels)},
+            }
             if file == LAYOUT.config:
-                order = {label: index for index, label in enumerate(labels)}
-                content |= {"emotion_labels": labels, "id2label": dict(enumerate(labels)), "label2id": order}
-            elif file == LAYOUT.golden:
-                content["labels"] = labels
+                content |= order if key == "all" else {key: order[key]}
+            elif isinstance(content[key], list):
+                content[key] = labels
             else:
-                key = "alpha" if file == LAYOUT.focal else "per_label"
                 content[key] = {label: content[key][label] for label in labels}
             (copy / file).write_text(json.dumps(content))
         seal(copy)
-        assert any("list different labels" in str(problem) for problem in inspect(copy)), labels
+        said = " ".join(map(str, inspect(copy)))
+        assert "list different labels" in said or "and emotion_labels differ" in said, labels
     (copy / file).write_text(original, encoding="utf-8")
     seal(copy)
     assert inspect(copy) == []
@@ -146,11 +209,17 @@ def test_the_order_of_the_labels_counts_in_every_file(copy: Path, file: str) -> 
 @pytest.mark.parametrize("file", WEIGHTS)
 def test_every_byte_of_the_weights_counts(copy: Path, file: str) -> None:
     content = (copy / file).read_bytes()
-    for at in random.Random(0).sample(range(len(content)), 100):
+    edges = {*range(16), *range(len(content) - 16, len(content))}
+    positions = edges | {*random.Random(0).sample(range(len(content)), 200)}
+    for at in sorted(positions):
         changed = bytearray(content)
         changed[at] ^= 1 << (at % 8)
         (copy / file).write_bytes(changed)
         assert [problem.file for problem in hash_problems(copy)] == [file], at
+    for changed in (content[:-1], content + b"\0", b""):
+        (copy / file).write_bytes(changed)
+        assert [problem.file for problem in hash_problems(copy)] == [file]
+    print(f"{len(positions)} of {len(content)} bytes of {file} changed: each counts")
     (copy / file).write_bytes(content)
     assert hash_problems(copy) == []
 
@@ -167,23 +236,51 @@ def test_a_sealed_change_of_one_head_file_is_found(copy: Path) -> None:
         assert any(LAYOUT.safe_head in problem.file for problem in inspect(copy)), at
 
 
-def test_text_that_must_stay_at_home(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(text: str) -> list[str]:
-        (copy / LAYOUT.scores).write_text(text)
-        return [str(problem).split(" holds ")[1].split(". Remedy")[0] for problem in text_problems(copy)]
+def found_in(copy: Path, text: str) -> list[str]:
+    (copy / LAYOUT.card).write_text(text)
+    return [str(problem).split(" holds ")[1].split(". Remedy")[0] for problem in text_problems(copy)]
 
-    monkeypatch.setattr(getpass, "getuser", lambda: "adalovelace")
+
+def test_text_that_must_stay_at_home(copy: Path) -> None:
     secrets = ["hf_" + "aB3" * 12, "sk-" + "proj-" + "a1" * 20, "ghp_" + "a" * 36, "AKIA" + "Z" * 16]
-    for secret in [*secrets, "-----BEGIN OPENSSH PRIVATE " + "KEY-----", "glpat-" + "x" * 20, "AIza" + "b" * 35]:
-        (problem,) = found(f"fine\n{secret}\n")
+    secrets += ["-----BEGIN OPENSSH PRIVATE " + "KEY-----", "glpat-" + "x" * 20, "AIza" + "b" * 35]
+    secrets += [
+        "hf_" + "oauth_eyJh-" + "aB3_" * 12,
+        "npm_" + "aB3d" * 9,
+        "ASIA" + "Z9" * 8,
+        "eyJ" + "a1" * 9 + ".eyJ" + "b2" * 9 + ".",
+    ]
+    secrets += [
+        "AWS_SECRET_ACCESS_KEY=" + "wJa/rXUtn0" * 4,
+        '"api_key": "' + "a1b2" * 6 + '"',
+        "https://ada:" + "pw1@host/x",
+    ]
+    for secret in secrets:
+        (problem,) = found_in(copy, f"fine\n{secret}\n")
         assert problem.endswith("in line 2") and secret not in problem
-    for path in ("/home/ada/corpus", '"/srv/models/x"', "file:///data", "~/runs", "C:\\Users\\ada", "at /tmp/a/b."):
-        assert found(path + "\\x") == ["an absolute path in line 1"], path
+    paths = ["/home/ada/corpus", '"/srv/models/x"', "file:///data", "~/runs", "C:\\Users\\ada", "at /tmp/a/b."]
+    paths += ["lib:/home/ada/lib", "a-/home/ada/x", "-I/home/ada/include", "C:/Users/ada/runs"]
+    for path in paths:
+        assert found_in(copy, path + "\\x") == ["an absolute path in line 1"], path
     for text in ("{{ title }}", "TODO", "[More Information Needed]"):
-        assert found(text) == ["an unfilled placeholder in line 1"]
-    assert found("made by adalovelace") == ["your user name in line 1"]
-    fine = "https://huggingface.co/you/x/tree/main and/or 1/2/3 path/to/x you/model adalovelace/model hf_token risk-free-words-in-a-row"
-    assert found(fine) == []
+        assert found_in(copy, text) == ["an unfilled placeholder in line 1"]
+    fine = "https://huggingface.co/you/x/tree/main and/or 1/2/3 path/to/x you/model hf_token risk-free-words-in-a-row"
+    assert found_in(copy, f"{fine} https://host/home/x secret: none, token_norm: 20, api_key=…") == []
+
+
+def test_a_name_of_a_user(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is a word of every package, or a label of this one, says nothing where no account stands."""
+    card = (copy / LAYOUT.card).read_text(encoding="utf-8")
+    for user in ("joy", "data", "anger", "model", "loss", "official", "exam"):
+        monkeypatch.setattr(getpass, "getuser", lambda user=user: user)
+        assert found_in(copy, card) == [], user
+        for text in (f"{user}@laptop", f"~{user}", f"user: {user}", f'"username": "{user}"', f"Users/{user}/runs"):
+            assert found_in(copy, text) == ["your user name in line 1"], text
+    for user in ("adalovelace", "bob"):
+        monkeypatch.setattr(getpass, "getuser", lambda user=user: user)
+        for text in (f"made by {user}", f"{user}@laptop", f"({user})"):
+            assert found_in(copy, text) == ["your user name in line 1"], text
+        assert found_in(copy, f"{card} {user}/model {user}s") == []
 
 
 def test_a_local_backbone_is_named(finished_run: Path, tiny_backbone: str, tmp_path: Path) -> None:

@@ -72,23 +72,6 @@ def test_a_run_reproduces_its_golden_texts(finished_run: Path) -> None:
     assert classifier.predict([golden["rows"][0]["text"]], threshold=0.0)[0].keys() == set(golden["labels"])
 
 
-def test_a_model_saved_whole_is_a_run_too(finished_run: Path, tmp_path: Path) -> None:
-    """A run without an adapter: its model folder holds every weight."""
-    merged = load_classifier(str(finished_run)).model
-    for name, module in list(merged.backbone.named_modules()):
-        if hasattr(module, "merge") and hasattr(module, "base_layer"):
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(merged.backbone.get_submodule(parent), child, module.base_layer)
-    for part in ("projection", "classifier"):
-        setattr(merged, part, getattr(merged, part).modules_to_save["default"])
-    merged.save_pretrained(tmp_path / "model")
-    (tmp_path / "recipe.yaml").write_text("seed: 1\n")
-    texts = ["sunny cake", "dark cellar"]
-    again = load_classifier(str(tmp_path)).predict_proba(texts)
-    np.testing.assert_allclose(again, load_classifier(str(finished_run)).predict_proba(texts), atol=1e-5)
-
-
 def test_the_order_of_the_file_changes_nothing(finished_run: Path, tmp_path: Path) -> None:
     lines = (finished_run.parent / "corpus" / "train.jsonl").read_text().splitlines()
     shuffled = random.Random(3).sample(lines, len(lines))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import hub_release.check
 from hub_release.check import check
+from hub_release.cli import app
 from hub_release.package import LAYOUT, seal
 from modeling import infer
 from modeling.infer import EmotionClassifier, PackageError
@@ -22,7 +25,7 @@ def spoilt(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reque
 
 
 def test_the_corpus_is_large() -> None:
-    assert len(CASES) >= 100 and sum(not case.loads for case in CASES.values()) >= 60
+    assert len(CASES) >= 170 and sum(not case.loads for case in CASES.values()) >= 80
 
 
 @pytest.mark.parametrize(("name", "spoilt"), [(name, name) for name in CASES], indirect=["spoilt"], ids=list(CASES))
@@ -31,9 +34,17 @@ def test_check_refuses(name: str, spoilt: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(hub_release.check, "golden_problems", lambda package: run.append(package) or [])
     problems = check(spoilt)
     assert any(CASES[name].file in problem for problem in problems), problems
-    assert all("Remedy: " in problem for problem in problems)
+    assert all("Remedy: " in problem and problem.isprintable() for problem in problems)
     assert not (tmp_path / "exploded").exists()
     assert CASES[name].loads or not run, "code was run beside files that cannot be loaded"
+
+
+@pytest.mark.parametrize(("name", "spoilt"), [(name, name) for name in CASES], indirect=["spoilt"], ids=list(CASES))
+def test_a_card_is_rendered_or_refused_in_words(name: str, spoilt: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["card", str(spoilt), "--json"])
+    said = json.loads(result.stdout)
+    assert said["ok"] == (result.exit_code == 0) and (said["ok"] or "Remedy: " in str(said)), said
+    assert isinstance(result.exception, SystemExit | None) and not (tmp_path / "exploded").exists()
 
 
 REFUSED = [name for name, case in CASES.items() if not case.loads]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -21,9 +22,11 @@ from transformers import MistralModel
 from hub_release.check import inspect
 from hub_release.export import export
 from hub_release.package import LAYOUT, ReleaseError
+from hub_release.requirements import project_version
 from modeling import infer
 from modeling.infer import EmotionClassifier
 from tests.conftest import LABELS, ROOT, add_to_hub_cache, tiny_flags
+from training.evaluation import load_classifier
 from training.run import main
 
 TEXTS = [
@@ -354,6 +357,40 @@ def test_a_baseline_is_no_package(finished_run: Path, tiny_backbone: str, tmp_pa
     assert main([*flags, "--head", "mlp", "--mlp_hidden_size", "16"]) == 0
     with pytest.raises(ReleaseError, match="baseline without a backbone"):
         export(tmp_path / "mlp", tmp_path / "package")
+    golden = json.loads((tmp_path / "mlp" / "golden.json").read_text())
+    found = load_classifier(str(tmp_path / "mlp")).predict_proba([row["text"] for row in golden["rows"]])
+    np.testing.assert_allclose(found, [row["probabilities"] for row in golden["rows"]], atol=1e-6)
+    weights = tmp_path / "mlp" / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    for change, said in (
+        ({"evil": torch.ones(2)}, "has unknown tensors: evil"),
+        ({"classifier.bias": torch.ones(4)}, "has classifier.bias of shape"),
+        ({"classifier.bias": torch.full((3,), torch.inf)}, "has values in classifier.bias that are no finite"),
+    ):
+        save_file(tensors | change, weights)
+        with pytest.raises(infer.PackageError, match=rf"^model\.safetensors {said}.* Remedy: "):
+            load_classifier(str(tmp_path / "mlp"))
+    save_file({key: value for key, value in tensors.items() if key != "classifier.bias"}, weights)
+    with pytest.raises(infer.PackageError, match=r"^model\.safetensors lacks tensors: classifier\.bias"):
+        load_classifier(str(tmp_path / "mlp"))
+
+
+def test_a_whole_model_with_a_backbone_is_no_package(package: Path, tmp_path: Path) -> None:
+    """What save_pretrained writes of one is not loaded: nothing would hold its weights against the backbone's."""
+    copy = shutil.copytree(package, tmp_path / "package")
+    EmotionClassifier(copy).model.save_pretrained(tmp_path / "whole")
+    shutil.copyfile(tmp_path / "whole" / "model.safetensors", copy / "model.safetensors")
+    shutil.rmtree(copy / "lora_adapter")
+    with pytest.raises(infer.PackageError, match=r"lora_adapter/adapter_config\.json is missing\. Remedy: "):
+        EmotionClassifier(copy)
+
+
+def test_a_package_names_what_made_it(package: Path) -> None:
+    version = json.loads((package / "config.json").read_text())["goemotions_mistral_version"]
+    assert version == importlib.metadata.version("goemotions-mistral") == project_version()
+    assert f"This package was exported by goemotions-mistral {version}." in (package / "README.md").read_text()
+    older = EmotionClassifier(package)  # the field is no matter of schema_version: a reader without it ignores it
+    assert older.config.goemotions_mistral_version == version and older.config.schema_version == 1
 
 
 def test_card_holds_the_recorded_figures(package: Path) -> None:

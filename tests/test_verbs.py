@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from huggingface_hub import snapshot_download
 from typer.testing import CliRunner
 
@@ -99,6 +100,28 @@ def test_refused_packages(hub: TestHub, folder: Path, checked: list[dict[str, by
     assert "✗ contaminated" in run("push", folder, NAME, "--yes", code=1) and not hub.requests
     run("push", folder, NAME, "--yes", "--allow-contaminated")
     assert "pooled.txt" in hub.repositories["model", NAME].files()
+
+
+def test_what_was_checked_is_what_is_pushed(
+    hub: TestHub, folder: Path, checked: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever changes the folder while the push waits for an answer changes nothing of what is pushed."""
+    (tmp_path / "secret").write_bytes(b"secret")
+
+    def change(*arguments: object, **options: object) -> bool:
+        (folder / "config.json").write_bytes(b"[]")
+        (folder / "README.md").unlink()
+        (folder / "README.md").symlink_to(tmp_path / "secret")
+        (folder / "more.txt").write_bytes(b"secret")
+        return True
+
+    monkeypatch.setattr(typer, "confirm", change)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    with pytest.raises(SystemExit):
+        app(["push", str(folder), NAME, "--no-verify"])
+    assert checked == [FILES] and hub.repositories["model", NAME].files() == FILES
+    text = run("push", folder, NAME, "--yes", code=1)
+    assert "✗ README.md is a link that leaves the package. Remedy: delete it" in text and len(checked) == 1
 
 
 def test_json_and_exit_codes(hub: TestHub, folder: Path, tmp_path: Path, checked: list[dict[str, bytes]]) -> None:
