@@ -67,6 +67,7 @@ def _architecture(facts: Facts) -> dict[str, Any]:
     return {
         **_path(facts),
         "trained_parameters": f"{total:,}",
+        "weight_hashes": ", ".join(f"`{file}` {digest}" for file, digest in facts.weight_hashes.items()),
         "part_rows": [
             *rows,
             (f"backbone: {_name(facts.backbone)}, {precision}, frozen", shape, "0"),

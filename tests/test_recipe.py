@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from modeling.infer import INPUTS
 from training.recipe import RECIPES, RecipeError, parse_recipe
 from training.run_folder import RunFolder
 
@@ -75,29 +76,30 @@ def test_what_cannot_be_compiled_is_refused(flags: str) -> None:
 
 def test_every_way_to_load_is_supported_or_names_the_remedy() -> None:
     ways = itertools.product(
-        ("transformers", "unsloth"), ("none", "nf4", "8bit"), ("backbone", "mlp"), ("none", "bos"), ("true", "false")
+        *(("transformers", "unsloth"), ("none", "nf4", "8bit"), ("backbone", "mlp"), INPUTS),
+        *(("none", "bos"), ("true", "false")),
     )
     supported, refused = set(), 0
-    for loader, quantization, head, prefix, one_token in ways:
+    for loader, quantization, head, reads, prefix, one_token in ways:
         flags = (
-            f"--loader {loader} --quantization {quantization} --head {head} --prefix {prefix} --one_token {one_token}"
+            f"--loader {loader} --quantization {quantization} --head {head} --input {reads} --prefix {prefix} "
+            f"--one_token {one_token} --balance none"
         )
         try:
             parse_recipe(flags.split())
-            supported.add((loader, quantization, head, prefix == "none" and one_token == "true"))
+            one = reads == "embedding" and prefix == "none" and one_token == "true"
+            supported.add((loader, quantization, head, reads, one))
         except RecipeError as error:
             refused += 1
             assert "Remedy: " in str(error), flags
+    quantizations = ("none", "nf4", "8bit")
     assert supported == {
-        *(
-            ("transformers", quantization, "backbone", one)
-            for quantization in ("none", "nf4", "8bit")
-            for one in (True, False)
-        ),
-        *(("transformers", "none", "mlp", one) for one in (True, False)),
-        ("unsloth", "nf4", "backbone", False),
+        *(("transformers", q, "backbone", "embedding", one) for q in quantizations for one in (True, False)),
+        *(("transformers", q, "backbone", reads, False) for q in quantizations for reads in ("tokens", "hybrid")),
+        *(("transformers", "none", "mlp", "embedding", one) for one in (True, False)),
+        ("unsloth", "nf4", "backbone", "embedding", False),
     }
-    assert refused == 48 - (12 + 4 + 3)
+    assert refused == 144 - (12 + 24 + 4 + 3)
 
 
 def test_unknown_recipe_and_flag() -> None:
