@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from hub_release.package import LAYOUT, ReleaseError, read_recipe
+from hub_release.package import LAYOUT, ReleaseError, read_recipe, sha256
 from modeling.infer import PackageError, read_config, read_json, refuse_large_header
 
 CONTAMINATED = "pooled-r2"
@@ -71,6 +71,7 @@ class Facts:
     per_label: list[dict[str, str]]
     head_shapes: dict[str, list[int]]
     adapter_shapes: dict[str, list[int]]
+    weight_hashes: dict[str, str]
     backbone: Source
     encoder: Source
     dataset: Source
@@ -175,6 +176,7 @@ def read_facts(package: Path) -> Facts:
         per_label=per_label,
         head_shapes=_read_shapes(package / LAYOUT.safe_head),
         adapter_shapes=_read_shapes(package / LAYOUT.adapter),
+        weight_hashes={name: sha256(package / name) for name in (LAYOUT.safe_head, LAYOUT.head, LAYOUT.adapter)},
         backbone=_find_source("backbones", config["model_name"], local["backbone"]),
         encoder=_find_encoder(config["encoder"], local["encoder"]),
         dataset=replace(dataset, config=dataset.config or recipe["dataset_config"]),

@@ -61,6 +61,7 @@ def _architecture(facts: Facts) -> dict[str, Any]:
         "hidden_size": str(config["hidden_size"]),
         "model_input": "one token" if config["prefix"] == "none" else "one token after the one that begins a sequence",
         "trained_parameters": f"{total:,}",
+        "weight_hashes": ", ".join(f"`{file}` {digest}" for file, digest in facts.weight_hashes.items()),
         "part_rows": [
             ("projection", f"{first[1]} → {first[0]}, GELU, {second[1]} → {second[0]}", f"{counts['projection']:,}"),
             (f"backbone: {_name(facts.backbone)}, {precision}, frozen", shape, "0"),

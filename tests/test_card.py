@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -93,6 +94,8 @@ def test_the_tables_of_model_and_data(carded: Path) -> None:
         ["classifier", "16 → 3", f"{sizes['classifier']:,}"],
         ["all", "", f"{sum(sizes.values()) + lora:,}"],
     ]
+    for file in ("head.safetensors", "head_weights.pt", "lora_adapter/adapter_model.safetensors"):
+        assert f"`{file}` {hashlib.sha256((carded / file).read_bytes()).hexdigest()}" in card
     assert tables["split", "rows", "without a label", "SHA-256"] == [
         [split, f"{found['rows']:,}", f"{found['rows_without_label']:,}", f"`{found['sha256']}`"]
         for split, found in audit["splits"].items()
@@ -146,6 +149,7 @@ def test_no_figure_but_from_the_files(carded: Path) -> None:
     for path in carded.glob("*.json"):
         collect(read(carded, path.name))
     collect(read(carded, "lora_adapter/adapter_config.json"))
+    collect((carded / "SHA256SUMS").read_text())
     collect(yaml.safe_load((carded / "recipe.yaml").read_text(encoding="utf-8")))
     collect(list(csv.reader((carded / "per_label.csv").read_text(encoding="utf-8").splitlines())))
     collect([read_sources()["encoders"], len(LABELS)])

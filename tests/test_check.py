@@ -21,7 +21,7 @@ import hub_release.check
 import hub_release.consistency
 from hub_release.check import check, golden_problems, inspect
 from hub_release.cli import app
-from hub_release.consistency import _card_problem, record_problems
+from hub_release.consistency import _card_problem, record_problems, weight_problems
 from hub_release.export import export
 from hub_release.integrity import hash_problems, text_problems
 from hub_release.package import LAYOUT, seal
@@ -224,7 +224,19 @@ def test_every_byte_of_the_weights_counts(copy: Path, file: str) -> None:
     assert hash_problems(copy) == []
 
 
-def test_a_sealed_change_of_one_head_file_is_found(copy: Path) -> None:
+@pytest.mark.parametrize("file", WEIGHTS)
+def test_a_sealed_change_of_the_weights_is_found(copy: Path, file: str) -> None:
+    """The card names the weights too: new sums do not hide a change that golden probabilities are too coarse for."""
+    content = (copy / file).read_bytes()
+    for at in random.Random(0).sample(range(len(content)), 25):
+        changed = bytearray(content)
+        changed[at] ^= 1 << (at % 8)
+        (copy / file).write_bytes(changed)
+        seal(copy)
+        assert LAYOUT.card in [problem.file for problem in record_problems(copy)], at
+
+
+def test_head_files_that_differ_are_found(copy: Path) -> None:
     """Every bit of a tensor of one file counts against the other, the sign of a zero included."""
     content = (copy / LAYOUT.safe_head).read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
@@ -232,8 +244,7 @@ def test_a_sealed_change_of_one_head_file_is_found(copy: Path) -> None:
         changed = bytearray(content)
         changed[at] ^= 1 << (at % 8)
         (copy / LAYOUT.safe_head).write_bytes(changed)
-        seal(copy)
-        assert any(LAYOUT.safe_head in problem.file for problem in inspect(copy)), at
+        assert any(LAYOUT.safe_head in problem.file for problem in weight_problems(copy)), at
 
 
 def found_in(copy: Path, text: str) -> list[str]:
