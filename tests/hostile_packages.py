@@ -295,7 +295,17 @@ add(
 )
 EMPTY = json.dumps({f"a{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(80_000)}).encode()
 add("a header of many tensors", HEAD, writing(HEAD, len(EMPTY).to_bytes(8, "little") + EMPTY))
-add("a tensor that repeats one number", LAYOUT.head, pickled("classifier.weight", lambda x: x[:1, :1].expand(x.shape)))
+
+
+@case(LAYOUT.head)
+def a_tensor_that_repeats_one_number(folder: Path) -> None:
+    """A few bytes that stand for a tensor of any size; the other file has the same weights, written out."""
+    content = load_file(folder / HEAD)
+    shape = content["classifier.weight"].shape
+    save_file(content | {"classifier.weight": torch.ones(shape)}, folder / HEAD)
+    write_pickle(folder, content | {"classifier.weight": torch.ones(1, 1).expand(shape)})
+
+
 add("half a head", HEAD, truncating(HEAD))
 add("half a pickle", LAYOUT.head, truncating(LAYOUT.head))
 add("half an adapter", ADAPTER, truncating(ADAPTER))
@@ -407,7 +417,20 @@ add(
     True,
 )
 add("labels swapped in the audit", LAYOUT.audit, setting(LAYOUT.audit, labels=SWAPPED), True)
-add("as many labels as fit", CONFIG, setting(CONFIG, emotion_labels=[f"{i}" for i in range(20_000)]))
+MANY = [f"{i}" for i in range(20_000)]
+add(
+    "as many labels as fit",
+    CONFIG,
+    setting(
+        CONFIG,
+        emotion_labels=MANY,
+        id2label=dict(enumerate(MANY)),
+        label2id={label: i for i, label in enumerate(MANY)},
+        num_labels=len(MANY),
+        thresholds={},
+        unreliable_labels=MANY,
+    ),
+)
 add("a label that is half an emoji", CONFIG, replacing(CONFIG, '"joy"', r'"\ud83d"'))
 add("no word of what made it", CONFIG, edit(CONFIG, lambda c: c.pop(VERSION_KEY)), True)
 add("a label twice", CONFIG, setting(CONFIG, emotion_labels=["joy", "joy", "fear"]))
@@ -526,6 +549,12 @@ add("sums without a file", LAYOUT.sums, lambda folder: None, True)
 add("no sums", LAYOUT.sums, lambda folder: None, True)
 add("a sum twice", LAYOUT.sums, lambda folder: None, True)
 add("sums without end", LAYOUT.sums, lambda folder: None, True)
+add(
+    "half an emoji in the golden rows",
+    LAYOUT.card,
+    edit(LAYOUT.golden, lambda c: c["rows"][0].update(text="half \ud83d")),
+    True,
+)
 add("golden rows that are none", LAYOUT.golden, setting(LAYOUT.golden, rows=[]), True)
 add(
     "golden rows of another width",

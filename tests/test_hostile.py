@@ -60,6 +60,13 @@ def test_the_classifier_refuses(name: str, spoilt: Path, tmp_path: Path, capsys:
     assert not (tmp_path / "exploded").exists()
 
 
+def test_a_large_header_is_not_read(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoilt = spoil(package, tmp_path, "a header of many tensors")
+    monkeypatch.setattr(infer, "load_file", lambda path: pytest.fail("a million tensors take 20 s and 2 GB"))
+    with pytest.raises(PackageError, match=r"head\.safetensors is missing or damaged, .* \(ValueError\)"):
+        EmotionClassifier(spoilt)
+
+
 def test_an_unspoilt_package_is_accepted(package: Path, tmp_path: Path) -> None:
     same = shutil.copytree(package, tmp_path / "package")
     seal(same)
