@@ -385,7 +385,7 @@ def a_baseline_that_is_no_number(folder: Path) -> None:
     whole_model(folder, {key: torch.full_like(value, torch.nan) for key, value in load_file(folder / HEAD).items()})
 
 
-@case(CONFIG, loads=True)
+@case("config.json is of a baseline", loads=True)
 def a_baseline(folder: Path) -> None:
     setting(CONFIG, head="mlp")(folder)
     whole_model(folder, load_file(folder / HEAD))
@@ -580,6 +580,7 @@ ROW = bytes(1 + 6_000 // 8)
 add("a page named png", PLOT, writing(PLOT, b"<html><script>alert(1)</script></html>"), True)
 add("half a picture", PLOT, truncating(PLOT), True)
 add("a picture that expands", PLOT, writing(PLOT, png(6_000, 6_000, zlib.compress(ROW * 6_000, 9))), True)
+add("a picture without rows", PLOT, writing(PLOT, png(100, 100, zlib.compress(b""))), True)
 add("a picture larger than any screen", PLOT, writing(PLOT, png(2**31 - 1, 2**31 - 1, b"")), True)
 add(
     "an archive behind a picture",

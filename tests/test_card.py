@@ -212,6 +212,7 @@ def test_written_again_from_the_package_alone(carded: Path, tmp_path: Path, monk
     moved = shutil.copytree(carded, tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     (moved / "README.md").write_text("by hand")
+    seal(moved)
     before = sorted(path.name for path in moved.iterdir())
     result = CliRunner().invoke(app, ["card", str(moved)])
     assert result.exit_code == 0, result.output
