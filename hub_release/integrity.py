@@ -113,6 +113,8 @@ def layout_problems(package: Path) -> list[PackageError]:
 
 
 def _reads_words(package: Path) -> bool:
+    if any(problem.file == LAYOUT.config for problem in unreadable_problems(package)):
+        return False  # a pipe would never be read to its end
     try:
         return read_json(package, LAYOUT.config).get("input") in ("tokens", "hybrid")
     except PackageError:  # reported with the weights
