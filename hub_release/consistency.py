@@ -231,7 +231,7 @@ def _audit_problem(package: Path, config: EmotionConfig) -> str | None:
 
 
 def _score_problem(package: Path, config: EmotionConfig) -> str | None:
-    """The table per label is rounded to four digits: so far it and the other records must agree."""
+    """The table per label and the other records must agree to four digits, to which the table was once rounded."""
     metrics = read_json(package, LAYOUT.metrics)
     with (package / LAYOUT.per_label).open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
