@@ -11,8 +11,6 @@ alternating rounds), and how many decisions differ between float32 and bfloat16.
 
 from __future__ import annotations
 
-import copy
-import itertools
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -22,16 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from timing import alternate, emit, matrix_product
-from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
+from roberta import DTYPES, Roberta
+from timing import alternate, classify_in_batches, emit, matrix_product
+from transformers import AutoModel
 
 from modeling import infer
 from modeling.infer import EmotionClassifier, EmotionModel
 
-THREADS = torch.get_num_threads()
 TEXTS = {1: 32, 64: 256, 512: 512}
 """Batch size → texts of a round."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def stock_backbone(package: Path, model_name: str, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -40,45 +37,6 @@ def stock_backbone(package: Path, model_name: str, dtype: torch.dtype) -> Callab
     whole = AutoModel.from_pretrained(folder, dtype=dtype)
     merged: Any = PeftModel.from_pretrained(whole, str(package / "lora_adapter")).merge_and_unload()
     return lambda tokens: merged(inputs_embeds=tokens.to(dtype), use_cache=False).last_hidden_state
-
-
-class Roberta:
-    """RoBERTa-base with 28 labels and random weights: texts in, labels out."""
-
-    def __init__(self) -> None:
-        gguf = infer._find_gguf()
-        self.tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        config = RobertaConfig(vocab_size=50_265, num_labels=28, max_position_embeddings=514)
-        config._attn_implementation = "sdpa"
-        model = RobertaForSequenceClassification(config).eval()
-        self.models = {name: copy.deepcopy(model).to(dtype) for name, dtype in DTYPES.items()}
-
-    def classify(self, texts: list[str], batch_size: int, dtype: str, threads: int) -> list[list[int]]:
-        """The labels of each text, in the texts' order."""
-        torch.set_num_threads(threads)
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        labels: list[list[int]] = [[] for _ in texts]
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = self.tokenizer([texts[index] for index in chosen], padding=True, truncation=True, max_length=512)
-            inputs = {name: torch.tensor(batch[name]) for name in ("input_ids", "attention_mask")}
-            reached = self.models[dtype](**inputs).logits.float().sigmoid().numpy() >= 0.5
-            for index, row in zip(chosen, reached, strict=True):
-                labels[index] = np.flatnonzero(row).tolist()
-        torch.set_num_threads(THREADS)
-        return labels
-
-    def best(self, texts: list[str], batch_size: int) -> tuple[str, Callable[[], object]]:
-        """Its fastest setting by one round over 64 of the texts, in words, and as a function over all of them."""
-        settings = {
-            f"{dtype}, {threads} threads": (batch_size, dtype, threads)
-            for dtype, threads in itertools.product(DTYPES, sorted({1, THREADS}))
-        }
-        some = texts[:64]
-        seconds = alternate({name: partial(self.classify, some, *setting) for name, setting in settings.items()}, 1)
-        fastest = min(seconds, key=lambda name: seconds[name])
-        return fastest, partial(self.classify, texts, *settings[fastest])
 
 
 @torch.inference_mode()
@@ -110,7 +68,7 @@ def main() -> None:
         setting, best = other.best(texts[:count], batch_size)
         functions = {f"RoBERTa-base, {setting}": best}
         for name in DTYPES:
-            functions[f"ours, {name}"] = whole(classifiers[name], texts[:count], batch_size)
+            functions[f"ours, {name}"] = partial(classify_in_batches, classifiers[name], texts[:count], batch_size)
         functions["ours, its encoder alone"] = encoder(classifiers["float32"], texts[:count], batch_size)
         seconds = alternate(functions)
         for name in functions:
@@ -123,16 +81,6 @@ def main() -> None:
 def unpacked(model: EmotionModel) -> list[list[torch.Tensor]]:
     """The matrices of a float32 fused backbone."""
     return list(model.backbone.matrices)
-
-
-def whole(classifier: EmotionClassifier, texts: list[str], batch_size: int) -> Callable[[], None]:
-    """Text in, labels out, ``batch_size`` texts a call."""
-
-    def classify() -> None:
-        for start in range(0, len(texts), batch_size):
-            classifier.predict(texts[start : start + batch_size])
-
-    return classify
 
 
 def encoder(classifier: EmotionClassifier, texts: list[str], batch_size: int) -> Callable[[], None]:

@@ -1,0 +1,131 @@
+"""Training tokens per second where the backbone reads words: the stock path, and what each change adds to it.
+
+    OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/token_speed.py path/to/goemotions/train.tsv
+
+A step is 32 texts of the file, with its optimizer, on the bundled backbone with bfloat16 matrices and LoRA on all seven
+of each layer. The first setting is transformers and PEFT as they come; each of the next changes one thing more. Prints
+one JSON line a setting: the median of five alternating rounds over two steps, in tokens (padding not counted) per
+second, and the share of the machine's own bfloat16 matrix rate. Batches of like length are the two quartiles of 50, as
+the trainer's sampler makes them of 1,600 texts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from timing import alternate, emit, matrix_product
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from modeling.adapters import ALL_LINEAR, HEAD_PARTS, attach_lora
+from modeling.backbones import hold_bfloat16, read_tokenizer
+from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, Features, load_backbone, tokenize
+
+LABELS = [str(number) for number in range(28)]
+ROWS, STEPS, WINDOW_LENGTH = 32, 2, 64
+SORTED_TEXTS = 50 * ROWS
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train."""
+
+    by_length: bool = False
+    attention: str = "sdpa"
+    fused_lora: bool = False
+    fused_optimizer: bool = False
+    layers: int = 30
+
+
+STOCK = Setting()
+SETTINGS = {
+    "transformers and PEFT, texts at random": STOCK,
+    "+ batches of like length": (by_length := replace(STOCK, by_length=True)),
+    "+ attention by plain products": (eager := replace(by_length, attention="eager")),
+    "+ LoRA in one function": (lora := replace(eager, fused_lora=True)),
+    "+ fused AdamW": (fused := replace(lora, fused_optimizer=True)),
+    "+ 20 layers of 30": replace(fused, layers=20),
+}
+
+
+def build(setting: Setting) -> nn.Module:
+    """The model of a setting."""
+    torch.manual_seed(0)
+    config = EmotionConfig(hidden_size=576, emotion_labels=LABELS, input="tokens", pooling="mean")
+    backbone = load_backbone(BUNDLED_BACKBONE, num_hidden_layers=setting.layers)
+    backbone.config._attn_implementation = setting.attention
+    hold_bfloat16(backbone)
+    model = EmotionModel(config, backbone)
+    if setting.fused_lora:
+        return attach_lora(model, 16, 32, 0.0).train()
+    heads = [part for part in HEAD_PARTS if hasattr(model, part)]
+    return get_peft_model(
+        model, LoraConfig(r=16, lora_alpha=32, target_modules=list(ALL_LINEAR), modules_to_save=heads)
+    ).train()
+
+
+def batches(setting: Setting, tokens: list[np.ndarray]) -> list[Features]:
+    """The texts of each step, in batches of like length or as they come."""
+    places = np.arange(SORTED_TEXTS).reshape(-1, ROWS)
+    if not setting.by_length:
+        return [Features(tokens=tokens).take(places[step]) for step in range(STEPS)]
+    places = np.argsort([len(row) for row in tokens], kind="stable").reshape(-1, ROWS)
+    return [Features(tokens=tokens).take(places[len(places) * quartile // 4]) for quartile in (1, 3)]
+
+
+def build_steps(setting: Setting, tokens: list[np.ndarray]) -> Callable[[], None]:
+    """All steps, one after the other."""
+    model = build(setting)
+    parts = [batch.tensors() for batch in batches(setting, tokens)]
+    targets = (torch.rand(ROWS, len(LABELS), generator=torch.Generator().manual_seed(1)) < 0.05).float()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-4, fused=setting.fused_optimizer)
+
+    def steps() -> None:
+        for batch in parts:
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(**batch).logits
+            binary_cross_entropy_with_logits(logits.float(), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return steps
+
+
+def operations(setting: Setting, tokens: int) -> float:
+    """Operations of the frozen matrices: forward, and backward to their inputs."""
+    hidden, inner, values = 576, 1536, 192
+    weights = setting.layers * (2 * hidden * hidden + 2 * hidden * values + 3 * hidden * inner)
+    return 2.0 * 2.0 * weights * tokens
+
+
+def main() -> None:
+    lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()[:SORTED_TEXTS]
+    tokens = tokenize(read_tokenizer(BUNDLED_BACKBONE), [line.split("\t")[0] for line in lines], 1)
+    tokens = [row[:WINDOW_LENGTH] for row in tokens]
+    product, product_operations = matrix_product()
+    settings = {name: build_steps(setting, tokens) for name, setting in SETTINGS.items()}
+    seconds = alternate({**settings, "matrix product": product})
+    rate = product_operations / seconds["matrix product"]
+    for name, setting in SETTINGS.items():
+        parts = batches(setting, tokens)
+        number = sum(len(row) for part in parts for row in part.tokens or [])
+        padded = sum(part.tensors()["input_ids"].numel() for part in parts)
+        emit(
+            "token_training",
+            setting=name,
+            tokens_per_second=round(number / seconds[name]),
+            padding=round(1 - number / padded, 3),
+            share_of_matrix_rate=round(operations(setting, number) / seconds[name] / rate, 3),
+        )
+    emit("matrix_rate", gflops=round(rate / 1e9))
+
+
+if __name__ == "__main__":
+    main()
