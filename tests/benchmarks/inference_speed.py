@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from roberta import DTYPES, Roberta
-from timing import alternate, classify_in_batches, emit, matrix_product
+from timing import alternate, emit, matrix_product
 from transformers import AutoModel
 
 from modeling import infer
@@ -81,6 +81,12 @@ def main() -> None:
 def unpacked(model: EmotionModel) -> list[list[torch.Tensor]]:
     """The matrices of a float32 fused backbone."""
     return list(model.backbone.matrices)
+
+
+def classify_in_batches(classifier: EmotionClassifier, texts: list[str], batch_size: int) -> None:
+    """Texts in, labels out, ``batch_size`` texts a call."""
+    for start in range(0, len(texts), batch_size):
+        classifier.predict(texts[start : start + batch_size])
 
 
 def encoder(classifier: EmotionClassifier, texts: list[str], batch_size: int) -> Callable[[], None]:

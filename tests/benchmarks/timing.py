@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from modeling.infer import EmotionClassifier
-
 ROUNDS = 5
 
 
@@ -34,12 +32,6 @@ def matrix_product(size: int = 2_048) -> tuple[Callable[[], object], float]:
     """A bfloat16 matrix product to run beside the rest, and its floating-point operations."""
     matrix = torch.randn(size, size, dtype=torch.bfloat16)
     return lambda: matrix @ matrix, 2.0 * size**3
-
-
-def classify_in_batches(classifier: EmotionClassifier, texts: list[str], batch_size: int) -> None:
-    """Texts in, labels out, ``batch_size`` texts a call."""
-    for start in range(0, len(texts), batch_size):
-        classifier.predict(texts[start : start + batch_size])
 
 
 def emit(figure: str, **values: object) -> None:
