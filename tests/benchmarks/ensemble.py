@@ -1,0 +1,68 @@
+"""What does averaging several models bring?
+
+    python tests/benchmarks/ensemble.py runs/tokens runs/hybrid [more runs]
+
+scores each finished run, and the mean logits of the first two, the first three and so on, with thresholds per label
+from validation. Prints one JSON line each: macro F1 on validation (on which the thresholds were tuned) and on test,
+with the 95 % bootstrap interval, and the difference to the first run, paired by test rows. All runs must have the same
+rows and labels.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, logit
+
+from training.run_folder import RunFolder
+from training.scoring import bootstrap_weights, scores, weighted_scores
+from training.thresholds import choose_thresholds
+
+
+def read_logits(path: str, references: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Calibrated logits of a run by split, [N, L]; ``references`` is filled by the first run and held against others."""
+    arrays = RunFolder(path).read_arrays("predictions.npz")
+    for split in ("validation", "test"):
+        own = arrays[f"{split}_references"]
+        if not np.array_equal(own, references.setdefault(split, own)):
+            raise SystemExit(f"{path}: other {split} rows or labels than those of the first run")
+    return {split: logit(np.clip(arrays[f"{split}_probabilities"], 1e-7, 1 - 1e-7)) for split in references}
+
+
+def measure(logits: dict[str, np.ndarray], references: dict[str, np.ndarray]) -> tuple[dict[str, Any], np.ndarray]:
+    """Scores, and the macro F1 of bootstrap samples of the test rows."""
+    said = {split: expit(values) for split, values in logits.items()}
+    cuts = choose_thresholds(said["validation"], references["validation"]).own
+    decided = {split: values >= cuts for split, values in said.items()}
+    whole, _ = weighted_scores(decided["test"], references["test"], bootstrap_weights(len(references["test"])))
+    test = scores(decided["test"], references["test"])
+    return {
+        "validation_macro_f1": scores(decided["validation"], references["validation"])["macro_f1"],
+        "test_macro_f1": test["macro_f1"],
+        "test_interval_95": np.percentile(whole["macro_f1"], [2.5, 97.5]).tolist(),
+        "test_micro_f1": test["micro_f1"],
+    }, whole["macro_f1"]
+
+
+def main() -> None:
+    paths, references = sys.argv[1:], dict[str, np.ndarray]()
+    members = [read_logits(path, references) for path in paths]
+    systems = {path: [member] for path, member in zip(paths, members, strict=True)}
+    systems |= {f"mean of the first {size}": members[:size] for size in range(2, len(members) + 1)}
+    first: tuple[dict[str, Any], np.ndarray] | None = None
+    for name, chosen in systems.items():
+        mean = {split: np.mean([member[split] for member in chosen], axis=0) for split in references}
+        found, draws = measure(mean, references)
+        first = first or (found, draws)
+        against = {
+            "against_the_first": found["test_macro_f1"] - first[0]["test_macro_f1"],
+            "against_the_first_interval_95": np.percentile(draws - first[1], [2.5, 97.5]).tolist(),
+        }
+        print(json.dumps({"figure": "ensemble", "system": name, **found, **against}))
+
+
+if __name__ == "__main__":
+    main()
