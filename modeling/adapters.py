@@ -57,18 +57,23 @@ class LoraLinear(lora.Linear):
     Where anything but plain LoRA on a frozen layer without bias is asked of it, PEFT computes.
     """
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Linear layer plus update, [..., in] → [..., out]."""
+    @property
+    def computes_plain_lora(self) -> bool:
+        """Is it, now, one adapter without dropout beside a frozen matrix without bias, and nothing else?"""
         base: Any = self.get_base_layer()
-        name = self.active_adapters[0]
-        plain = (
+        return (
             len(self.active_adapters) == 1
-            and isinstance(self.lora_dropout[name], nn.Identity)
+            and isinstance(self.lora_dropout[self.active_adapters[0]], nn.Identity)
             and base.bias is None
             and not (self.disable_adapters or self.merged or self.lora_variant or base.weight.requires_grad)
         )
-        if not plain or args or kwargs:
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Linear layer plus update, [..., in] → [..., out]."""
+        if not self.computes_plain_lora or args or kwargs:
             return super().forward(x, *args, **kwargs)
+        base: Any = self.get_base_layer()
+        name = self.active_adapters[0]
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
         weights = [cast(torch.Tensor, part[name].weight) for part in (self.lora_A, self.lora_B)]

@@ -487,7 +487,9 @@ class _OneTokenAttention(nn.Module):
         return cast(torch.Tensor, self.o_proj(values.expand(*values.shape[:-2], self.groups, -1).flatten(-3)))
 
 
-class _OneTokenLayer(GradientCheckpointingLayer):
+class OneTokenLayer(GradientCheckpointingLayer):
+    """A layer of :class:`OneTokenMistral`, [B, H] → [B, H]."""
+
     def __init__(self, config: MistralConfig) -> None:
         super().__init__()
         self.self_attn = _OneTokenAttention(config)
@@ -496,6 +498,7 @@ class _OneTokenLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = MistralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The layer's output, [B, H]."""
         # The residual stream keeps the norms' float32 where the matrices are bfloat16, or computed with in bfloat16.
         weight = self.self_attn.v_proj.weight
         dtype = weight.dtype if weight.is_floating_point() else torch.bfloat16
@@ -524,14 +527,14 @@ class OneTokenMistral(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     # Lists, as the parent declares them.
-    _no_split_modules = ["_OneTokenLayer"]  # noqa: RUF012
+    _no_split_modules = ["OneTokenLayer"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["input_layernorm", "post_attention_layernorm", "norm"]  # noqa: RUF012
     # Whatever else lies in the checkpoint is not read, a vision tower included.
     _keys_to_ignore_on_load_unexpected = [r".*"]  # noqa: RUF012
 
     def __init__(self, config: MistralConfig) -> None:
         super().__init__(config)
-        self.layers = nn.ModuleList(_OneTokenLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(OneTokenLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = MistralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_init()
 
@@ -556,6 +559,26 @@ def _merged_weight(linear: nn.Module) -> torch.Tensor:
     return cast(torch.Tensor, sum((update.float() for update in updates), base.weight.float()))
 
 
+def fold_groups(output: torch.Tensor, groups: int, head_dim: int) -> torch.Tensor:
+    """Matrix [H, heads × D] that reads every value ``groups`` times → the same function of each value once."""
+    return output.unflatten(1, (-1, groups, head_dim)).sum(2).flatten(1)
+
+
+def packs_matrices(weight: torch.Tensor) -> bool:
+    """Can a matrix lie in oneDNN's own layout, so that no product has to lay it out anew? In bfloat16, on a CPU."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def packed_linear(hidden: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """``hidden`` [B, in] times a matrix [out, in] in oneDNN's layout, [B, out]."""
+    return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(hidden, matrix, None, "none", [], ""))
+
+
 class FusedOneTokenMistral(nn.Module):
     """An :class:`OneTokenMistral` for inference alone: the same function in fewer and larger matrix products.
 
@@ -576,12 +599,7 @@ class FusedOneTokenMistral(nn.Module):
         self.norm.weight.data = self.norm.weight.data.clone()
         weight = cast(Any, model.layers[0]).self_attn.v_proj.weight
         self.dtype = weight.dtype
-        self.packs = (
-            weight.device.type == "cpu"
-            and self.dtype == torch.bfloat16
-            and torch.backends.mkldnn.is_available()
-            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
+        self.packs = packs_matrices(weight)
         self.matrices = []
         while len(model.layers):
             matrices = (matrix.to(self.dtype).contiguous() for matrix in self._fuse(cast(Any, model.layers[0])))
@@ -590,14 +608,14 @@ class FusedOneTokenMistral(nn.Module):
 
     @staticmethod
     @torch.no_grad()
-    def _fuse(layer: _OneTokenLayer) -> tuple[torch.Tensor, ...]:
+    def _fuse(layer: OneTokenLayer) -> tuple[torch.Tensor, ...]:
         attention, mlp = layer.self_attn, cast(Any, layer.mlp)
-        output = _merged_weight(attention.o_proj).unflatten(1, (-1, attention.groups, attention.head_dim))
+        output = fold_groups(_merged_weight(attention.o_proj), attention.groups, attention.head_dim)
         before_attention = layer.input_layernorm.weight.float()
         before_mlp = layer.post_attention_layernorm.weight.float()
         return (
             _merged_weight(attention.v_proj) * before_attention,
-            output.sum(2).flatten(1),
+            output,
             _merged_weight(mlp.gate_proj) * before_mlp,
             _merged_weight(mlp.up_proj) * before_mlp,
             _merged_weight(mlp.down_proj),
@@ -607,7 +625,7 @@ class FusedOneTokenMistral(nn.Module):
     def forward(self, inputs_embeds: torch.Tensor, use_cache: bool = False) -> BaseModelOutput:
         """Last hidden state [B, 1, H], after the final norm, of one embedded token a row, [B, 1, H]."""
         hidden = inputs_embeds.flatten(0, 1).to(self.norm.weight.dtype)
-        linear = self._packed_linear if self.packs else nn.functional.linear
+        linear = packed_linear if self.packs else nn.functional.linear
         for value, output, gate, up, down in self.matrices:
             hidden = hidden + linear(linear(self._normalise(hidden), value), output)
             normalised = self._normalise(hidden)
@@ -616,10 +634,6 @@ class FusedOneTokenMistral(nn.Module):
 
     def _normalise(self, hidden: torch.Tensor) -> torch.Tensor:
         return nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=self.config.rms_norm_eps).to(self.dtype)
-
-    @staticmethod
-    def _packed_linear(hidden: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(hidden, matrix, None, "none", [], ""))
 
 
 _QUANTIZATIONS: dict[str, dict[str, Any]] = {

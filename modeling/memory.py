@@ -63,6 +63,8 @@ OPTIMIZERS_8BIT = {
 
 _COPY = "head, the frozen copy that PEFT keeps"
 
+_LAID_OUT = "frozen matrices, laid out for either direction"
+
 _SMALLEST_8BIT = 4_096
 """bitsandbytes keeps the states of smaller tensors in float32."""
 
@@ -232,6 +234,12 @@ def _rows(config: EmotionConfig, rows: int) -> dict[str, torch.Tensor]:
     return batch
 
 
+def _laid_out_bytes(setting: Setting, weights: dict[str, int]) -> int:
+    """Bytes of the frozen matrices that :mod:`modeling.fused_layer` holds besides, one for each direction."""
+    fused = setting.device == "cpu" and setting.dtype == torch.bfloat16 and setting.config.reads_one_token
+    return 2 * weights.get("frozen matrices", 0) if fused else 0
+
+
 def _train(setting: Setting, shell: nn.Module, model: EmotionModel) -> tuple[dict[str, int], int]:
     """What a step adds to the weights, by part, and what a layer of it keeps for the backward pass, in bytes."""
     shell.train()
@@ -291,12 +299,13 @@ def plan_memory(setting: Setting) -> Plan:
     parameters, weights = weigh(shell)
     trainable = [parameter.numel() for parameter in shell.parameters() if parameter.requires_grad]
     states, temporary = optimizer_bytes(setting, trainable)
+    held = weights | {"optimizer states": states, _LAID_OUT: _laid_out_bytes(setting, weights)}
     step, layer_activations = _train(setting, shell, model)
     same = setting.dtype == setting.scoring_dtype
     scored = weights if same else weigh(_build(setting, setting.scoring_dtype)[0])[1]
     training = {
-        "step": weights | {"optimizer states": states} | step,
-        "optimizer": weights | {"optimizer states": states, "gradients": 4 * sum(trainable), "workspace": temporary},
+        "step": held | step,
+        "optimizer": held | {"gradients": 4 * sum(trainable), "workspace": temporary},
         "scoring": scored
         | {
             "optimizer states": states,

@@ -15,6 +15,7 @@ from transformers import MistralModel
 
 from modeling.adapters import IDLE, LoraLinear, attach_lora
 from modeling.backbones import compile_layers, restore_float32
+from modeling.fused_layer import FusedOneTokenLayer, fuse_layers
 from modeling.infer import (
     BUNDLED_BACKBONE,
     EmotionConfig,
@@ -34,13 +35,13 @@ def model_with_lora(
     loaded = load_backbone(backbone, dtype=dtype, one_token=one_token)
     config = EmotionConfig(
         model_name=backbone,
-        hidden_size=16,
+        hidden_size=hidden_size,
         embed_dim=EMBED_DIM,
         emotion_labels=LABELS,
         one_token=one_token,
         head_dropout=0.0,
     )
-    model = attach_lora(EmotionModel(config, loaded), 4, 8, 0.0)
+    model = attach_lora(EmotionModel(config, loaded), 4, 8, 0.0).train()
     for name, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:
             seed = int.from_bytes(name.encode()[-40:], "big") % 2**31
@@ -94,6 +95,67 @@ def test_bfloat16_matrices_train_as_autocast_does(tiny_backbone: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     for name in theirs:  # the sum of two gradients is rounded before or after it is made
         assert torch.cosine_similarity(ours[name].flatten(), theirs[name].flatten(), dim=0) > 0.9999
+
+
+def test_fused_layers_train_alike_under_the_same_names(tiny_backbone: str) -> None:
+    plain, fused = (model_with_lora(tiny_backbone, one_token=True) for _ in range(2))
+    assert fuse_layers(fused.get_base_model().backbone)
+    (expected, theirs), (found, ours) = gradients(plain), gradients(fused)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert set(ours) == set(theirs) and len(ours) > 20
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+    assert list(fused.state_dict()) == list(plain.state_dict())
+
+
+def test_fused_layers_differ_from_others_in_bfloat16_by_rounding_alone() -> None:
+    exact = model_with_lora(BUNDLED_BACKBONE, one_token=True, hidden_size=576)
+    plain, fused = (model_with_lora(BUNDLED_BACKBONE, True, torch.bfloat16, hidden_size=576) for _ in range(2))
+    assert fuse_layers(fused.get_base_model().backbone)
+    expected, theirs = gradients(exact)
+    errors: list[dict[str, float]] = []
+    for model in (plain, fused):
+        found, ours = gradients(model, autocast=True)
+        largest = {"logits": float((found - expected).norm() / expected.norm())}
+        for name in theirs:
+            part = name.split(".")[-4] if "lora" in name else "head"
+            error = float((ours[name] - theirs[name]).norm() / theirs[name].norm())
+            largest[part] = max(largest.get(part, 0), error)
+        errors.append(largest)
+    assert len(errors[0]) == 2 + 5
+    for part, error in errors[1].items():
+        assert error < 1.25 * errors[0][part], part
+
+
+def test_fused_layers_are_the_parent_s_where_that_is_meant(tiny_backbone: str) -> None:
+    plain, fused = (model_with_lora(tiny_backbone, one_token=True) for _ in range(2))
+    backbone = fused.get_base_model().backbone
+    assert fuse_layers(backbone) and all(isinstance(layer, FusedOneTokenLayer) for layer in backbone.layers)
+    embeddings = torch.randn(3, EMBED_DIM, generator=torch.Generator().manual_seed(0))
+    fused(embeddings=embeddings).logits.sum().backward()
+    assert all(layer.frozen is not None for layer in backbone.layers)
+    tokens = torch.randn(3, 1, 16)
+    with plain.disable_adapter(), fused.disable_adapter():
+        found, expected = (m.get_base_model().backbone(inputs_embeds=tokens).last_hidden_state for m in (fused, plain))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for weight in (parameter for name, parameter in backbone.named_parameters() if "base_layer" in name):
+        weight.data.zero_()
+    fused.eval()  # other weights may be put in before it trains again, as they are for scoring
+    assert all(layer.frozen is None for layer in backbone.layers)
+    fused.train()(embeddings=embeddings)
+    assert not backbone.layers[0].frozen.down.forward_weight.any()
+
+
+@pytest.mark.parametrize("targets", [["v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]])
+def test_layers_without_lora_everywhere_are_not_fused(tiny_backbone: str, targets: list[str]) -> None:
+    config = EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=LABELS)
+    model = EmotionModel(config, load_backbone(tiny_backbone, one_token=True))
+    assert not fuse_layers(model.backbone)
+    attach_lora(model, 4, 8, 0.0, targets)
+    assert not fuse_layers(model.backbone)
+    whole = EmotionModel(config, load_backbone(tiny_backbone))
+    attach_lora(whole, 4, 8, 0.0)
+    assert not fuse_layers(whole.backbone)
 
 
 def test_compiled_layers_train_alike_under_the_same_names(tiny_backbone: str) -> None:

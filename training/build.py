@@ -16,6 +16,7 @@ from transformers import AutoConfig, EarlyStoppingCallback, TrainerCallback, Tra
 from modeling.adapters import attach_lora, count_parameters
 from modeling.backbones import compile_layers, load_frozen_backbone, load_unsloth_backbone, read_backbone_config
 from modeling.focal import alpha_per_label
+from modeling.fused_layer import fuse_layers
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel
 from modeling.memory import evaluation_rows
 from modeling.projection import standardise_projection
@@ -51,6 +52,8 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     trained = _attach_lora(model, recipe) if backbone is not None else model
     if recipe.torch_compile:
         _compile(model)
+    elif holds_bfloat16(recipe, config) and state.device.type == "cpu":
+        fuse_layers(model.backbone)
     logger.info("%s", count_parameters(trained))
     return trained
 

@@ -55,6 +55,7 @@ REFERENCE = {
 
 _PARTS = {
     "frozen matrices": "frozen matrices",
+    "frozen matrices, laid out for either direction": "frozen matrices, laid out twice (CPU)",
     "quantised matrices": "frozen matrices, quantised",
     "constants of the quantised matrices": "their constants",
     "embed_tokens": "embed_tokens",

@@ -91,6 +91,7 @@ def measure(case: Case) -> dict[str, int]:
 
     from modeling.adapters import ALL_LINEAR, attach_lora
     from modeling.backbones import load_frozen_backbone
+    from modeling.fused_layer import fuse_layers
     from modeling.infer import EmotionConfig, EmotionModel, Features, predict_logits
     from modeling.memory import INFERENCE_ROWS, Setting, evaluation_rows, plan_memory
     from training.trainer import FeatureDataset, FocalTrainer
@@ -140,6 +141,8 @@ def measure(case: Case) -> dict[str, int]:
         before = forget_peak()
         backbone = load_frozen_backbone(folder, None, case.quantization, "cpu", case.one_token, held)
         model = attach_lora(EmotionModel(config, backbone), case.rank, 32, 0.0)
+        if held == torch.bfloat16:
+            fuse_layers(backbone)
         if case.checkpointing:
             backbone.gradient_checkpointing_enable({"use_reentrant": False})
         rows = case.batch_size * case.accumulate

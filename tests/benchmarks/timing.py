@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 ROUNDS = 5
 
+Name = TypeVar("Name", bound=Hashable)
 
-def alternate(functions: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+
+def alternate(functions: Mapping[Name, Callable[[], object]], rounds: int = ROUNDS) -> dict[Name, float]:
     """Median seconds of each function over rounds in which each runs once, after one round that does not count.
 
     Alternation spreads what else the machine does over all of them.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    seconds: dict[Name, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):
         for name, function in functions.items():
             started = time.perf_counter()

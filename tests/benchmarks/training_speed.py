@@ -4,8 +4,9 @@
 
 The reference's setting: 8 rows × 4 accumulated, gradient checkpointing, the whole attention, LoRA on all seven
 matrices as PEFT computes it. Ours: one token, 32 rows at once. Both hold bfloat16 matrices of the bundled backbone,
-and start from the same weights. Prints one JSON line a setting (median of five alternating rounds), the share of the
-machine's own bfloat16 matrix rate, and how far the losses of ten steps lie apart.
+and start from the same weights. Prints one JSON line for each setting and number of threads, one and all (median of
+five alternating rounds), the share of the machine's own bfloat16 matrix rate, and how far the losses of ten steps lie
+apart. The ratio is to the reference with as many threads as suit it best.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from timing import alternate, emit, matrix_product
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from modeling.adapters import attach_lora
+from modeling.adapters import ALL_LINEAR, HEAD_PARTS, attach_lora
 from modeling.backbones import compile_layers
+from modeling.fused_layer import fuse_layers
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, load_backbone
+from training.trainer import at_most
 
 LABELS = [str(number) for number in range(28)]
 
@@ -30,22 +33,28 @@ class Setting:
     """One way to train."""
 
     micro_batch: int
-    accumulate: int
-    one_token: bool
+    accumulate: int = 1
+    one_token: bool = True
+    lora_of_peft: bool = False
     checkpointing: bool = False
-    compile: bool = False
     fused_optimizer: bool = False
+    fused_layers: bool = False
+    compile: bool = False
 
 
+REFERENCE = "reference: 8 x 4, checkpointing"
 SETTINGS = {
-    "reference: 8 x 4, checkpointing": Setting(8, 4, one_token=False, checkpointing=True),
-    "32, whole attention": Setting(32, 1, one_token=False),
-    "32, one token": Setting(32, 1, one_token=True),
-    "32, one token, fused AdamW": Setting(32, 1, one_token=True, fused_optimizer=True),
-    "32, one token, fused AdamW, compiled": Setting(32, 1, one_token=True, compile=True, fused_optimizer=True),
-    "512, whole attention": Setting(512, 1, one_token=False),
-    "512, one token": Setting(512, 1, one_token=True),
-    "512, one token, fused AdamW, compiled": Setting(512, 1, one_token=True, compile=True, fused_optimizer=True),
+    REFERENCE: Setting(8, 4, one_token=False, lora_of_peft=True, checkpointing=True),
+    "32, whole attention": Setting(32, one_token=False, lora_of_peft=True),
+    "32, whole attention, LoRA in one function": Setting(32, one_token=False),
+    "32, one token": Setting(32),
+    "32, one token, fused AdamW": Setting(32, fused_optimizer=True),
+    "32, one token, fused AdamW, fused layers": Setting(32, fused_optimizer=True, fused_layers=True),
+    "32, one token, fused AdamW, compiled": Setting(32, fused_optimizer=True, compile=True),
+    "512, whole attention": Setting(512, one_token=False),
+    "512, one token": Setting(512),
+    "512, one token, fused AdamW, fused layers": Setting(512, fused_optimizer=True, fused_layers=True),
+    "512, one token, fused AdamW, compiled": Setting(512, fused_optimizer=True, compile=True),
 }
 
 
@@ -56,7 +65,14 @@ def build(setting: Setting) -> PeftModel:
         hidden_size=576, embed_dim=512, emotion_labels=LABELS, one_token=setting.one_token, head_dropout=0.0
     )
     backbone = load_backbone(BUNDLED_BACKBONE, dtype=torch.bfloat16, one_token=setting.one_token)
-    model = attach_lora(EmotionModel(config, backbone), 16, 32, 0.0).train()
+    model = EmotionModel(config, backbone)
+    if setting.lora_of_peft:
+        adapters = rf"backbone\.layers\..*\.({'|'.join(ALL_LINEAR)})"
+        heads = [part for part in HEAD_PARTS if hasattr(model, part)]
+        peft_config = LoraConfig(r=16, lora_alpha=32, target_modules=adapters, modules_to_save=heads)
+        model = get_peft_model(model, peft_config).train()
+    else:
+        model = attach_lora(model, 16, 32, 0.0).train()
     for name, parameter in model.named_parameters():
         if "lora_A" in name:
             seed = sum(name.encode())
@@ -66,6 +82,8 @@ def build(setting: Setting) -> PeftModel:
         trained.gradient_checkpointing_enable({"use_reentrant": False})
     if setting.compile:
         compile_layers(trained)
+    elif setting.fused_layers:
+        assert fuse_layers(trained)
     return model
 
 
@@ -100,23 +118,43 @@ def operations(model_rows: int) -> float:
     return 2.0 * 2.0 * weights * model_rows
 
 
+def repeats(setting: Setting) -> int:
+    """Steps of a round: after another setting's, the first of few rows finds none of its weights in the caches."""
+    return 1 if setting.micro_batch == 512 else 4
+
+
 def main() -> None:
     steps = {name: build_step(setting) for name, setting in SETTINGS.items()}
-    losses = {name: [steps[name]() for _ in range(10)] for name in list(SETTINGS)[:5]}
-    reference = losses["reference: 8 x 4, checkpointing"]
+    losses = {name: [step() for _ in range(10)] for name, step in steps.items() if SETTINGS[name].micro_batch < 512}
     for name, values in losses.items():
-        apart = max(abs(a - b) for a, b in zip(values, reference, strict=True))
+        apart = max(abs(a - b) for a, b in zip(values, losses[REFERENCE], strict=True))
         emit("training_losses", setting=name, first=values[0], last=values[-1], greatest_difference=apart)
     product, product_operations = matrix_product()
-    seconds = alternate({**steps, "matrix product": product})
+
+    def repeated(name: str, threads: int) -> Callable[[], None]:
+        def run() -> None:
+            with at_most(threads):
+                for _ in range(repeats(SETTINGS[name])):
+                    steps[name]()
+
+        return run
+
+    threads = sorted({1, torch.get_num_threads()})
+    timed = {(name, count): repeated(name, count) for name in steps for count in threads}
+    seconds = alternate({**timed, "matrix product": product})
+    seconds |= {(name, count): seconds[name, count] / repeats(SETTINGS[name]) for name, count in timed}
     rate = product_operations / seconds["matrix product"]
-    for name, setting in SETTINGS.items():
-        rows = setting.micro_batch * setting.accumulate
+    reference = min(seconds[REFERENCE, count] for count in threads)
+    for name, count in timed:
+        rows = SETTINGS[name].micro_batch * SETTINGS[name].accumulate
+        taken = seconds[name, count]
         emit(
             "training_rows_per_second",
             setting=name,
-            rows_per_second=round(rows / seconds[name], 1),
-            share_of_matrix_rate=round(operations(rows) / seconds[name] / rate, 3),
+            in_threads=count,
+            rows_per_second=round(rows / taken, 1),
+            times_the_reference=round(rows / taken / (32 / reference), 1),
+            share_of_matrix_rate=round(operations(rows) / taken / rate, 3),
         )
     emit("matrix_rate", gflops=round(rate / 1e9))
 
