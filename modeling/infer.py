@@ -33,6 +33,8 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -1453,6 +1455,50 @@ def _read_adapter_config(folder: Path, config: EmotionConfig) -> LoraConfig:
     )
 
 
+SMALL_PRODUCT = 2**27
+"""Multiplications of the largest matrix product of a layer, below which one CPU thread is faster than several.
+
+Waking another thread takes longer than its share of so small a product; ``tests/benchmarks/training_speed.py`` and
+``inference_speed.py`` measure both.
+"""
+
+ROWS_OF_A_WORKER = 8
+"""Texts from which it is worth while to give a CPU core texts of its own, for which it reads all weights."""
+
+
+@contextmanager
+def at_most(threads: int) -> Iterator[None]:
+    """No more CPU threads than these for the operations within."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(threads, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def largest_product(model: Any, vectors: int) -> int:
+    """Multiplications of the largest matrix product of a layer with so many vectors."""
+    inner = getattr(getattr(model.backbone, "config", None), "intermediate_size", model.config.embed_dim)
+    return cast(int, vectors * model.config.hidden_size * inner)
+
+
+def _share_work(model: PreTrainedModel, texts: int, batch_size: int) -> tuple[int, int, int]:
+    """How the cores of a CPU share texts: number of workers, threads of each, and texts that one reads at once.
+
+    Cores that read texts of their own need not wait for each other at every operation. All together read no more than
+    ``batch_size`` texts at once. bitsandbytes changes its layers as they compute, which allows for one worker.
+    """
+    config, threads = cast(EmotionConfig, model.config), torch.get_num_threads()
+    at_once = min(batch_size, texts)
+    if next(model.parameters()).device.type != "cpu" or config.quantization != "none":
+        return 1, threads, max(at_once, 1)
+    workers = min(threads, max(at_once // ROWS_OF_A_WORKER, 1))
+    size = max(math.ceil(at_once / workers), 1)
+    small = config.reads_one_token and largest_product(model, size) < SMALL_PRODUCT
+    return workers, 1 if small else threads // workers, size
+
+
 @torch.inference_mode()
 def predict_logits(model: PreTrainedModel, features: Features, batch_size: int = 64) -> np.ndarray:
     """Logits, float32 [N, L], of N texts, in the model's own precision; texts of like length share a batch."""
@@ -1462,12 +1508,22 @@ def predict_logits(model: PreTrainedModel, features: Features, batch_size: int =
     windows, firsts = cut_into_windows(features, config)
     logits = np.zeros((len(windows), len(config.emotion_labels)), dtype=np.float32)
     order = np.argsort(-windows.lengths, kind="stable")
-    with tqdm(total=len(order), unit="text", desc="reading", disable=not _shows_progress(windows)) as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            tensors = {name: tensor.to(device) for name, tensor in windows.take(rows).tensors().items()}
-            logits[rows] = model(**tensors).logits.float().cpu().numpy()
-            bar.update(len(rows))
+    workers, threads, size = _share_work(model, len(order), batch_size)
+
+    @torch.inference_mode()
+    def read(rows: np.ndarray) -> int:
+        tensors = {name: tensor.to(device) for name, tensor in windows.take(rows).tensors().items()}
+        logits[rows] = model(**tensors).logits.float().cpu().numpy()
+        return len(rows)
+
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    with (
+        at_most(threads if workers == 1 else torch.get_num_threads()),
+        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
+        tqdm(total=len(order), unit="text", desc="reading", disable=not _shows_progress(windows)) as bar,
+    ):
+        for count in (map if workers == 1 else pool.map)(read, batches):
+            bar.update(count)
     model.train(was_training)
     if len(windows) == len(features):
         return logits

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ from modeling.backbones import hold_bfloat16, load_frozen_backbone, read_tokeniz
 from modeling.infer import (
     ATTENTIONS,
     BUNDLED_BACKBONE,
+    INPUTS,
     POOLINGS,
     EmotionClassifier,
     EmotionConfig,
     EmotionModel,
     Features,
     PackageError,
+    at_most,
     bundled_tokenizer,
     cut_into_windows,
     load_backbone,
@@ -162,6 +165,47 @@ def test_windows_cover_every_token(sizes: list[int], longest: int, share: float)
         assert parts[0][0] == 0 and parts[-1][-1] == size - 1
         for before, after in itertools.pairwise(parts):
             assert before[-1] - after[0] + 1 >= overlap and after[-1] > before[-1]
+
+
+@pytest.mark.parametrize("reads", INPUTS)
+@pytest.mark.parametrize(
+    ("threads", "texts", "batch_size", "workers", "largest"), [(1, 50, 20, 1, 20), (2, 40, 20, 2, 10), (4, 9, 64, 1, 9)]
+)
+def test_cores_that_share_the_texts_answer_alike(
+    reads: str, threads: int, texts: int, batch_size: int, workers: int, largest: int
+) -> None:
+    model, rows = build(input=reads, pooling="mean"), features([1 + row % 11 for row in range(texts)])
+    rows = Features(rows.embeddings if reads != "tokens" else None, rows.tokens if reads != "embedding" else None)
+    expected = logits(model, rows.tensors())
+    sizes, together = list[int](), threading.Barrier(workers, timeout=30)
+
+    def wait_for_the_others(*hook: Any) -> None:
+        sizes.append(len(hook[2]))
+        together.wait()
+
+    model.classifier.register_forward_hook(wait_for_the_others)
+    with at_most(torch.get_num_threads()):
+        torch.set_num_threads(threads)
+        found = predict_logits(model, rows, batch_size)
+        assert torch.get_num_threads() == threads
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+    assert max(sizes) == largest and sum(sizes) == texts
+
+
+def test_an_error_of_one_core_stops_all() -> None:
+    model, calls = build(input="embedding"), list[int]()
+
+    def fail(*hook: Any) -> None:
+        calls.append(1)
+        raise RuntimeError("out of luck")
+
+    model.classifier.register_forward_hook(fail)
+    with at_most(torch.get_num_threads()):
+        torch.set_num_threads(2)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            predict_logits(model, Features(np.zeros((1_000, EMBED_DIM), dtype=np.float32)), 16)
+        assert torch.get_num_threads() == 2
+    assert len(calls) < 20
 
 
 @pytest.mark.parametrize("windows", ["max", "mean"])

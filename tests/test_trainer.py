@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from safetensors.torch import load_file
 from transformers import MistralModel, TrainerControl, TrainerState, TrainingArguments
 
 from modeling.adapters import attach_lora, learning_rate_groups
-from modeling.infer import INPUTS, EmotionConfig, EmotionModel, Features
+from modeling.infer import INPUTS, EmotionConfig, EmotionModel, Features, at_most
 from modeling.memory import RESERVE, plan_memory
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config, tiny_flags, write_corpus
+from training import trainer as trainer_module
 from training.plan import read_setting
 from training.recipe import parse_recipe
 from training.run import main
@@ -68,6 +70,28 @@ def train(
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     return losses, weights
+
+
+@pytest.mark.parametrize(("product", "expected"), [(2**40, 1), (1, 3)])
+def test_small_products_are_computed_in_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, product: int, expected: int
+) -> None:
+    monkeypatch.setattr(trainer_module, "SMALL_PRODUCT", product)
+    used: list[int] = []
+    monkeypatch.setattr(EmotionModel, "_read_token", spy(EmotionModel._read_token, used))
+    with at_most(torch.get_num_threads()):
+        torch.set_num_threads(3)
+        train(tmp_path, 32, 1, rows=32)
+        assert torch.get_num_threads() == 3
+    assert used == [expected] * 3
+
+
+def spy(function: Callable[..., torch.Tensor], used: list[int]) -> Callable[..., torch.Tensor]:
+    def call(*args: Any) -> torch.Tensor:
+        used.append(torch.get_num_threads())
+        return function(*args)
+
+    return call
 
 
 @pytest.mark.parametrize("reads", INPUTS)

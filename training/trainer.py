@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,27 +20,9 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling.adapters import learning_rate_groups
 from modeling.focal import IGNORED_LABEL, focal_loss
-from modeling.infer import EmotionConfig, EmotionModel, Features
+from modeling.infer import SMALL_PRODUCT, EmotionModel, Features, at_most, largest_product
 
 logger = logging.getLogger(__name__)
-
-
-SMALL_PRODUCT = 2**27
-"""Multiplications of a step's largest matrix product, below which one CPU thread is faster than several.
-
-Waking another thread takes longer than its share of so small a product; see ``tests/benchmarks/training_threads.py``.
-"""
-
-
-@contextmanager
-def at_most(threads: int) -> Iterator[None]:
-    """No more CPU threads than these for the operations within."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(threads, before))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
@@ -161,10 +142,8 @@ class FocalTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward pass of a micro-batch, in one thread where several would only wait for each other."""
-        config: EmotionConfig = cast(Any, self.model).config
-        inner = (config.backbone_config or {}).get("intermediate_size", config.embed_dim)
         vectors = inputs["input_ids"].numel() if "input_ids" in inputs else len(inputs["labels"])
-        small = vectors * config.hidden_size * inner < SMALL_PRODUCT
+        small = largest_product(self.model, vectors) < SMALL_PRODUCT
         with at_most(1 if small else torch.get_num_threads()):
             return super().training_step(model, inputs, *args, **kwargs)
 

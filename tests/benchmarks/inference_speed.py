@@ -2,7 +2,8 @@
 
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/inference_speed.py PACKAGE path/to/goemotions/test.tsv
 
-Stock is ``MistralModel`` with the adapter merged, on the same embeddings. RoBERTa-base has random weights, which
+From embedding to logits, stock is the package's heads around ``MistralModel`` with the adapter merged, on one thread and
+on all; ours is ``predict_logits``. RoBERTa-base has random weights, which
 serve for timing, and the bundled backbone's tokenizer, a byte-level BPE like its own; it tokenizes, sorts all texts by
 length and pads each batch to its longest. It is measured in the best of its settings, which one round over 64 texts
 chooses for each batch size: float32 or bfloat16, on one thread or two. Prints one JSON line a figure (median of five
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,18 +26,31 @@ from timing import alternate, emit, matrix_product
 from transformers import AutoModel
 
 from modeling import infer
-from modeling.infer import EmotionClassifier, EmotionModel
+from modeling.infer import EmotionClassifier, EmotionModel, Features, at_most, predict_logits
 
 TEXTS = {1: 32, 64: 256, 512: 512}
 """Batch size → texts of a round."""
 
 
-def stock_backbone(package: Path, model_name: str, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The whole ``MistralModel`` with the package's adapter merged."""
-    folder = infer.convert_bundled_backbone() if model_name == infer.BUNDLED_BACKBONE else model_name
+def stock_model(package: Path, model: EmotionModel, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Embeddings → logits by the whole ``MistralModel`` with the package's adapter merged."""
+    name = model.config.model_name
+    folder = infer.convert_bundled_backbone() if name == infer.BUNDLED_BACKBONE else name
     whole = AutoModel.from_pretrained(folder, dtype=dtype)
     merged: Any = PeftModel.from_pretrained(whole, str(package / "lora_adapter")).merge_and_unload()
-    return lambda tokens: merged(inputs_embeds=tokens.to(dtype), use_cache=False).last_hidden_state
+
+    def answer(embeddings: torch.Tensor) -> torch.Tensor:
+        tokens = model.projection(embeddings).unsqueeze(1).to(dtype)
+        hidden = merged(inputs_embeds=tokens, use_cache=False).last_hidden_state[:, -1]
+        return cast(torch.Tensor, model.classifier(hidden.float()))
+
+    return answer
+
+
+def in_threads(threads: int, function: Callable[[], object]) -> None:
+    """Call a function with no more threads than these."""
+    with at_most(threads):
+        function()
 
 
 @torch.inference_mode()
@@ -46,16 +60,17 @@ def main() -> None:
     classifiers = {name: EmotionClassifier(package, dtype=dtype, batch_size=512) for name, dtype in DTYPES.items()}
     compare_decisions(classifiers, texts)
     model = classifiers["float32"].model
-    tokens = model.projection(torch.from_numpy(classifiers["float32"].embed(texts[:512]))).unsqueeze(1)
+    embeddings = classifiers["float32"].embed(texts[:512])
     product, operations = matrix_product()
     for batch_size in (1, 64, 512):
         functions: dict[str, Callable[[], object]] = {"matrix product": product}
-        part = tokens[:batch_size]
+        part = embeddings[:batch_size]
         for name, dtype in DTYPES.items():
-            stock = stock_backbone(package, model.config.model_name, dtype)
-            ours = classifiers[name].model.backbone
-            functions[f"stock backbone, {name}"] = partial(stock, part)
-            functions[f"our backbone, {name}"] = partial(ours, inputs_embeds=part)
+            stock = partial(stock_model(package, model, dtype), torch.from_numpy(part))
+            for threads in sorted({1, torch.get_num_threads()}):
+                functions[f"stock, {name}, threads {threads}"] = partial(in_threads, threads, stock)
+            ours = classifiers[name].model
+            functions[f"ours, {name}"] = partial(predict_logits, ours, Features(embeddings=part), batch_size)
         seconds = alternate(functions)
         rate = operations / seconds["matrix product"]
         weights = sum(matrix.numel() for matrices in unpacked(model) for matrix in matrices)

@@ -22,8 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from modeling.adapters import ALL_LINEAR, HEAD_PARTS, attach_lora
 from modeling.backbones import compile_layers
 from modeling.fused_layer import fuse_layers
-from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, load_backbone
-from training.trainer import at_most
+from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, at_most, load_backbone
 
 LABELS = [str(number) for number in range(28)]
 
