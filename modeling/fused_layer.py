@@ -48,7 +48,6 @@ class _Layer(NamedTuple):
     before_attention: torch.Tensor
     before_mlp: torch.Tensor
     epsilon: float
-    scaling: float
     groups: int
     head_dim: int
 
@@ -90,10 +89,12 @@ def _linear_backward(
 
 
 class _LayerFunction(torch.autograd.Function):
-    """One layer [B, H] → [B, H]; arguments are its input, what is frozen, and A and B of :data:`_PROJECTIONS`."""
+    """One layer [B, H] → [B, H], of its input, what is frozen, LoRA's scaling, and A and B of :data:`_PROJECTIONS`."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, layer: _Layer, dtype: torch.dtype, *lora: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, layer: _Layer, scaling: float, dtype: torch.dtype, *lora: torch.Tensor
+    ) -> torch.Tensor:
         value_a, value_b, output_a, output_b, gate_a, gate_b, up_a, up_b, down_a, down_b = lora
         trained = (
             *(value_a, value_b, fold_groups(output_a, layer.groups, layer.head_dim), output_b),
@@ -102,17 +103,17 @@ class _LayerFunction(torch.autograd.Function):
         value_a, value_b, output_a, output_b, gate_up_a, gate_up_b, down_a, down_b = (w.to(dtype) for w in trained)
         normalised, *first_norm = _normalise(hidden, layer.before_attention, layer.epsilon)
         read = normalised.to(dtype)
-        value, value_inner = _linear(read, layer.value, value_a, value_b, layer.scaling)
-        output, output_inner = _linear(value, layer.output, output_a, output_b, layer.scaling)
+        value, value_inner = _linear(read, layer.value, value_a, value_b, scaling)
+        output, output_inner = _linear(value, layer.output, output_a, output_b, scaling)
         hidden = hidden + output
         normalised, *second_norm = _normalise(hidden, layer.before_mlp, layer.epsilon)
         read_again = normalised.to(dtype)
-        gate_up, gate_up_inner = _linear(read_again, layer.gate_up, gate_up_a, gate_up_b, layer.scaling)
+        gate_up, gate_up_inner = _linear(read_again, layer.gate_up, gate_up_a, gate_up_b, scaling)
         gate, up = gate_up.chunk(2, dim=1)
         activated = functional.silu(gate)
         inner = activated * up
-        down, down_inner = _linear(inner, layer.down, down_a, down_b, layer.scaling)
-        ctx.layer, ctx.dtype = layer, dtype
+        down, down_inner = _linear(inner, layer.down, down_a, down_b, scaling)
+        ctx.layer, ctx.scaling, ctx.dtype = layer, scaling, dtype
         ctx.save_for_backward(
             *(*first_norm, read, value_inner, value, output_inner, *second_norm, read_again, gate_up_inner, gate_up),
             *(activated, inner, down_inner),
@@ -135,7 +136,7 @@ class _LayerFunction(torch.autograd.Function):
             a: torch.Tensor,
             b: torch.Tensor,
         ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            return _linear_backward(gradient, x, inner, frozen, a, b, layer.scaling)
+            return _linear_backward(gradient, x, inner, frozen, a, b, ctx.scaling)
 
         narrow = gradient.to(ctx.dtype)
         of_inner, of_down_a, of_down_b = through(narrow, inner, down_inner, layer.down, down_a, down_b)
@@ -158,38 +159,45 @@ class _LayerFunction(torch.autograd.Function):
         # A value's gradient reaches every head that repeats it.
         of_output_a = of_output_a.unflatten(1, (-1, 1, layer.head_dim)).expand(-1, -1, layer.groups, -1).flatten(1)
         return (
-            *(gradient, None, None, of_value_a, of_value_b, of_output_a, of_output_b),
+            *(gradient, None, None, None, of_value_a, of_value_b, of_output_a, of_output_b),
             *(of_gate_a, of_gate_b, of_up_a, of_up_b, of_down_a, of_down_b),
         )
 
 
 class FusedOneTokenLayer(OneTokenLayer):
-    """A layer that computes as one function while it trains, and as its parent does otherwise."""
+    """A layer that computes as one function while it trains with plain LoRA, and as its parent does otherwise."""
 
     frozen: _Layer | None
 
     def train(self, mode: bool = True) -> FusedOneTokenLayer:
         """Set the mode; the matrices that are laid out for training go when it ends."""
-        self.frozen = None
+        if not mode:
+            self.frozen = None
         super().train(mode)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the matrices that are laid out, which cannot be copied and are made again."""
+        return {**self.__dict__, "frozen": None}
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Layer [B, H] → [B, H]."""
         projections = [cast(LoraLinear, self.get_submodule(name)) for name in _PROJECTIONS]
-        first = projections[0]
-        if not (self.training and torch.is_grad_enabled() and first.computes_plain_lora):
+        if not (self.training and torch.is_grad_enabled() and _share_plain_lora(projections)):
             return super().forward(hidden)
-        self.frozen = self.frozen or self._lay_out([cast(Any, part.get_base_layer()).weight for part in projections])
-        name = first.active_adapters[0]
+        weights = [cast(Any, part.get_base_layer()).weight for part in projections]
+        self.frozen = self.frozen or self._lay_out(*weights)
+        name = projections[0].active_adapters[0]
         lora = [weight[name].weight for part in projections for weight in (part.lora_A, part.lora_B)]
+        function, scaling = cast(Any, _LayerFunction), projections[0].scaling[name]
         with torch.autocast(hidden.device.type, enabled=False):
-            return cast(torch.Tensor, cast(Any, _LayerFunction).apply(hidden, self.frozen, first.weight.dtype, *lora))
+            return cast(torch.Tensor, function.apply(hidden, self.frozen, scaling, weights[0].dtype, *lora))
 
     @torch.no_grad()
-    def _lay_out(self, weights: list[torch.Tensor]) -> _Layer:
-        value, output, gate, up, down = weights
-        attention, first = self.self_attn, cast(LoraLinear, self.self_attn.v_proj)
+    def _lay_out(
+        self, value: torch.Tensor, output: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+    ) -> _Layer:
+        attention = self.self_attn
         folded = fold_groups(output.float(), attention.groups, attention.head_dim).to(output.dtype)
         return _Layer(
             value=_Frozen(value),
@@ -199,10 +207,16 @@ class FusedOneTokenLayer(OneTokenLayer):
             before_attention=self.input_layernorm.weight,
             before_mlp=self.post_attention_layernorm.weight,
             epsilon=self.input_layernorm.variance_epsilon,
-            scaling=first.scaling[first.active_adapters[0]],
             groups=attention.groups,
             head_dim=attention.head_dim,
         )
+
+
+def _share_plain_lora(projections: list[LoraLinear]) -> bool:
+    """Has each of them plain LoRA, of one name and one scaling?"""
+    if not all(isinstance(part, LoraLinear) and part.computes_plain_lora for part in projections):
+        return False
+    return len({(part.active_adapters[0], part.scaling[part.active_adapters[0]]) for part in projections}) == 1
 
 
 def fuse_layers(backbone: nn.Module) -> bool:
@@ -213,10 +227,10 @@ def fuse_layers(backbone: nn.Module) -> bool:
     """
     if not isinstance(backbone, OneTokenMistral) or backbone.config.hidden_act != "silu":
         return False
-    projections = [layer.get_submodule(name) for layer in backbone.layers for name in _PROJECTIONS]
-    if not all(isinstance(part, LoraLinear) and part.computes_plain_lora for part in projections):
+    layers = list(backbone.layers)
+    if not all(_share_plain_lora([cast(LoraLinear, x.get_submodule(name)) for name in _PROJECTIONS]) for x in layers):
         return False
-    for layer in backbone.layers:
+    for layer in layers:
         layer.__class__ = FusedOneTokenLayer
-        layer.train(layer.training)
+        cast(FusedOneTokenLayer, layer).frozen = None
     return True

@@ -31,6 +31,7 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -1455,15 +1456,18 @@ def _read_adapter_config(folder: Path, config: EmotionConfig) -> LoraConfig:
     )
 
 
-SMALL_PRODUCT = 2**27
-"""Multiplications of the largest matrix product of a layer, below which one CPU thread is faster than several.
+SMALL_PRODUCT, SMALL_MATRIX = 2**27, 2**22
+"""Multiplications of the largest product of a layer, and weights of its matrix, below which one CPU thread is fastest.
 
-Waking another thread takes longer than its share of so small a product; ``tests/benchmarks/training_speed.py`` and
-``inference_speed.py`` measure both.
+Waking another thread takes longer than its share of so small a product, while a larger matrix needs several to be read;
+``tests/benchmarks/training_speed.py`` has products on both sides of the first bound.
 """
 
 ROWS_OF_A_WORKER = 8
 """Texts from which it is worth while to give a CPU core texts of its own, for which it reads all weights."""
+
+_reading = threading.Lock()
+"""PyTorch's number of threads is the process's: whoever changes it for a while must be alone."""
 
 
 @contextmanager
@@ -1477,26 +1481,34 @@ def at_most(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def largest_product(model: Any, vectors: int) -> int:
-    """Multiplications of the largest matrix product of a layer with so many vectors."""
+def suits_one_thread(model: Any, vectors: int) -> bool:
+    """Are the matrix products of a layer with so many vectors so small that one CPU thread computes them fastest?"""
     inner = getattr(getattr(model.backbone, "config", None), "intermediate_size", model.config.embed_dim)
-    return cast(int, vectors * model.config.hidden_size * inner)
+    matrix = model.config.hidden_size * inner
+    return bool(matrix <= SMALL_MATRIX and vectors * matrix < SMALL_PRODUCT)
 
 
-def _share_work(model: PreTrainedModel, texts: int, batch_size: int) -> tuple[int, int, int]:
-    """How the cores of a CPU share texts: number of workers, threads of each, and texts that one reads at once.
+@contextmanager
+def _sharing(model: PreTrainedModel, texts: int, batch_size: int) -> Iterator[tuple[Callable[..., Iterator[int]], int]]:
+    """How the cores of a CPU share texts: a ``map`` over batches, and the texts of a batch.
 
     Cores that read texts of their own need not wait for each other at every operation. All together read no more than
     ``batch_size`` texts at once. bitsandbytes changes its layers as they compute, which allows for one worker.
     """
-    config, threads = cast(EmotionConfig, model.config), torch.get_num_threads()
-    at_once = min(batch_size, texts)
-    if next(model.parameters()).device.type != "cpu" or config.quantization != "none":
-        return 1, threads, max(at_once, 1)
-    workers = min(threads, max(at_once // ROWS_OF_A_WORKER, 1))
-    size = max(math.ceil(at_once / workers), 1)
-    small = config.reads_one_token and largest_product(model, size) < SMALL_PRODUCT
-    return workers, 1 if small else threads // workers, size
+    config, at_once = cast(EmotionConfig, model.config), max(min(batch_size, texts), 1)
+    with _reading:
+        threads, workers = torch.get_num_threads(), 1
+        if next(model.parameters()).device.type == "cpu" and config.quantization == "none":
+            workers = min(threads, max(at_once // ROWS_OF_A_WORKER, 1))
+        size, each = at_once // workers, threads // workers
+        if config.reads_one_token and suits_one_thread(model, size):
+            each = 1
+        with at_most(each if workers == 1 else threads):
+            if workers == 1:
+                yield map, size
+            else:
+                with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
+                    yield pool.map, size
 
 
 @torch.inference_mode()
@@ -1508,21 +1520,18 @@ def predict_logits(model: PreTrainedModel, features: Features, batch_size: int =
     windows, firsts = cut_into_windows(features, config)
     logits = np.zeros((len(windows), len(config.emotion_labels)), dtype=np.float32)
     order = np.argsort(-windows.lengths, kind="stable")
-    workers, threads, size = _share_work(model, len(order), batch_size)
 
-    @torch.inference_mode()
     def read(rows: np.ndarray) -> int:
-        tensors = {name: tensor.to(device) for name, tensor in windows.take(rows).tensors().items()}
-        logits[rows] = model(**tensors).logits.float().cpu().numpy()
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):  # no thread inherits them
+            tensors = {name: tensor.to(device) for name, tensor in windows.take(rows).tensors().items()}
+            logits[rows] = model(**tensors).logits.float().cpu().numpy()
         return len(rows)
 
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
     with (
-        at_most(threads if workers == 1 else torch.get_num_threads()),
-        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
+        _sharing(model, len(order), batch_size) as (map_batches, size),
         tqdm(total=len(order), unit="text", desc="reading", disable=not _shows_progress(windows)) as bar,
     ):
-        for count in (map if workers == 1 else pool.map)(read, batches):
+        for count in map_batches(read, [order[start : start + size] for start in range(0, len(order), size)]):
             bar.update(count)
     model.train(was_training)
     if len(windows) == len(features):

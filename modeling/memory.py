@@ -20,7 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
-from modeling.adapters import HEAD_PARTS, attach_lora
+from modeling.adapters import ALL_LINEAR, HEAD_PARTS, IDLE, attach_lora
 from modeling.backbones import build_on_meta
 from modeling.focal import focal_loss
 from modeling.infer import EmotionConfig, EmotionModel
@@ -236,8 +236,9 @@ def _rows(config: EmotionConfig, rows: int) -> dict[str, torch.Tensor]:
 
 def _laid_out_bytes(setting: Setting, weights: dict[str, int]) -> int:
     """Bytes of the frozen matrices that :mod:`modeling.fused_layer` holds besides, one for each direction."""
-    fused = setting.device == "cpu" and setting.dtype == torch.bfloat16 and setting.config.reads_one_token
-    return 2 * weights.get("frozen matrices", 0) if fused else 0
+    small = setting.device == "cpu" and setting.dtype == torch.bfloat16 and setting.config.reads_one_token
+    plain = not setting.lora_dropout and set(ALL_LINEAR) - IDLE <= set(setting.lora_target_modules)
+    return 2 * weights.get("frozen matrices", 0) if small and plain else 0
 
 
 def _train(setting: Setting, shell: nn.Module, model: EmotionModel) -> tuple[dict[str, int], int]:

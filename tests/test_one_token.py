@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import sys
 from pathlib import Path
@@ -138,12 +139,28 @@ def test_fused_layers_are_the_parent_s_where_that_is_meant(tiny_backbone: str) -
     with plain.disable_adapter(), fused.disable_adapter():
         found, expected = (m.get_base_model().backbone(inputs_embeds=tokens).last_hidden_state for m in (fused, plain))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert copy.deepcopy(fused).get_base_model().backbone.layers[0].frozen is None
     for weight in (parameter for name, parameter in backbone.named_parameters() if "base_layer" in name):
         weight.data.zero_()
     fused.eval()  # other weights may be put in before it trains again, as they are for scoring
     assert all(layer.frozen is None for layer in backbone.layers)
     fused.train()(embeddings=embeddings)
-    assert not backbone.layers[0].frozen.down.forward_weight.any()
+    frozen = backbone.layers[0].frozen
+    assert not frozen.down.forward_weight.any()
+    fused.train()  # as Trainer calls it before every micro-batch
+    assert backbone.layers[0].frozen is frozen
+
+
+def test_a_scaling_that_is_changed_is_heeded(tiny_backbone: str) -> None:
+    plain, fused = (model_with_lora(tiny_backbone, one_token=True) for _ in range(2))
+    assert fuse_layers(fused.get_base_model().backbone)
+    gradients(fused)
+    for changed in (["v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ["down_proj"]):
+        for model in (plain, fused):
+            for name, module in model.named_modules():
+                if isinstance(module, LoraLinear) and name.rsplit(".", 1)[-1] in changed:
+                    module.scaling["default"] *= 0.5
+        torch.testing.assert_close(gradients(fused)[0], gradients(plain)[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("targets", [["v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]])

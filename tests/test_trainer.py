@@ -20,11 +20,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import MistralModel, TrainerControl, TrainerState, TrainingArguments
 
+from modeling import infer
 from modeling.adapters import attach_lora, learning_rate_groups
+from modeling.fused_layer import FusedOneTokenLayer
 from modeling.infer import INPUTS, EmotionConfig, EmotionModel, Features, at_most
 from modeling.memory import RESERVE, plan_memory
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config, tiny_flags, write_corpus
-from training import trainer as trainer_module
 from training.plan import read_setting
 from training.recipe import parse_recipe
 from training.run import main
@@ -72,11 +73,12 @@ def train(
     return losses, weights
 
 
-@pytest.mark.parametrize(("product", "expected"), [(2**40, 1), (1, 3)])
+@pytest.mark.parametrize(("product", "matrix", "expected"), [(2**40, 2**22, 1), (1, 2**22, 3), (2**40, 1, 3)])
 def test_small_products_are_computed_in_one_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, product: int, expected: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, product: int, matrix: int, expected: int
 ) -> None:
-    monkeypatch.setattr(trainer_module, "SMALL_PRODUCT", product)
+    monkeypatch.setattr(infer, "SMALL_PRODUCT", product)
+    monkeypatch.setattr(infer, "SMALL_MATRIX", matrix)
     used: list[int] = []
     monkeypatch.setattr(EmotionModel, "_read_token", spy(EmotionModel._read_token, used))
     with at_most(torch.get_num_threads()):
@@ -84,6 +86,23 @@ def test_small_products_are_computed_in_one_thread(
         train(tmp_path, 32, 1, rows=32)
         assert torch.get_num_threads() == 3
     assert used == [expected] * 3
+
+
+def test_the_matrices_of_fused_layers_are_laid_out_once(
+    tmp_path: Path, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid_out: list[FusedOneTokenLayer] = []
+    original = FusedOneTokenLayer._lay_out
+
+    def count(layer: FusedOneTokenLayer, *weights: torch.Tensor) -> Any:
+        laid_out.append(layer)
+        return original(layer, *weights)
+
+    monkeypatch.setattr(FusedOneTokenLayer, "_lay_out", count)
+    flags = [*tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, tmp_path / "run"), "--bf16", "true"]
+    assert main([*flags, "--epochs", "2", "--batch_size", "8", "--gradient_accumulation_steps", "2"]) == 0
+    assert len(set(laid_out)) == 2 and len(laid_out) == 2 * 2  # layers × epochs: an evaluation takes them away
+    assert "layers train as one function each" in (tmp_path / "run" / "train.log").read_text()
 
 
 def spy(function: Callable[..., torch.Tensor], used: list[int]) -> Callable[..., torch.Tensor]:

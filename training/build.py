@@ -53,7 +53,10 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     if recipe.torch_compile:
         _compile(model)
     elif holds_bfloat16(recipe, config) and state.device.type == "cpu":
-        fuse_layers(model.backbone)
+        fused = fuse_layers(model.backbone)
+        logger.info(
+            "layers train as %s", "one function each" if fused else "they are: plain LoRA is not on all matrices"
+        )
     logger.info("%s", count_parameters(trained))
     return trained
 

@@ -20,7 +20,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling.adapters import learning_rate_groups
 from modeling.focal import IGNORED_LABEL, focal_loss
-from modeling.infer import SMALL_PRODUCT, EmotionModel, Features, at_most, largest_product
+from modeling.infer import EmotionModel, Features, at_most, suits_one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class FocalTrainer(Trainer):
         learning_rates: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        self.alpha, self.gamma = list(alpha), gamma
+        self.alpha, self.gamma, self._said = list(alpha), gamma, False
         optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args)
         settings = {**settings, "params": learning_rate_groups(model, **learning_rates, weight_decay=args.weight_decay)}
         super().__init__(
@@ -143,8 +143,11 @@ class FocalTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward pass of a micro-batch, in one thread where several would only wait for each other."""
         vectors = inputs["input_ids"].numel() if "input_ids" in inputs else len(inputs["labels"])
-        small = largest_product(self.model, vectors) < SMALL_PRODUCT
-        with at_most(1 if small else torch.get_num_threads()):
+        alone = self.args.device.type == "cpu" and suits_one_thread(self.model, vectors)
+        if alone and not self._said and torch.get_num_threads() > 1:
+            logger.info("one CPU thread for so small a step: %d would wait for each other", torch.get_num_threads())
+            self._said = True
+        with at_most(1 if alone else torch.get_num_threads()):
             return super().training_step(model, inputs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:

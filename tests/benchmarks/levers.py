@@ -133,7 +133,7 @@ class LoraEmbedding(nn.Module):
 
 
 def lora_on_embeddings(trainer: FocalTrainer, data: Prepared) -> None:
-    """LoRA on the vocabulary too, with the rank and rate of the layers."""
+    """LoRA on the vocabulary too, of rank 16; no checkpoint holds it, so for one epoch alone, whose end is scored."""
     backbone: Any = trainer.model.base_model.model.backbone
     backbone.embed_tokens = LoraEmbedding(backbone.embed_tokens, rank=16, scaling=2.0)
     settings: dict[str, Any] = trainer.optimizer_cls_and_kwargs[1]
@@ -169,7 +169,7 @@ def weight_averaging(trainer: FocalTrainer, data: Prepared) -> None:
 
 
 def r_drop(trainer: FocalTrainer, data: Prepared) -> None:
-    """R-Drop (Liang et al., NeurIPS 2021): every text twice, and half the divergence of the two answers."""
+    """R-Drop (Liang et al., NeurIPS 2021): every text twice, and half the divergence; no accumulation."""
     alpha, gamma = torch.tensor(trainer.alpha), trainer.gamma
 
     def compute_loss(
