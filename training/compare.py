@@ -82,7 +82,7 @@ def compare_runs(folders: list[str], output: Path | None) -> int:
         RecipeError: a run is not finished, or was tested on other rows than the first.
     """
     cells = [Cell(folder, {}, dict(enumerate(_finished_runs(Path(folder))))) for folder in folders]
-    tested = {run.path: _test_split(run) for cell in cells for run in cell.runs.values()}
+    tested = {run.path: describe_rows(run, "test") for cell in cells for run in cell.runs.values()}
     first = next(iter(tested))
     for path, split in tested.items():
         if split != tested[first]:
@@ -104,10 +104,10 @@ def _finished_runs(folder: Path) -> list[RunFolder]:
     return [RunFolder(run) for run in runs]
 
 
-def _test_split(run: RunFolder) -> tuple[list[str], str, bytes]:
-    """Labels, texts and references of the test split, to hold against another's."""
+def describe_rows(run: RunFolder, split: str) -> tuple[list[str], str, bytes]:
+    """Labels, texts and references of a split, to hold against another run's."""
     audit, arrays = run.read_json("audit.json"), run.read_arrays("predictions.npz")
-    return audit["labels"], audit["splits"]["test"]["sha256"], arrays["test_references"].tobytes()
+    return audit["labels"], audit["splits"][split]["sha256"], arrays[f"{split}_references"].tobytes()
 
 
 def _report(cells: list[Cell], folder: Path | None) -> None:

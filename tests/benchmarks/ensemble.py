@@ -17,19 +17,18 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 
+from training.compare import describe_rows
 from training.run_folder import RunFolder
 from training.scoring import bootstrap_weights, scores, weighted_scores
 from training.thresholds import choose_thresholds
 
+SPLITS = ("validation", "test")
 
-def read_logits(path: str, references: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Calibrated logits of a run by split, [N, L]; ``references`` is filled by the first run and held against others."""
-    arrays = RunFolder(path).read_arrays("predictions.npz")
-    for split in ("validation", "test"):
-        own = arrays[f"{split}_references"]
-        if not np.array_equal(own, references.setdefault(split, own)):
-            raise SystemExit(f"{path}: other {split} rows or labels than those of the first run")
-    return {split: logit(np.clip(arrays[f"{split}_probabilities"], 1e-7, 1 - 1e-7)) for split in references}
+
+def read_logits(run: RunFolder) -> dict[str, np.ndarray]:
+    """Calibrated logits of a run by split, [N, L]."""
+    arrays = run.read_arrays("predictions.npz")
+    return {split: logit(np.clip(arrays[f"{split}_probabilities"], 1e-7, 1 - 1e-7)) for split in SPLITS}
 
 
 def measure(logits: dict[str, np.ndarray], references: dict[str, np.ndarray]) -> tuple[dict[str, Any], np.ndarray]:
@@ -48,8 +47,14 @@ def measure(logits: dict[str, np.ndarray], references: dict[str, np.ndarray]) ->
 
 
 def main() -> None:
-    paths, references = sys.argv[1:], dict[str, np.ndarray]()
-    members = [read_logits(path, references) for path in paths]
+    paths = sys.argv[1:]
+    runs = [RunFolder(path) for path in paths]
+    for path, run in zip(paths, runs, strict=True):
+        if any(describe_rows(run, split) != describe_rows(runs[0], split) for split in SPLITS):
+            raise SystemExit(f"{path}: other validation or test rows or labels than those of {paths[0]}")
+    arrays = runs[0].read_arrays("predictions.npz")
+    references = {split: arrays[f"{split}_references"] for split in SPLITS}
+    members = [read_logits(run) for run in runs]
     systems = {path: [member] for path, member in zip(paths, members, strict=True)}
     systems |= {f"mean of the first {size}": members[:size] for size in range(2, len(members) + 1)}
     first: tuple[dict[str, Any], np.ndarray] | None = None
