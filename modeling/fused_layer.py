@@ -7,6 +7,7 @@ written out, its matrices that read the same input are one, and each is laid out
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -128,16 +129,7 @@ class _LayerFunction(torch.autograd.Function):
         second, second_inverse, read_again, gate_up_inner, gate_up, activated, inner, down_inner, *trained = rest
         value_a, value_b, output_a, output_b, gate_up_a, gate_up_b, down_a, down_b = trained
 
-        def through(
-            gradient: torch.Tensor,
-            x: torch.Tensor,
-            inner: torch.Tensor,
-            frozen: _Frozen,
-            a: torch.Tensor,
-            b: torch.Tensor,
-        ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            return _linear_backward(gradient, x, inner, frozen, a, b, ctx.scaling)
-
+        through = partial(_linear_backward, scaling=ctx.scaling)
         narrow = gradient.to(ctx.dtype)
         of_inner, of_down_a, of_down_b = through(narrow, inner, down_inner, layer.down, down_a, down_b)
         gate, up = gate_up.chunk(2, dim=1)

@@ -55,7 +55,6 @@ REFERENCE = {
 
 _PARTS = {
     "frozen matrices": "frozen matrices",
-    "frozen matrices, laid out for either direction": "frozen matrices, laid out twice (CPU)",
     "quantised matrices": "frozen matrices, quantised",
     "constants of the quantised matrices": "their constants",
     "embed_tokens": "embed_tokens",
@@ -69,7 +68,7 @@ _PARTS = {
     "activations": "activations kept for the backward pass",
     "workspace": "workspace: the largest temporaries",
 }
-"""Parts in the order of the table, and how it calls them."""
+"""Parts in the order of the table, which is of a GPU, and how it calls them."""
 
 
 def read_setting(recipe: Recipe) -> Setting:

@@ -127,7 +127,8 @@ class FocalTrainer(Trainer):
         learning_rates: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        self.alpha, self.gamma, self._said = list(alpha), gamma, False
+        self.alpha, self.gamma = list(alpha), gamma
+        self._one_thread_logged = False
         optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args)
         settings = {**settings, "params": learning_rate_groups(model, **learning_rates, weight_decay=args.weight_decay)}
         super().__init__(
@@ -144,9 +145,9 @@ class FocalTrainer(Trainer):
         """Forward and backward pass of a micro-batch, in one thread where several would only wait for each other."""
         vectors = inputs["input_ids"].numel() if "input_ids" in inputs else len(inputs["labels"])
         alone = self.args.device.type == "cpu" and suits_one_thread(self.model, vectors)
-        if alone and not self._said and torch.get_num_threads() > 1:
+        if alone and not self._one_thread_logged and torch.get_num_threads() > 1:
             logger.info("one CPU thread for so small a step: %d would wait for each other", torch.get_num_threads())
-            self._said = True
+            self._one_thread_logged = True
         with at_most(1 if alone else torch.get_num_threads()):
             return super().training_step(model, inputs, *args, **kwargs)
 
