@@ -4,7 +4,7 @@
 
 trains a recipe with one change more; without LEVER's name it lists them. The run folder is as every other one's, and
 ``training/run.py --compare_runs`` holds it against the same recipe without the change. What proves to help belongs into
-the recipe; what does not stays here, with its figure in the README.
+the recipe; what does not stays here. The README has what was measured so far.
 """
 
 from __future__ import annotations
