@@ -17,6 +17,9 @@ from torch.nn import functional
 from modeling.adapters import LoraLinear
 from modeling.infer import OneTokenLayer, OneTokenMistral, fold_groups, packed_linear, packs_matrices
 
+FEW_ROWS = 64
+"""LoRA's products of so few rows are in float32: of a bfloat16 one the call takes longer than the product."""
+
 _PROJECTIONS = ("self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
@@ -24,19 +27,22 @@ class _Frozen:
     """A matrix W that does not train, for x Wᵀ and g W; where oneDNN has bfloat16, in its own layout."""
 
     def __init__(self, weight: torch.Tensor) -> None:
-        self.packs = packs_matrices(weight)
+        self.packs, self.dtype = packs_matrices(weight), weight.dtype
         both = (weight.contiguous(), weight.t().contiguous())
         self.forward_weight, self.backward_weight = (
             torch.ops.mkldnn._reorder_linear_weight(w) if self.packs else w for w in both
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, in] → [B, out]."""
-        return (packed_linear if self.packs else functional.linear)(x, self.forward_weight)
+        """[B, in] → [B, out], in the precision of W, then in that of x."""
+        return self._product(x, self.forward_weight)
 
     def backward(self, gradient: torch.Tensor) -> torch.Tensor:
-        """[B, out] → [B, in]."""
-        return (packed_linear if self.packs else functional.linear)(gradient, self.backward_weight)
+        """[B, out] → [B, in], in the same way."""
+        return self._product(gradient, self.backward_weight)
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return (packed_linear if self.packs else functional.linear)(x.to(self.dtype), weight).to(x.dtype)
 
 
 class _Layer(NamedTuple):
@@ -64,61 +70,62 @@ def _normalise_backward(
     gradient: torch.Tensor, weight: torch.Tensor, normalised: torch.Tensor, inverse: torch.Tensor
 ) -> torch.Tensor:
     scaled = gradient * weight
-    return (scaled - normalised * (scaled * normalised).mean(-1, keepdim=True)).mul_(inverse)
+    mean = (scaled * normalised).mean(-1, keepdim=True)
+    return scaled.addcmul_(normalised, mean, value=-1).mul_(inverse)
 
 
-def _linear(
-    x: torch.Tensor, frozen: _Frozen, a: torch.Tensor, b: torch.Tensor, scaling: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """x Wᵀ + s (x Aᵀ) Bᵀ; and s x Aᵀ for the backward pass."""
+def _add_lora(answer: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Add s (x Aᵀ) Bᵀ to the answer in place; s x Aᵀ for the backward pass."""
     inner = functional.linear(x, a).mul_(scaling)
-    return frozen.forward(x).addmm_(inner, b.t()), inner
+    answer.addmm_(inner, b.t())
+    return inner
 
 
-def _linear_backward(
+def _lora_backward(
+    of_x: torch.Tensor,
     gradient: torch.Tensor,
     x: torch.Tensor,
     inner: torch.Tensor,
-    frozen: _Frozen,
     a: torch.Tensor,
     b: torch.Tensor,
     scaling: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, A and B."""
-    inner_gradient = (gradient @ b).mul_(scaling)
-    return frozen.backward(gradient).addmm_(inner_gradient, a), inner_gradient.t() @ x, gradient.t() @ inner
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of A and B; that of x is added to ``of_x`` in place."""
+    of_inner = (gradient @ b).mul_(scaling)
+    of_x.addmm_(of_inner, a)
+    return of_inner.t() @ x, gradient.t() @ inner
 
 
 class _LayerFunction(torch.autograd.Function):
     """One layer [B, H] → [B, H], of its input, what is frozen, LoRA's scaling, and A and B of :data:`_PROJECTIONS`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, layer: _Layer, scaling: float, dtype: torch.dtype, *lora: torch.Tensor
-    ) -> torch.Tensor:
-        value_a, value_b, output_a, output_b, gate_a, gate_b, up_a, up_b, down_a, down_b = lora
-        trained = (
-            *(value_a, value_b, fold_groups(output_a, layer.groups, layer.head_dim), output_b),
-            *(torch.cat([gate_a, up_a]), torch.block_diag(gate_b, up_b), down_a, down_b),
-        )
-        value_a, value_b, output_a, output_b, gate_up_a, gate_up_b, down_a, down_b = (w.to(dtype) for w in trained)
+    def forward(ctx: Any, hidden: torch.Tensor, layer: _Layer, scaling: float, *lora: torch.Tensor) -> torch.Tensor:
+        dtype = hidden.dtype if len(hidden) <= FEW_ROWS else layer.value.dtype
+        value_a, value_b, output_a, output_b, gate_a, gate_b, up_a, up_b, down_a, down_b = (w.to(dtype) for w in lora)
+        output_a = fold_groups(output_a, layer.groups, layer.head_dim)
         normalised, *first_norm = _normalise(hidden, layer.before_attention, layer.epsilon)
         read = normalised.to(dtype)
-        value, value_inner = _linear(read, layer.value, value_a, value_b, scaling)
-        output, output_inner = _linear(value, layer.output, output_a, output_b, scaling)
+        value = layer.value.forward(read)
+        value_inner = _add_lora(value, read, value_a, value_b, scaling)
+        output = layer.output.forward(value)
+        output_inner = _add_lora(output, value, output_a, output_b, scaling)
         hidden = hidden + output
         normalised, *second_norm = _normalise(hidden, layer.before_mlp, layer.epsilon)
         read_again = normalised.to(dtype)
-        gate_up, gate_up_inner = _linear(read_again, layer.gate_up, gate_up_a, gate_up_b, scaling)
+        gate_up = layer.gate_up.forward(read_again)
         gate, up = gate_up.chunk(2, dim=1)
+        gate_inner = _add_lora(gate, read_again, gate_a, gate_b, scaling)
+        up_inner = _add_lora(up, read_again, up_a, up_b, scaling)
         activated = functional.silu(gate)
         inner = activated * up
-        down, down_inner = _linear(inner, layer.down, down_a, down_b, scaling)
-        ctx.layer, ctx.scaling, ctx.dtype = layer, scaling, dtype
+        down = layer.down.forward(inner)
+        down_inner = _add_lora(down, inner, down_a, down_b, scaling)
+        ctx.layer, ctx.scaling = layer, scaling
         ctx.save_for_backward(
-            *(*first_norm, read, value_inner, value, output_inner, *second_norm, read_again, gate_up_inner, gate_up),
-            *(activated, inner, down_inner),
-            *(value_a, value_b, output_a, output_b, gate_up_a, gate_up_b, down_a, down_b),
+            *(*first_norm, read, value_inner, value, output_inner, *second_norm, read_again, gate_inner, up_inner),
+            *(gate_up, activated, inner, down_inner),
+            *(value_a, value_b, output_a, output_b, gate_a, gate_b, up_a, up_b, down_a, down_b),
         )
         return hidden + down
 
@@ -126,34 +133,31 @@ class _LayerFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         layer: _Layer = ctx.layer
         first, first_inverse, read, value_inner, value, output_inner, *rest = ctx.saved_tensors
-        second, second_inverse, read_again, gate_up_inner, gate_up, activated, inner, down_inner, *trained = rest
-        value_a, value_b, output_a, output_b, gate_up_a, gate_up_b, down_a, down_b = trained
+        second, second_inverse, read_again, gate_inner, up_inner, gate_up, activated, inner, down_inner, *trained = rest
+        value_a, value_b, output_a, output_b, gate_a, gate_b, up_a, up_b, down_a, down_b = trained
 
-        through = partial(_linear_backward, scaling=ctx.scaling)
-        narrow = gradient.to(ctx.dtype)
-        of_inner, of_down_a, of_down_b = through(narrow, inner, down_inner, layer.down, down_a, down_b)
+        through = partial(_lora_backward, scaling=ctx.scaling)
+        narrow = gradient.to(read.dtype)
+        of_inner = layer.down.backward(narrow)
+        of_down = through(of_inner, narrow, inner, down_inner, down_a, down_b)
         gate, up = gate_up.chunk(2, dim=1)
         of_gate_up = torch.empty_like(gate_up)
         of_gate, of_up = of_gate_up.chunk(2, dim=1)
         torch.mul(of_inner, activated, out=of_up)
         torch.ops.aten.silu_backward.grad_input(of_inner.mul_(up), gate, grad_input=of_gate)
-        of_read, of_gate_up_a, of_gate_up_b = through(
-            of_gate_up, read_again, gate_up_inner, layer.gate_up, gate_up_a, gate_up_b
-        )
+        of_read = layer.gate_up.backward(of_gate_up)
+        of_gate_lora = through(of_read, of_gate, read_again, gate_inner, gate_a, gate_b)
+        of_up_lora = through(of_read, of_up, read_again, up_inner, up_a, up_b)
         gradient = gradient + _normalise_backward(of_read, layer.before_mlp, second, second_inverse)
-        narrow = gradient.to(ctx.dtype)
-        of_value, of_output_a, of_output_b = through(narrow, value, output_inner, layer.output, output_a, output_b)
-        of_read, of_value_a, of_value_b = through(of_value, read, value_inner, layer.value, value_a, value_b)
+        narrow = gradient.to(read.dtype)
+        of_value = layer.output.backward(narrow)
+        of_output_a, of_output_b = through(of_value, narrow, value, output_inner, output_a, output_b)
+        of_read = layer.value.backward(of_value)
+        of_value_lora = through(of_read, of_value, read, value_inner, value_a, value_b)
         gradient = gradient + _normalise_backward(of_read, layer.before_attention, first, first_inverse)
-        of_gate_a, of_up_a = of_gate_up_a.chunk(2)
-        width, rank = up.shape[1], of_gate_a.shape[0]
-        of_gate_b, of_up_b = of_gate_up_b[:width, :rank], of_gate_up_b[width:, rank:]
         # A value's gradient reaches every head that repeats it.
         of_output_a = of_output_a.unflatten(1, (-1, 1, layer.head_dim)).expand(-1, -1, layer.groups, -1).flatten(1)
-        return (
-            *(gradient, None, None, None, of_value_a, of_value_b, of_output_a, of_output_b),
-            *(of_gate_a, of_gate_b, of_up_a, of_up_b, of_down_a, of_down_b),
-        )
+        return gradient, None, None, *of_value_lora, of_output_a, of_output_b, *of_gate_lora, *of_up_lora, *of_down
 
 
 class FusedOneTokenLayer(OneTokenLayer):
@@ -183,7 +187,7 @@ class FusedOneTokenLayer(OneTokenLayer):
         lora = [weight[name].weight for part in projections for weight in (part.lora_A, part.lora_B)]
         function, scaling = cast(Any, _LayerFunction), projections[0].scaling[name]
         with torch.autocast(hidden.device.type, enabled=False):
-            return cast(torch.Tensor, function.apply(hidden, self.frozen, scaling, weights[0].dtype, *lora))
+            return cast(torch.Tensor, function.apply(hidden, self.frozen, scaling, *lora))
 
     @torch.no_grad()
     def _lay_out(
