@@ -568,13 +568,16 @@ def fold_groups(output: torch.Tensor, groups: int, head_dim: int) -> torch.Tenso
 
 
 def packs_matrices(weight: torch.Tensor) -> bool:
-    """Can a matrix lie in oneDNN's own layout, so that no product has to lay it out anew? In bfloat16, on a CPU."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Can a matrix lie in oneDNN's own layout, so that no product has to lay it out anew? On a CPU that knows its type."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
+
+
+FEWEST_ROWS = 4
+"""oneDNN multiplies one row by a matrix in its own layout more slowly than it does four."""
 
 
 def packed_linear(hidden: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -586,8 +589,8 @@ class FusedOneTokenMistral(nn.Module):
     """An :class:`OneTokenMistral` for inference alone: the same function in fewer and larger matrix products.
 
     The adapter is merged; each norm's weight goes into the matrix that reads the norm; the blocks of ``o_proj`` that
-    read the same repeated value are added up. For bfloat16 on a CPU the matrices lie in oneDNN's own layout, so that
-    they are not laid out anew at every call.
+    read the same repeated value are added up. On a CPU the matrices lie in oneDNN's own layout, so that they are not
+    laid out anew at every call.
 
     Args:
         backbone: the model, with or without LoRA, not quantised. Its layers are taken away, one after the other.
@@ -627,13 +630,16 @@ class FusedOneTokenMistral(nn.Module):
     @torch.inference_mode()
     def forward(self, inputs_embeds: torch.Tensor, use_cache: bool = False) -> BaseModelOutput:
         """Last hidden state [B, 1, H], after the final norm, of one embedded token a row, [B, 1, H]."""
+        rows = len(inputs_embeds)
         hidden = inputs_embeds.flatten(0, 1).to(self.norm.weight.dtype)
+        if self.packs and rows < FEWEST_ROWS:
+            hidden = nn.functional.pad(hidden, (0, 0, 0, FEWEST_ROWS - rows))
         linear = packed_linear if self.packs else nn.functional.linear
         for value, output, gate, up, down in self.matrices:
             hidden = hidden + linear(linear(self._normalise(hidden), value), output)
             normalised = self._normalise(hidden)
             hidden = hidden + linear(nn.functional.silu(linear(normalised, gate)).mul_(linear(normalised, up)), down)
-        return BaseModelOutput(last_hidden_state=self.norm(hidden).unsqueeze(1))
+        return BaseModelOutput(last_hidden_state=self.norm(hidden[:rows]).unsqueeze(1))
 
     def _normalise(self, hidden: torch.Tensor) -> torch.Tensor:
         return nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=self.config.rms_norm_eps).to(self.dtype)

@@ -19,6 +19,7 @@ from modeling.backbones import compile_layers, restore_float32
 from modeling.fused_layer import FEW_ROWS, FusedOneTokenLayer, fuse_layers
 from modeling.infer import (
     BUNDLED_BACKBONE,
+    FEWEST_ROWS,
     EmotionConfig,
     EmotionModel,
     FusedOneTokenMistral,
@@ -74,8 +75,8 @@ def test_the_real_backbone_in_every_form() -> None:
     with torch.no_grad():
         expected = stock(inputs_embeds=tokens).last_hidden_state
         torch.testing.assert_close(one(inputs_embeds=tokens).last_hidden_state, expected, rtol=1e-5, atol=1e-5)
-        fused = FusedOneTokenMistral(one)
-        torch.testing.assert_close(fused(inputs_embeds=tokens).last_hidden_state, expected, rtol=1e-5, atol=1e-5)
+        apart = FusedOneTokenMistral(one)(inputs_embeds=tokens).last_hidden_state - expected
+    assert (apart.abs().amax(-1) < 2e-6 * expected.abs().amax(-1)).all()  # thirty layers of rounding to 1.2e-7
     with pytest.raises(ValueError, match="reads one token, got 2"):
         load_backbone(BUNDLED_BACKBONE, one_token=True)(inputs_embeds=tokens[:2].view(1, 2, 576))
 
@@ -152,7 +153,7 @@ def test_fused_layers_are_the_parent_s_where_that_is_meant(tiny_backbone: str) -
     assert all(layer.frozen is None for layer in backbone.layers)
     fused.train()(embeddings=embeddings)
     frozen = backbone.layers[0].frozen
-    assert not frozen.down.forward_weight.any()
+    assert not frozen.down.forward(torch.ones(1, backbone.config.intermediate_size)).any()
     fused.train()  # as Trainer calls it before every micro-batch
     assert backbone.layers[0].frozen is frozen
 
@@ -226,11 +227,13 @@ def test_a_fused_backbone_keeps_no_checkpoint_in_memory(tmp_path: Path) -> None:
 
 def test_an_adapter_is_merged_into_the_fused_backbone(tiny_backbone: str) -> None:
     model = model_with_lora(tiny_backbone, one_token=True).get_base_model()
-    tokens = torch.randn(5, 1, 16)
+    tokens = torch.randn(2 * FEWEST_ROWS, 1, 16)
     with torch.no_grad():
         expected = model.backbone(inputs_embeds=tokens).last_hidden_state
-        found = FusedOneTokenMistral(model.backbone)(inputs_embeds=tokens).last_hidden_state
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        fused = FusedOneTokenMistral(model.backbone)
+        for rows in (1, FEWEST_ROWS - 1, FEWEST_ROWS, len(tokens)):
+            found = fused(inputs_embeds=tokens[:rows]).last_hidden_state
+            torch.testing.assert_close(found, expected[:rows], rtol=1e-5, atol=1e-6)
     assert not list(model.backbone.layers)  # taken away one by one: the weights are never held twice
 
 

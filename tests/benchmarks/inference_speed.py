@@ -2,9 +2,9 @@
 
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/inference_speed.py PACKAGE path/to/goemotions/test.tsv
 
-From embedding to logits, stock is the package's heads around ``MistralModel`` with the adapter merged, on one thread and
-on all; ours is ``predict_logits``. RoBERTa-base has random weights, which
-serve for timing, and the bundled backbone's tokenizer, a byte-level BPE like its own; it tokenizes, sorts all texts by
+From embedding to logits, stock is the package's heads around ``MistralModel`` with the adapter as PEFT attaches it, and
+once more with the adapter merged, on one thread and on all; ours is ``predict_logits``. RoBERTa-base has random weights,
+which serve for timing, and the bundled backbone's tokenizer, a byte-level BPE like its own; it tokenizes, sorts all texts by
 length and pads each batch to its longest. It is measured in the best of its settings, which one round over 64 texts
 chooses for each batch size: float32 or bfloat16, on one thread or two. Prints one JSON line a figure (median of five
 alternating rounds), and how many decisions differ between float32 and bfloat16.
@@ -32,16 +32,19 @@ TEXTS = {1: 32, 64: 256, 512: 512}
 """Batch size → texts of a round."""
 
 
-def stock_model(package: Path, model: EmotionModel, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Embeddings → logits by the whole ``MistralModel`` with the package's adapter merged."""
+def stock_model(
+    package: Path, model: EmotionModel, dtype: torch.dtype, merged: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Embeddings → logits by the whole ``MistralModel`` with the package's adapter, attached or merged."""
     name = model.config.model_name
     folder = infer.convert_bundled_backbone() if name == infer.BUNDLED_BACKBONE else name
     whole = AutoModel.from_pretrained(folder, dtype=dtype)
-    merged: Any = PeftModel.from_pretrained(whole, str(package / "lora_adapter")).merge_and_unload()
+    attached: Any = PeftModel.from_pretrained(whole, str(package / "lora_adapter")).eval()
+    stock = attached.merge_and_unload() if merged else attached.get_base_model()
 
     def answer(embeddings: torch.Tensor) -> torch.Tensor:
         tokens = model.projection(embeddings).unsqueeze(1).to(dtype)
-        hidden = merged(inputs_embeds=tokens, use_cache=False).last_hidden_state[:, -1]
+        hidden = stock(inputs_embeds=tokens, use_cache=False).last_hidden_state[:, -1]
         return cast(torch.Tensor, model.classifier(hidden.float()))
 
     return answer
@@ -66,9 +69,13 @@ def main() -> None:
         functions: dict[str, Callable[[], object]] = {"matrix product": product}
         part = embeddings[:batch_size]
         for name, dtype in DTYPES.items():
-            stock = partial(stock_model(package, model, dtype), torch.from_numpy(part))
-            for threads in sorted({1, torch.get_num_threads()}):
-                functions[f"stock, {name}, threads {threads}"] = partial(in_threads, threads, stock)
+            for adapter in ("attached", "merged"):
+                answer = stock_model(package, model, dtype, merged=adapter == "merged")
+                stock = partial(answer, torch.from_numpy(part))
+                for threads in sorted({1, torch.get_num_threads()}):
+                    functions[f"stock, adapter {adapter}, {name}, threads {threads}"] = partial(
+                        in_threads, threads, stock
+                    )
             ours = classifiers[name].model
             functions[f"ours, {name}"] = partial(predict_logits, ours, Features(embeddings=part), batch_size)
         seconds = alternate(functions)
