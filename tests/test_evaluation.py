@@ -17,7 +17,8 @@ from modeling.infer import EmotionClassifier, EmotionConfig, EmotionModel
 from training import evaluation
 from training.evaluation import LabelledRow, load_classifier, read_rows, score
 from training.label_mapping import LabelMapping, MappingError, match_labels, read_mapping, shipped_mappings
-from training.recipe import RecipeError, parse_recipe
+from training.options import parse_recipe
+from training.recipe import RecipeError
 from training.run import main
 from training.scoring import Scored, score_policies, scores_with_intervals
 from training.scoring import scores as training_scores

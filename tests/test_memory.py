@@ -20,8 +20,9 @@ from modeling.memory import GIB, GPUS, RESERVE, Setting, optimizer_bytes, plan_m
 from modeling.meter import constants_nf4
 from tests.benchmarks.memory import run
 from tests.conftest import EMBED_DIM, LABELS, tiny_config
+from training.options import parse_recipe
 from training.plan import fit_batch, read_setting, savings
-from training.recipe import RecipeError, parse_recipe
+from training.recipe import RecipeError
 from training.run import main
 
 

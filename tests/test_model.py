@@ -29,8 +29,8 @@ from modeling.infer import (
 )
 from modeling.projection import standardise_projection
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config
+from training.options import parse_recipe
 from training.plan import read_setting
-from training.recipe import parse_recipe
 
 
 def tiny_model(prefix: str = "none", **settings: object) -> EmotionModel:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from modeling.infer import INPUTS
-from training.recipe import RECIPES, RecipeError, parse_recipe
+from training.options import RECIPES, parse_recipe
+from training.recipe import RecipeError
 from training.run_folder import RunFolder
 
 

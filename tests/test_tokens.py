@@ -49,8 +49,9 @@ from modeling.infer import (
 )
 from tests.conftest import EMBED_DIM, LABELS, tiny_config, tiny_flags, tiny_tokenizer, write_corpus
 from training.evaluation import load_classifier
+from training.options import parse_recipe
 from training.prepare import prepare
-from training.recipe import RecipeError, parse_recipe
+from training.recipe import RecipeError
 from training.run import main
 from training.run_folder import RunFolder
 

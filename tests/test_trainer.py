@@ -26,8 +26,8 @@ from modeling.fused_layer import FusedOneTokenLayer
 from modeling.infer import INPUTS, EmotionConfig, EmotionModel, Features, at_most
 from modeling.memory import RESERVE, plan_memory
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config, tiny_flags, write_corpus
+from training.options import parse_recipe
 from training.plan import read_setting
-from training.recipe import parse_recipe
 from training.run import main
 from training.run_folder import RunFolder
 from training.trainer import CheckpointByTime, FeatureDataset, FocalTrainer, LengthGroupedSampler

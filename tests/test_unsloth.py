@@ -24,7 +24,8 @@ from modeling.backbones import load_frozen_backbone, load_unsloth_backbone
 from modeling.infer import EmotionClassifier
 from tests.conftest import ROOT, add_to_hub_cache, tiny_config, tiny_flags, write_corpus
 from training.evaluation import load_classifier
-from training.recipe import RecipeError, parse_recipe
+from training.options import parse_recipe
+from training.recipe import RecipeError
 
 PYTHON = os.environ.get("UNSLOTH_PYTHON")
 BACKBONE = "tiny/headed-mistral"

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from training.options import RunOptions, Train, override
 from training.plots import plot_comparison
 from training.prepare import load_rows
-from training.recipe import Recipe, RecipeError, RunOptions, Train, override
+from training.recipe import Recipe, RecipeError
 from training.run_folder import RunFolder
 from training.scoring import DRAWS, bootstrap_weights, weighted_scores
 from training.splits import CONTAMINATED

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
+from training.options import RunOptions, Train
 from training.prepare import NULL_TESTS, Prepared, prepare
-from training.recipe import Recipe, RunOptions, Train
+from training.recipe import Recipe
 from training.run_folder import RunFolder
 from training.scoring import weighted_scores
 from training.thresholds import choose_thresholds

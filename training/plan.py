@@ -28,7 +28,8 @@ from modeling.memory import (
     smallest_gpu,
 )
 from training.build import holds_bfloat16, use_layers
-from training.recipe import Recipe, RecipeError, override
+from training.options import override
+from training.recipe import Recipe, RecipeError
 from training.taxonomy import build_taxonomy
 
 logger = logging.getLogger(__name__)

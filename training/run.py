@@ -23,10 +23,11 @@ from training.compare import compare, compare_runs
 from training.emissions import start_tracking, stop_tracking
 from training.evaluation import evaluate
 from training.null_test import run_null_tests
+from training.options import RunOptions, parse_recipe
 from training.plan import describe_plan, fit_batch
 from training.plots import plot_label_frequencies
 from training.prepare import Prepared, forget_rows, load_rows, prepare
-from training.recipe import Recipe, RecipeError, RunOptions, parse_recipe
+from training.recipe import Recipe, RecipeError
 from training.results import finish, warning_of
 from training.run_folder import RunFolder, RunFolderError, describe_environment
 from training.tables import CorpusError
