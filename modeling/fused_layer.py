@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from modeling.adapters import LoraLinear
@@ -24,7 +25,7 @@ _PROJECTIONS = ("self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up
 
 
 class _Frozen:
-    """A matrix W that does not train, for x Wᵀ and g W; where oneDNN has bfloat16, in its own layout."""
+    """A matrix W that does not train, for x Wᵀ and g W; in oneDNN's own layout, where it has one."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.packs, self.dtype = packs_matrices(weight), weight.dtype
@@ -130,6 +131,7 @@ class _LayerFunction(torch.autograd.Function):
         return hidden + down
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         layer: _Layer = ctx.layer
         first, first_inverse, read, value_inner, value, output_inner, *rest = ctx.saved_tensors

@@ -568,13 +568,15 @@ def fold_groups(output: torch.Tensor, groups: int, head_dim: int) -> torch.Tenso
 
 
 def packs_matrices(weight: torch.Tensor) -> bool:
-    """Can a matrix lie in oneDNN's own layout, so that no product has to lay it out anew? On a CPU that knows its type."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    """Can a matrix lie in oneDNN's own layout, so that no product has to lay it out anew? On an x86 CPU, by its type."""
+    if weight.device.type != "cpu" or platform.machine() not in X86 or not torch.backends.mkldnn.is_available():
         return False
     return weight.dtype == torch.float32 or (
         weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
+
+X86 = ("x86_64", "AMD64")
 
 FEWEST_ROWS = 4
 """oneDNN multiplies one row by a matrix in its own layout more slowly than it does four."""
@@ -589,8 +591,8 @@ class FusedOneTokenMistral(nn.Module):
     """An :class:`OneTokenMistral` for inference alone: the same function in fewer and larger matrix products.
 
     The adapter is merged; each norm's weight goes into the matrix that reads the norm; the blocks of ``o_proj`` that
-    read the same repeated value are added up. On a CPU the matrices lie in oneDNN's own layout, so that they are not
-    laid out anew at every call.
+    read the same repeated value are added up. On an x86 CPU the matrices lie in oneDNN's own layout, so that they are
+    not laid out anew at every call.
 
     Args:
         backbone: the model, with or without LoRA, not quantised. Its layers are taken away, one after the other.
@@ -608,24 +610,35 @@ class FusedOneTokenMistral(nn.Module):
         self.packs = packs_matrices(weight)
         self.matrices = []
         while len(model.layers):
-            matrices = (matrix.to(self.dtype).contiguous() for matrix in self._fuse(cast(Any, model.layers[0])))
-            self.matrices.append([torch.ops.mkldnn._reorder_linear_weight(m) if self.packs else m for m in matrices])
+            matrices = self._fuse(cast(Any, model.layers[0]))
+            self.matrices.append([self._lay_out(matrix.to(self.dtype).contiguous()) for matrix in matrices])
             del model.layers[0]
+
+    def _lay_out(self, matrix: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(matrix) if self.packs else matrix
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With plain matrices: those in oneDNN's layout can be neither copied nor pickled."""
+        matrices = [[matrix.to_dense() if self.packs else matrix for matrix in layer] for layer in self.matrices]
+        return {**self.__dict__, "matrices": matrices}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Lay the matrices out again, as this machine does."""
+        super().__setstate__(state)
+        self.packs = packs_matrices(self.matrices[0][0])
+        self.matrices = [[self._lay_out(matrix) for matrix in layer] for layer in self.matrices]
 
     @staticmethod
     @torch.no_grad()
-    def _fuse(layer: OneTokenLayer) -> tuple[torch.Tensor, ...]:
+    def _fuse(layer: OneTokenLayer) -> Iterator[torch.Tensor]:
         attention, mlp = layer.self_attn, cast(Any, layer.mlp)
-        output = fold_groups(_merged_weight(attention.o_proj), attention.groups, attention.head_dim)
         before_attention = layer.input_layernorm.weight.float()
         before_mlp = layer.post_attention_layernorm.weight.float()
-        return (
-            _merged_weight(attention.v_proj) * before_attention,
-            output,
-            _merged_weight(mlp.gate_proj) * before_mlp,
-            _merged_weight(mlp.up_proj) * before_mlp,
-            _merged_weight(mlp.down_proj),
-        )
+        yield _merged_weight(attention.v_proj) * before_attention
+        yield fold_groups(_merged_weight(attention.o_proj), attention.groups, attention.head_dim)
+        yield _merged_weight(mlp.gate_proj) * before_mlp
+        yield _merged_weight(mlp.up_proj) * before_mlp
+        yield _merged_weight(mlp.down_proj)
 
     @torch.inference_mode()
     def forward(self, inputs_embeds: torch.Tensor, use_cache: bool = False) -> BaseModelOutput:
@@ -666,7 +679,7 @@ def _refuse_unsupported(quantization: str, device: torch.device) -> None:
     if quantization == "none":
         return
     where = platform.machine() if device.type == "cpu" else device.type
-    if where not in ("cuda", "x86_64", "AMD64"):
+    if where not in ("cuda", *X86):
         raise ValueError(
             f"quantization {quantization} is not supported on {where}. Remedy: quantization none, an x86 CPU or a CUDA GPU"
         )
@@ -1646,6 +1659,11 @@ class EmotionClassifier:
         classifier.labels = list(classifier.config.emotion_labels)
         classifier.batch_size, classifier._encoder = batch_size, encoder
         return classifier
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the package's own encoder, which may not be copied between processes, and loads when first needed."""
+        own = isinstance(self._encoder, LoadedEncoder) and self._encoder.name == self.config.encoder
+        return {**self.__dict__, "_encoder": None if own else self._encoder}
 
     @property
     def encoder(self) -> Encoder:

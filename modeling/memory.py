@@ -84,6 +84,7 @@ class Setting:
         gradient_accumulation_steps: micro-batches of an optimizer step.
         bf16: autocast while training.
         gradient_checkpointing: recompute each layer in the backward pass.
+        fused_layers: let layers of one token train as one function, where they can.
         optim: optimizer, by transformers' name.
         output_layer: is ``lm_head`` loaded too? Never by this project; by loaders of a whole causal language model.
         device: ``cuda`` or ``cpu``.
@@ -99,6 +100,7 @@ class Setting:
     gradient_accumulation_steps: int
     bf16: bool
     gradient_checkpointing: bool
+    fused_layers: bool
     optim: str
     output_layer: bool = False
     device: str = "cuda"
@@ -236,7 +238,12 @@ def _rows(config: EmotionConfig, rows: int) -> dict[str, torch.Tensor]:
 
 def _laid_out_bytes(setting: Setting, weights: dict[str, int]) -> int:
     """Bytes of the frozen matrices that :mod:`modeling.fused_layer` holds besides, one for each direction."""
-    small = setting.device == "cpu" and setting.dtype == torch.bfloat16 and setting.config.reads_one_token
+    small = (
+        setting.fused_layers
+        and setting.device == "cpu"
+        and setting.dtype == torch.bfloat16
+        and setting.config.reads_one_token
+    )
     plain = not setting.lora_dropout and set(ALL_LINEAR) - IDLE <= set(setting.lora_target_modules)
     return 2 * weights.get("frozen matrices", 0) if small and plain else 0
 

@@ -32,6 +32,7 @@ from modeling.infer import (
     BUNDLED_BACKBONE,
     EmotionConfig,
     EmotionModel,
+    FusedOneTokenMistral,
     OneTokenMistral,
     build_projection,
     load_backbone,
@@ -234,6 +235,27 @@ def test_decisions_on_real_texts_with_the_real_backbone() -> None:
     theirs, ours = ((rows != decisions[2]).float().mean() for rows in decisions[:2])
     print(f"decisions other than the exact ones: stock {theirs:.5f}, one token {ours:.5f} of {decisions[2].numel()}")
     assert ours <= theirs < 0.01
+
+
+def test_bfloat16_decisions_on_real_texts_with_the_real_backbone() -> None:
+    """Of the stock model in bfloat16 and of what a classifier uses, the second is no further from float32."""
+    embeddings = load_encoder("use-multilingual-v3")(real_texts())
+    torch.manual_seed(0)
+    projection, classifier = build_projection(512, 576), nn.Linear(576, 28)
+    standardise_projection(projection, embeddings, token_norm=960.0, seed=0)
+    half = {"dtype": torch.bfloat16}
+    exact, stock = load_backbone(BUNDLED_BACKBONE), load_backbone(BUNDLED_BACKBONE, **half)
+    ours = FusedOneTokenMistral(load_backbone(BUNDLED_BACKBONE, one_token=True, **half))
+    with torch.no_grad():
+        inputs = projection(torch.from_numpy(embeddings))[:, None]
+        logits = [
+            classifier(torch.cat([run(model, part) for part in inputs.split(512)])[:, 0])
+            for model in (exact, stock, ours)
+        ]
+    decisions = [rows - logits[0].mean(dim=0) > 0 for rows in logits]
+    theirs, found = ((rows != decisions[0]).float().mean() for rows in decisions[1:])
+    print(f"decisions other than in float32: stock {theirs:.5f}, ours {found:.5f} of {decisions[0].numel()}")
+    assert found <= theirs < 0.02
 
 
 @FORMS

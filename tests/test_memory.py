@@ -47,6 +47,7 @@ def tiny_setting(**changes: Any) -> Setting:
         gradient_accumulation_steps=1,
         bf16=False,
         gradient_checkpointing=False,
+        fused_layers=True,
         optim="adamw_torch",
         device="cpu",
     )

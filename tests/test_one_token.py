@@ -25,6 +25,7 @@ from modeling.infer import (
     FusedOneTokenMistral,
     OneTokenMistral,
     load_backbone,
+    packs_matrices,
 )
 from tests.conftest import EMBED_DIM, LABELS, tiny_config, tiny_flags, write_corpus
 from training.run import main
@@ -103,9 +104,22 @@ def test_bfloat16_matrices_train_as_autocast_does(tiny_backbone: str) -> None:
         assert torch.cosine_similarity(ours[name].flatten(), theirs[name].flatten(), dim=0) > 0.9999
 
 
-def test_fused_layers_train_alike_under_the_same_names(tiny_backbone: str) -> None:
+@pytest.fixture(params=["oneDNN's layout", "plain matrices"])
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How frozen matrices lie: as this CPU's library would have them, or as on every other machine."""
+    if request.param == "plain matrices":
+        for module in ("modeling.infer", "modeling.fused_layer"):
+            monkeypatch.setattr(f"{module}.packs_matrices", lambda weight: False)
+
+
+@pytest.mark.usefixtures("layout")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_fused_layers_train_alike_under_the_same_names(tiny_backbone: str, checkpointing: bool) -> None:
     plain, fused = (model_with_lora(tiny_backbone, one_token=True) for _ in range(2))
-    assert fuse_layers(fused.get_base_model().backbone)
+    backbone = fused.get_base_model().backbone
+    if checkpointing:
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    assert fuse_layers(backbone)
     (expected, theirs), (found, ours) = gradients(plain), gradients(fused)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert set(ours) == set(theirs) and len(ours) > 20
@@ -133,6 +147,35 @@ def test_fused_layers_differ_from_others_in_bfloat16_by_rounding_alone(rows: int
     assert len(errors[0]) == 2 + 5
     for part, error in errors[1].items():
         assert error < 1.25 * errors[0][part], part
+
+
+def test_a_step_learns_what_the_reference_s_does(tiny_backbone: str) -> None:
+    """8 rows × 4, checkpointing, the whole attention and LoRA on all seven; or one token, fused layers, 32 at once."""
+    reference, ours = (model_with_lora(tiny_backbone, one_token) for one_token in (False, True))
+    reference.get_base_model().backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    assert fuse_layers(ours.get_base_model().backbone)
+    generator = torch.Generator().manual_seed(1)
+    embeddings = torch.randn(32, EMBED_DIM, generator=generator)
+    targets = (torch.rand(32, 3, generator=generator) < 0.4).float()
+
+    def train(model: PeftModel, rows: int, fused: bool) -> list[float]:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer, losses = torch.optim.AdamW(trained, lr=1e-2, fused=fused), []
+        for _ in range(10):
+            parts = [
+                binary_cross_entropy_with_logits(model(embeddings=part).logits, wanted) * rows / 32
+                for part, wanted in zip(embeddings.split(rows), targets.split(rows), strict=True)
+            ]
+            for part in parts:
+                part.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(sum(part.item() for part in parts))
+        return losses
+
+    expected = train(reference, 8, fused=False)
+    assert expected[-1] < 0.9 * expected[0]
+    assert train(ours, 32, fused=True) == pytest.approx(expected, rel=1e-4)
 
 
 def test_fused_layers_are_the_parent_s_where_that_is_meant(tiny_backbone: str) -> None:
@@ -225,6 +268,7 @@ def test_a_fused_backbone_keeps_no_checkpoint_in_memory(tmp_path: Path) -> None:
     assert len(fused.matrices) == 2 and str(tmp_path) not in maps.read_text()
 
 
+@pytest.mark.usefixtures("layout")
 def test_an_adapter_is_merged_into_the_fused_backbone(tiny_backbone: str) -> None:
     model = model_with_lora(tiny_backbone, one_token=True).get_base_model()
     tokens = torch.randn(2 * FEWEST_ROWS, 1, 16)
@@ -235,15 +279,20 @@ def test_an_adapter_is_merged_into_the_fused_backbone(tiny_backbone: str) -> Non
             found = fused(inputs_embeds=tokens[:rows]).last_hidden_state
             torch.testing.assert_close(found, expected[:rows], rtol=1e-5, atol=1e-6)
     assert not list(model.backbone.layers)  # taken away one by one: the weights are never held twice
+    copied = copy.deepcopy(fused)(inputs_embeds=tokens).last_hidden_state
+    torch.testing.assert_close(copied, found, rtol=0, atol=0)
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")
+@pytest.mark.skipif(
+    not packs_matrices(torch.zeros(1, dtype=torch.bfloat16)), reason="this CPU has no bfloat16 products"
+)
 def test_bfloat16_is_as_near_to_float32_as_the_stock_model_is() -> None:
     tokens = 40 * torch.randn(64, 1, 576, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         exact = load_backbone(BUNDLED_BACKBONE)(inputs_embeds=tokens).last_hidden_state
         stock = load_backbone(BUNDLED_BACKBONE, dtype=torch.bfloat16)(inputs_embeds=tokens.bfloat16()).last_hidden_state
         fused = FusedOneTokenMistral(load_backbone(BUNDLED_BACKBONE, dtype=torch.bfloat16, one_token=True))
+        fused = copy.deepcopy(fused)
         assert fused.packs
         error = (fused(inputs_embeds=tokens).last_hidden_state - exact).abs().mean()
     assert error < (stock.float() - exact).abs().mean() < 0.1 * exact.abs().mean()

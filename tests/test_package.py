@@ -274,8 +274,10 @@ def test_another_encoder_version_is_reported(package: Path, tmp_path: Path, capl
     assert "was made with version 0.0.1 of use-multilingual-v3" in caplog.text
 
 
-def test_columns(classifier: EmotionClassifier) -> None:
-    mapped = Dataset.from_dict({"text": TEXTS, "id": range(len(TEXTS))}).map(classifier, batched=True, batch_size=3)
+@pytest.mark.parametrize("processes", [None, 2])
+def test_columns(classifier: EmotionClassifier, processes: int | None) -> None:
+    rows = Dataset.from_dict({"text": TEXTS, "id": range(len(TEXTS))})
+    mapped = rows.map(classifier, batched=True, batch_size=3, num_proc=processes)
     np.testing.assert_allclose(np.array(mapped["probabilities"]), classifier.predict_proba(TEXTS), atol=1e-5)
     assert [set(names) for names in mapped["emotions"]] == [set(result) for result in classifier.predict(TEXTS)]
     assert mapped["id"][:] == list(range(len(TEXTS)))

@@ -52,7 +52,7 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     trained = _attach_lora(model, recipe) if backbone is not None else model
     if recipe.torch_compile:
         _compile(model)
-    elif holds_bfloat16(recipe, config) and state.device.type == "cpu":
+    elif recipe.fused_layers and holds_bfloat16(recipe, config) and state.device.type == "cpu":
         fused = fuse_layers(model.backbone)
         logger.info(
             "layers train as %s", "one function each" if fused else "they are: plain LoRA is not on all matrices"

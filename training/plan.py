@@ -107,6 +107,7 @@ def read_setting(recipe: Recipe) -> Setting:
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         bf16=recipe.bf16,
         gradient_checkpointing=recipe.gradient_checkpointing,
+        fused_layers=recipe.fused_layers and not recipe.torch_compile,
         optim=recipe.optim,
     )
 

@@ -137,6 +137,10 @@ class Recipe:
         False, "bfloat16 autocast while training; final scores are always in the model's own precision"
     )
     gradient_checkpointing: bool = _setting(False, "recompute activations; costs time for one-token input")
+    fused_layers: bool = _setting(
+        True,
+        "on a CPU, in bfloat16: each layer of one token trains as one function, its matrices held in three layouts",
+    )
     torch_compile: bool = _setting(False, "compile the backbone's layers: a minute first, then faster large batches")
     metric_for_best_model: str = _setting(
         "macro_f1",

@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import MistralConfig
 
 from modeling.adapters import attach_lora
-from modeling.infer import EmotionConfig, EmotionModel, Features, OneTokenMistral, predict_logits
+from modeling.infer import EmotionConfig, EmotionModel, Features, FusedOneTokenMistral, OneTokenMistral, predict_logits
 
 EMBED_DIM = 512
 BATCH = 512
@@ -40,6 +40,13 @@ def build(layers: int, width: int) -> EmotionModel:
     labels = [str(number) for number in range(28)]
     config = EmotionConfig(hidden_size=width, embed_dim=EMBED_DIM, emotion_labels=labels)
     return EmotionModel(config, OneTokenMistral(backbone))
+
+
+def classifier(model: EmotionModel, embeddings: np.ndarray) -> Callable[[], np.ndarray]:
+    """Embeddings → logits, as ``EmotionClassifier`` computes them."""
+    if isinstance(model.backbone, OneTokenMistral):
+        model.backbone = FusedOneTokenMistral(model.backbone)
+    return partial(predict_logits, model, Features(embeddings), BATCH)
 
 
 def trainer(model: EmotionModel, rows: int) -> Callable[[], None]:
@@ -71,8 +78,7 @@ def main() -> None:
     torch.manual_seed(0)
     rows = {number: np.random.default_rng(0).normal(size=(number, EMBED_DIM)).astype(np.float32) for number in ROWS}
     small, thousands = build(4, 128), {number: number / 1_000 for number in ROWS}
-    classify = {number: partial(predict_logits, small, Features(rows[number]), BATCH) for number in ROWS}
-    report("classify", "thousand rows", thousands, dict(classify))
+    report("classify", "thousand rows", thousands, {number: classifier(small, rows[number]) for number in ROWS})
     report("train", "thousand rows", thousands, {number: trainer(build(4, 128), number) for number in ROWS})
     for what in ("classify", "train"):
         models = {layers: build(layers, 256) for layers in LAYERS}
@@ -83,9 +89,7 @@ def main() -> None:
             ("million weights", wide, weights),
         ):
             functions: dict[int, Callable[[], object]] = {
-                size: partial(predict_logits, model, Features(rows[1_000]), BATCH)
-                if what == "classify"
-                else trainer(model, 1_000)
+                size: classifier(model, rows[1_000]) if what == "classify" else trainer(model, 1_000)
                 for size, model in built.items()
             }
             report(what, unit, units, functions)

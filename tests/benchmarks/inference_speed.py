@@ -80,7 +80,7 @@ def main() -> None:
             functions[f"ours, {name}"] = partial(predict_logits, ours, Features(embeddings=part), batch_size)
         seconds = alternate(functions)
         rate = operations / seconds["matrix product"]
-        weights = sum(matrix.numel() for matrices in unpacked(model) for matrix in matrices)
+        weights = sum(matrix.numel() for matrices in model.backbone.matrices for matrix in matrices)
         for name in functions:
             share = 2.0 * weights * batch_size / seconds[name] / rate
             line = {"milliseconds": round(1_000 * seconds[name], 2), "share_of_matrix_rate": round(share, 3)}
@@ -98,11 +98,6 @@ def main() -> None:
             if batch_size == 1:
                 line["milliseconds"] = round(1_000 * seconds[name] / count, 2)
             emit("whole", model=name, batch_size=batch_size, **line)
-
-
-def unpacked(model: EmotionModel) -> list[list[torch.Tensor]]:
-    """The matrices of a float32 fused backbone."""
-    return list(model.backbone.matrices)
 
 
 def classify_in_batches(classifier: EmotionClassifier, texts: list[str], batch_size: int) -> None:

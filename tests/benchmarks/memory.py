@@ -125,6 +125,7 @@ def measure(case: Case) -> dict[str, int]:
         gradient_accumulation_steps=case.accumulate,
         bf16=case.bf16,
         gradient_checkpointing=case.checkpointing,
+        fused_layers=True,
         optim=case.optim,
         device="cpu",
     )

@@ -47,6 +47,7 @@ SETTINGS = {
     "32, whole attention": Setting(32, one_token=False, lora_of_peft=True),
     "32, whole attention, LoRA in one function": Setting(32, one_token=False),
     "32, one token": Setting(32),
+    "32, one token, fused layers": Setting(32, fused_layers=True),
     "32, one token, fused AdamW": Setting(32, fused_optimizer=True),
     "32, one token, fused AdamW, fused layers": Setting(32, fused_optimizer=True, fused_layers=True),
     "32, one token, fused AdamW, compiled": Setting(32, fused_optimizer=True, compile=True),
@@ -106,6 +107,7 @@ def build_step(setting: Setting) -> Callable[[int], float]:
                 loss = binary_cross_entropy_with_logits(logits.float(), labels) / setting.accumulate
                 loss.backward()
             total += loss.item()
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return total
