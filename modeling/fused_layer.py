@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from modeling.adapters import LoraLinear
-from modeling.infer import OneTokenLayer, OneTokenMistral, fold_groups, packed_linear, packs_matrices
+from modeling.infer import OneTokenLayer, OneTokenMistral, fold_groups, laid_out_linear, lay_out
 
 FEW_ROWS = 64
 """LoRA's products of so few rows are in float32: of a bfloat16 one the call takes longer than the product."""
@@ -28,22 +28,16 @@ class _Frozen:
     """A matrix W that does not train, for x Wᵀ and g W; in oneDNN's own layout, where it has one."""
 
     def __init__(self, weight: torch.Tensor) -> None:
-        self.packs, self.dtype = packs_matrices(weight), weight.dtype
-        both = (weight.contiguous(), weight.t().contiguous())
-        self.forward_weight, self.backward_weight = (
-            torch.ops.mkldnn._reorder_linear_weight(w) if self.packs else w for w in both
-        )
+        self.dtype = weight.dtype
+        self.forward_weight, self.backward_weight = lay_out(weight), lay_out(weight.t().contiguous())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in] → [B, out], in the precision of W, then in that of x."""
-        return self._product(x, self.forward_weight)
+        return laid_out_linear(x.to(self.dtype), self.forward_weight).to(x.dtype)
 
     def backward(self, gradient: torch.Tensor) -> torch.Tensor:
         """[B, out] → [B, in], in the same way."""
-        return self._product(gradient, self.backward_weight)
-
-    def _product(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return (packed_linear if self.packs else functional.linear)(x.to(self.dtype), weight).to(x.dtype)
+        return laid_out_linear(gradient.to(self.dtype), self.backward_weight).to(gradient.dtype)
 
 
 class _Layer(NamedTuple):

@@ -567,6 +567,13 @@ def fold_groups(output: torch.Tensor, groups: int, head_dim: int) -> torch.Tenso
     return output.unflatten(1, (-1, groups, head_dim)).sum(2).flatten(1)
 
 
+X86 = ("x86_64", "AMD64")
+"""What ``platform.machine()`` calls the only CPUs that bitsandbytes supports here and oneDNN was tried on."""
+
+FEWEST_ROWS = 4
+"""oneDNN multiplies one row by a matrix in its own layout more slowly than it does four."""
+
+
 def packs_matrices(weight: torch.Tensor) -> bool:
     """Can a matrix lie in oneDNN's own layout, so that no product has to lay it out anew? On an x86 CPU, by its type."""
     if weight.device.type != "cpu" or platform.machine() not in X86 or not torch.backends.mkldnn.is_available():
@@ -576,14 +583,15 @@ def packs_matrices(weight: torch.Tensor) -> bool:
     )
 
 
-X86 = ("x86_64", "AMD64")
+def lay_out(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix [out, in] for :func:`laid_out_linear`: in oneDNN's layout where it can be, else as it is."""
+    return torch.ops.mkldnn._reorder_linear_weight(matrix) if packs_matrices(matrix) else matrix.contiguous()
 
-FEWEST_ROWS = 4
-"""oneDNN multiplies one row by a matrix in its own layout more slowly than it does four."""
 
-
-def packed_linear(hidden: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """``hidden`` [B, in] times a matrix [out, in] in oneDNN's layout, [B, out]."""
+def laid_out_linear(hidden: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """``hidden`` [B, in] times a matrix [out, in] that :func:`lay_out` has seen, [B, out]."""
+    if not matrix.is_mkldnn:
+        return nn.functional.linear(hidden, matrix)
     return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(hidden, matrix, None, "none", [], ""))
 
 
@@ -607,26 +615,21 @@ class FusedOneTokenMistral(nn.Module):
         self.norm.weight.data = self.norm.weight.data.clone()
         weight = cast(Any, model.layers[0]).self_attn.v_proj.weight
         self.dtype = weight.dtype
-        self.packs = packs_matrices(weight)
         self.matrices = []
         while len(model.layers):
             matrices = self._fuse(cast(Any, model.layers[0]))
-            self.matrices.append([self._lay_out(matrix.to(self.dtype).contiguous()) for matrix in matrices])
+            self.matrices.append([lay_out(matrix.to(self.dtype)) for matrix in matrices])
             del model.layers[0]
-
-    def _lay_out(self, matrix: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._reorder_linear_weight(matrix) if self.packs else matrix
 
     def __getstate__(self) -> dict[str, Any]:
         """With plain matrices: those in oneDNN's layout can be neither copied nor pickled."""
-        matrices = [[matrix.to_dense() if self.packs else matrix for matrix in layer] for layer in self.matrices]
+        matrices = [[matrix.to_dense() if matrix.is_mkldnn else matrix for matrix in layer] for layer in self.matrices]
         return {**self.__dict__, "matrices": matrices}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Lay the matrices out again, as this machine does."""
         super().__setstate__(state)
-        self.packs = packs_matrices(self.matrices[0][0])
-        self.matrices = [[self._lay_out(matrix) for matrix in layer] for layer in self.matrices]
+        self.matrices = [[lay_out(matrix) for matrix in layer] for layer in self.matrices]
 
     @staticmethod
     @torch.no_grad()
@@ -645,9 +648,9 @@ class FusedOneTokenMistral(nn.Module):
         """Last hidden state [B, 1, H], after the final norm, of one embedded token a row, [B, 1, H]."""
         rows = len(inputs_embeds)
         hidden = inputs_embeds.flatten(0, 1).to(self.norm.weight.dtype)
-        if self.packs and rows < FEWEST_ROWS:
+        if rows < FEWEST_ROWS:
             hidden = nn.functional.pad(hidden, (0, 0, 0, FEWEST_ROWS - rows))
-        linear = packed_linear if self.packs else nn.functional.linear
+        linear = laid_out_linear
         for value, output, gate, up, down in self.matrices:
             hidden = hidden + linear(linear(self._normalise(hidden), value), output)
             normalised = self._normalise(hidden)

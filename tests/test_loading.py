@@ -213,49 +213,39 @@ def real_texts() -> list[str]:
         return [json.loads(line)["text"] for line in file]
 
 
-def test_decisions_on_real_texts_with_the_real_backbone() -> None:
-    """Of the quantised stock model and of one token, neither is nearer to what the 4-bit weights stand for."""
+def decide(*models: nn.Module) -> list[torch.Tensor]:
+    """What 28 random labels decide on the real texts with each backbone, at the means of the last one's logits."""
     embeddings = load_encoder("use-multilingual-v3")(real_texts())
+    assert len(embeddings) in (180, 2000)
     torch.manual_seed(0)
     projection, classifier = build_projection(512, 576), nn.Linear(576, 28)
     standardise_projection(projection, embeddings, token_norm=960.0, seed=0)
     with torch.no_grad():
         inputs = projection(torch.from_numpy(embeddings))[:, None]
+        logits = [classifier(torch.cat([run(model, part) for part in inputs.split(512)])[:, 0]) for model in models]
+    return [rows > logits[-1].mean(dim=0) for rows in logits]
+
+
+def test_decisions_on_real_texts_with_the_real_backbone() -> None:
+    """Of the quantised stock model and of one token, neither is nearer to what the 4-bit weights stand for."""
     stock, one = (load_backbone(BUNDLED_BACKBONE, quantization="nf4", one_token=form) for form in (False, True))
     exact = load_backbone(BUNDLED_BACKBONE, one_token=True)
     for name, module in linear_layers(exact).items():
         module.weight.data = exact_weight(stock.get_submodule(name))
-    with torch.no_grad():
-        logits = [
-            classifier(torch.cat([run(model, part) for part in inputs.split(512)])[:, 0])
-            for model in (stock, one, exact)
-        ]
-    decisions = [rows - logits[2].mean(dim=0) > 0 for rows in logits]
-    assert len(embeddings) in (180, 2000) and 0.3 < decisions[2].float().mean() < 0.7
-    theirs, ours = ((rows != decisions[2]).float().mean() for rows in decisions[:2])
-    print(f"decisions other than the exact ones: stock {theirs:.5f}, one token {ours:.5f} of {decisions[2].numel()}")
+    *others, expected = decide(stock, one, exact)
+    assert 0.3 < expected.float().mean() < 0.7
+    theirs, ours = ((rows != expected).float().mean() for rows in others)
+    print(f"decisions other than the exact ones: stock {theirs:.5f}, one token {ours:.5f} of {expected.numel()}")
     assert ours <= theirs < 0.01
 
 
 def test_bfloat16_decisions_on_real_texts_with_the_real_backbone() -> None:
     """Of the stock model in bfloat16 and of what a classifier uses, the second is no further from float32."""
-    embeddings = load_encoder("use-multilingual-v3")(real_texts())
-    torch.manual_seed(0)
-    projection, classifier = build_projection(512, 576), nn.Linear(576, 28)
-    standardise_projection(projection, embeddings, token_norm=960.0, seed=0)
-    half = {"dtype": torch.bfloat16}
-    exact, stock = load_backbone(BUNDLED_BACKBONE), load_backbone(BUNDLED_BACKBONE, **half)
-    ours = FusedOneTokenMistral(load_backbone(BUNDLED_BACKBONE, one_token=True, **half))
-    with torch.no_grad():
-        inputs = projection(torch.from_numpy(embeddings))[:, None]
-        logits = [
-            classifier(torch.cat([run(model, part) for part in inputs.split(512)])[:, 0])
-            for model in (exact, stock, ours)
-        ]
-    decisions = [rows - logits[0].mean(dim=0) > 0 for rows in logits]
-    theirs, found = ((rows != decisions[0]).float().mean() for rows in decisions[1:])
-    print(f"decisions other than in float32: stock {theirs:.5f}, ours {found:.5f} of {decisions[0].numel()}")
-    assert found <= theirs < 0.02
+    stock, one = (load_backbone(BUNDLED_BACKBONE, dtype=torch.bfloat16, one_token=form) for form in (False, True))
+    *others, expected = decide(stock, FusedOneTokenMistral(one), load_backbone(BUNDLED_BACKBONE))
+    theirs, ours = ((rows != expected).float().mean() for rows in others)
+    print(f"decisions other than in float32: stock {theirs:.5f}, ours {ours:.5f} of {expected.numel()}")
+    assert ours <= theirs < 0.02
 
 
 @FORMS

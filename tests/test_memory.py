@@ -62,6 +62,12 @@ def test_the_peak_of_real_runs_is_within_15_percent() -> None:
             assert 0.85 < line[f"{what}_ratio"] < 1.15, line
 
 
+def test_fused_layers_hold_their_matrices_twice_more() -> None:
+    on_cpu: dict[str, Any] = {"device": "cpu", "dtype": torch.bfloat16}
+    fused, plain = (plan_memory(tiny_setting(fused_layers=form, **on_cpu)).training["step"] for form in (True, False))
+    assert sum(fused.values()) - sum(plain.values()) == 2 * plain["frozen matrices"] > 0
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 def test_activations_are_what_autograd_saves(bf16: bool) -> None:
     setting = tiny_setting(bf16=bf16)

@@ -103,6 +103,9 @@ def test_the_matrices_of_fused_layers_are_laid_out_once(
     assert main([*flags, "--epochs", "2", "--batch_size", "8", "--gradient_accumulation_steps", "2"]) == 0
     assert len(set(laid_out)) == 2 and len(laid_out) == 2 * 2  # layers × epochs: an evaluation takes them away
     assert "layers train as one function each" in (tmp_path / "run" / "train.log").read_text()
+    laid_out.clear()
+    assert main([*flags, "--epochs", "1", "--fused_layers", "false", "--overwrite"]) == 0
+    assert not laid_out
 
 
 def spy(function: Callable[..., torch.Tensor], used: list[int]) -> Callable[..., torch.Tensor]:
