@@ -53,10 +53,8 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     if recipe.torch_compile:
         _compile(model)
     elif recipe.fused_layers and holds_bfloat16(recipe, config) and state.device.type == "cpu":
-        fused = fuse_layers(model.backbone)
-        logger.info(
-            "layers train as %s", "one function each" if fused else "they are: plain LoRA is not on all matrices"
-        )
+        kept = "they are: one function takes one token alone, and plain LoRA on all matrices"
+        logger.info("layers train as %s", "one function each" if fuse_layers(model.backbone) else kept)
     logger.info("%s", count_parameters(trained))
     return trained
 
