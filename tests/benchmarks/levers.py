@@ -11,21 +11,26 @@ from __future__ import annotations
 
 import functools
 import math
+import random
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
+from placeholders import without_placeholders
+from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional
 from transformers import TrainerCallback
 
 import training.run
 from modeling.focal import IGNORED_LABEL, focal_loss
+from modeling.infer import Features, cache_folder, load_encoder, tokenize
+from training.encoding import encode
 from training.prepare import Prepared
 from training.taxonomy import TAXONOMIES
-from training.trainer import FocalTrainer
+from training.trainer import FeatureDataset, FocalTrainer
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits and multi-hot targets, both [B, L] → the loss of each decision, [B, L]."""
@@ -189,6 +194,19 @@ def r_drop(trainer: FocalTrainer, data: Prepared) -> None:
     trainer.compute_loss = compute_loss  # type: ignore[method-assign]
 
 
+def named_placeholders(trainer: FocalTrainer, data: Prepared) -> None:
+    """Names and religions drawn at random in place of the placeholders in the training texts; balance none alone."""
+    draw = random.Random(0)
+    texts = [without_placeholders(text, draw) for text in data.corpus["train"].texts]
+    bos: int = trainer.model.base_model.model.backbone.config.bos_token_id
+    features = Features(
+        encode(texts, load_encoder("use-multilingual-v3"), cache_folder() / "embeddings"),
+        tokenize(cast(Tokenizer, data.tokenizer), texts, bos),
+    )
+    longest = max(map(len, trainer.train_dataset.tokens))
+    trainer.train_dataset = FeatureDataset(features, data.rows.labels, longest)
+
+
 LEVERS = {
     lever.__name__: lever
     for lever in (
@@ -201,6 +219,7 @@ LEVERS = {
         lora_on_embeddings,
         weight_averaging,
         r_drop,
+        named_placeholders,
     )
 }
 
