@@ -85,8 +85,8 @@ def _architecture(facts: Facts) -> dict[str, Any]:
 
 _POOLED = {
     "last": "hidden state of the last word",
-    "mean": "mean of the words' hidden states",
-    "attention": "mean of the words' hidden states, weighted by attention",
+    "mean": "mean of the hidden states",
+    "attention": "mean of the hidden states, weighted by attention",
 }
 
 

@@ -74,7 +74,10 @@ def read_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
     """The tokenizer of a backbone, which neither pads nor cuts."""
     if name == BUNDLED_BACKBONE:
         return bundled_tokenizer()
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False).backend_tokenizer
+    # Mistral Small 3.1 was published with a pattern that cuts numbers and words otherwise than it was trained.
+    tokenizer = AutoTokenizer.from_pretrained(
+        name, revision=revision, trust_remote_code=False, fix_mistral_regex=True
+    ).backend_tokenizer
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return cast(Tokenizer, tokenizer)

@@ -96,8 +96,8 @@ class EmotionConfig(PreTrainedConfig):
         embed_dim: width E of the sentence embedding; 0 where the backbone reads words alone.
         input: what the backbone reads: ``embedding``, the projected sentence embedding as one token; ``tokens``, the
             words; ``hybrid``, the projected embedding and after it the words.
-        pooling: what the classifier reads of the words' hidden states: the ``last``, their ``mean``, or their mean by
-            the weights that an ``attention`` layer gives them.
+        pooling: what the classifier reads of the hidden states of the words, and of the embedding before them where
+            there is one: the ``last``, their ``mean``, or their mean by the weights that an ``attention`` layer gives.
         attention: ``causal``, as the backbone was trained, or ``bidirectional``.
         window_length: tokens of a text that are read at once; a longer one is read in windows.
         window_overlap: tokens that two neighbouring windows share.
@@ -1602,6 +1602,8 @@ def _choose_dtype(dtype: torch.dtype | None, device: torch.device) -> tuple[torc
 def _check_texts(texts: Iterable[str]) -> list[str]:
     if isinstance(texts, str):
         raise TypeError("texts must be a list of strings, got one string: write [text]")
+    if isinstance(texts, Mapping):
+        raise TypeError(f"texts must be a list of strings, got a mapping of {[*texts]}: write mapping['text']")
     checked = list(texts)
     for index, text in enumerate(checked):
         if not isinstance(text, str):

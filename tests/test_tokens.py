@@ -84,9 +84,11 @@ def logits(model: EmotionModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return model(**batch).logits
 
 
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])  # what a CPU and a GPU compute attention with
 @pytest.mark.parametrize("settings", CASES, ids=lambda case: "-".join(case.values()))
-def test_padding_and_company_change_nothing(settings: dict[str, str]) -> None:
+def test_padding_and_company_change_nothing(settings: dict[str, str], kernel: str) -> None:
     model, rows = build(**settings), features([3, 9, 1, 6])
+    model.backbone.config._attn_implementation = kernel
     batch = rows.tensors()
     together = logits(model, batch)
     alone = torch.cat([logits(model, rows.take(np.array([row])).tensors()) for row in range(4)])
@@ -337,6 +339,8 @@ def test_a_run_and_its_classifier(tmp_path: Path, tiny_backbone: str, reads: str
     found = classifier.predict_proba([row["text"] for row in golden])
     np.testing.assert_allclose(found, [row["probabilities"] for row in golden], atol=1e-6)
     assert run.read_json("metrics.json")["test"]["per_label"]["macro_f1"] > 0.4
+    export(run.path, tmp_path / "package")
+    assert check(tmp_path / "package") == []
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "8bit"])
@@ -375,14 +379,25 @@ def test_copies_have_the_words_of_their_parents(tmp_path: Path, tiny_backbone: s
         np.testing.assert_array_equal(data.rows.labels[row], data.corpus["train"].labels[parent])
 
 
-def test_noise_has_the_length_of_the_words_alone(tmp_path: Path, tiny_backbone: str) -> None:
+def test_noise_has_the_lengths_of_the_texts_in_another_order(tmp_path: Path, tiny_backbone: str) -> None:
     recipe = parse_recipe(flags_of(tmp_path, tiny_backbone, "--input", "tokens", "--balance", "none"))[0]
     real, noise = prepare(recipe).tokens, prepare(recipe, "noise").tokens
     assert real is not None and noise is not None
     for split in real:
-        assert [len(row) for row in noise[split]] == [len(row) for row in real[split]]
-    said = np.concatenate(noise["train"])
-    assert len(np.unique(said)) == 32 and (said == np.concatenate(real["train"])).mean() < 0.1
+        said, lengths = [len(row) for row in noise[split]], [len(row) for row in real[split]]
+        assert said != lengths and sorted(said) == sorted(lengths)
+    tokens = np.concatenate(noise["train"])
+    assert len(np.unique(tokens)) == 32 and (tokens == np.concatenate(real["train"])).mean() < 0.1
+
+
+def test_a_pooled_split_takes_words_from_where_its_parents_stand(tmp_path: Path, tiny_backbone: str) -> None:
+    flags = "--input tokens --split pooled-r2 --balance duplicate --balance_target 40"
+    data = prepare(parse_recipe(flags_of(tmp_path, tiny_backbone, *flags.split()))[0])
+    words = data.training_features().tokens
+    assert words is not None and data.tokens is not None and data.rows.parents.max() >= len(data.tokens["train"])
+    texts = [text for split in data.corpus.splits.values() for text in split.texts]
+    for row, parent in zip(words, data.rows.parents[:, 0], strict=True):
+        np.testing.assert_array_equal(row, tokenize(tiny_tokenizer(), [texts[parent]], 1)[0])
 
 
 REFUSED = {
@@ -456,6 +471,8 @@ def test_its_classifier_and_pipeline_give_the_golden_probabilities(words_package
         np.testing.assert_allclose(classifier.predict_proba(texts), wanted, atol=1e-5)
     assert not any("lora" in name for name, _ in EmotionClassifier(words_package).model.named_parameters())
     pipe = pipeline("text-classification", model=str(words_package), trust_remote_code=True, top_k=None)
+    with pytest.raises(TypeError, match=r"got a mapping of \['text'\]: write mapping\['text'\]"):
+        pipe({"text": "sunny cake"})
     for said, row in zip(pipe(texts, batch_size=3), wanted, strict=True):
         found = {entry["label"]: entry["score"] for entry in said}
         np.testing.assert_allclose([found[label] for label in LABELS], row, atol=1e-5)

@@ -261,12 +261,12 @@ def test_a_checkpoint_is_due_when_the_minutes_have_gone_by(monkeypatch: pytest.M
     monkeypatch.setattr("training.trainer.time.monotonic", lambda: clock[0])
     callback, arguments, state = CheckpointByTime(2), TrainingArguments("x", use_cpu=True), TrainerState()
     asked = []
-    for clock[0] in (60, 119, 121, 200, 240, 242):
+    for state.epoch, clock[0] in ((0.1, 60), (0.2, 119), (0.3, 121), (0.4, 200), (0.5, 240), (1.0, 242), (1.1, 243)):
         control = callback.on_step_end(arguments, state, TrainerControl())
         asked.append(control.should_save)
         if control.should_save:
             callback.on_save(arguments, state, control)
-    assert asked == [False, False, True, False, False, True]
+    assert asked == [False, False, True, False, False, False, True]  # an epoch's end saves by itself
 
 
 def test_early_stopping_keeps_its_patience_over_a_resume(tmp_path: Path, tiny_backbone: str) -> None:
@@ -284,10 +284,12 @@ def test_early_stopping_keeps_its_patience_over_a_resume(tmp_path: Path, tiny_ba
     assert run.read_json("timing.json")["epochs"] == 3
 
 
-def test_two_processes_equal_one(tmp_path: Path, tiny_backbone: str) -> None:
-    corpus = write_corpus(tmp_path / "corpus", rows=58)  # of the last 2 rows one process gets both
+# Of the last 2 rows one process gets both; 618 rows are more than the sampler of words sorts at once.
+@pytest.mark.parametrize(("reads", "rows"), [("embedding", 58), ("tokens", 618)])
+def test_two_processes_equal_one(tmp_path: Path, tiny_backbone: str, reads: str, rows: int) -> None:
+    corpus = write_corpus(tmp_path / "corpus", rows=rows)
     one, two = tmp_path / "one", tmp_path / "two"
-    shared = ["--head_dropout", "0", "--embedding_noise", "0"]
+    shared = ["--head_dropout", "0", "--embedding_noise", "0", "--input", reads, "--balance", "none"]
     assert launch([*tiny_flags(corpus, tiny_backbone, one), *shared, "--batch_size", "16"], tmp_path).wait() == 0
     cut = ["--batch_size", "4", "--gradient_accumulation_steps", "2"]
     done = launch([*tiny_flags(corpus, tiny_backbone, two), *shared, *cut], tmp_path, processes=2).wait()

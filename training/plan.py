@@ -177,7 +177,7 @@ def savings(recipe: Recipe) -> dict[str, Setting]:
         if recipe.input == "embedding":
             changes.append({"one_token": not recipe.one_token})
         else:
-            changes.append({"window_length": recipe.window_length // 2, "window_overlap": recipe.window_overlap // 2})
+            changes.append({"window_length": max(recipe.window_length // 2, 1), "window_overlap": 0})
         changes.append({"quantization": "none" if recipe.quantization != "none" else "nf4"})
     found = {"the recipe as it stands": read_setting(recipe)}
     for change in changes:

@@ -66,7 +66,8 @@ class Prepared:
         """What the model reads of the training rows after balancing; a copy has the words of its parent."""
         tokens = None
         if self.tokens is not None:
-            tokens = [self.tokens["train"][parent] for parent in self.rows.parents[:, 0]]
+            every = [row for split in SPLITS for row in self.tokens[split]]
+            tokens = [every[parent] for parent in self.rows.parents[:, 0]]
         return Features(self.rows.embeddings if self.reads_embedding else None, tokens)
 
 
@@ -128,10 +129,12 @@ def _read_words(recipe: Recipe, corpus: Corpus, null_test: str | None) -> tuple[
             "with a tokenizer.json, or input embedding"
         ) from error
     tokens = {split: tokenize(tokenizer, corpus[split].texts, config.bos_token_id) for split in SPLITS}
-    if null_test == "noise":  # as long as the text, and nothing else of it
+    if null_test == "noise":  # as long as the texts, in another order: length alone says something of the labels
         generator = np.random.default_rng(recipe.seed)
         tokens = {
-            split: [generator.integers(config.vocab_size, size=len(row)) for row in rows]
+            split: [
+                generator.integers(config.vocab_size, size=size) for size in generator.permutation([*map(len, rows)])
+            ]
             for split, rows in tokens.items()
         }
     return tokenizer, tokens

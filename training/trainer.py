@@ -155,7 +155,7 @@ class FocalTrainer(Trainer):
         rows = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(rows, FeatureDataset) or rows.tokens is None:
             return super()._get_train_sampler(train_dataset)
-        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGroupedSampler([len(row) for row in rows.tokens], step, self.args.seed)
 
     def get_batch_samples(
@@ -185,7 +185,13 @@ class CheckpointByTime(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask for a checkpoint; the main process's clock decides for all."""
+        """Ask for a checkpoint; the main process's clock decides for all.
+
+        Not where an epoch ends: its own checkpoint follows, after the evaluation, which one saved before would skip when
+        resumed.
+        """
+        if float(state.epoch or 0).is_integer():
+            return control
         due = [time.monotonic() - self._saved >= 60 * self.minutes]
         if broadcast_object_list(due)[0]:
             control.should_save = True

@@ -2,35 +2,34 @@
 
     python tests/benchmarks/levers.py LEVER --recipe goemotions_tokens --data_dir path/to/goemotions --output_dir FOLDER
 
-trains a recipe with one change more; without LEVER's name it lists them. The run folder is as every other one's, and
-``training/run.py --compare_runs`` holds it against the same recipe without the change. What proves to help belongs into
-the recipe; what does not stays here. The README has what was measured so far.
+trains a recipe with one change more; without LEVER's name it lists them. ``training/run.py --compare_runs`` holds the run
+folder against the same recipe without the change. It keeps scores and predictions but no weights: its recipe does not
+tell how they were made, and nobody should publish them. What proves to help belongs into the recipe; what does not
+stays here. The README has what was measured so far.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import random
 import re
+import shutil
 import sys
 from collections.abc import Callable
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
-from placeholders import without_placeholders
-from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional
 from transformers import TrainerCallback
 
 import training.run
 from modeling.focal import IGNORED_LABEL, focal_loss
-from modeling.infer import Features, cache_folder, load_encoder, tokenize
-from training.encoding import encode
+from training.options import parse_recipe
 from training.prepare import Prepared
 from training.taxonomy import TAXONOMIES
-from training.trainer import FeatureDataset, FocalTrainer
+from training.trainer import FocalTrainer
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits and multi-hot targets, both [B, L] → the loss of each decision, [B, L]."""
@@ -194,19 +193,6 @@ def r_drop(trainer: FocalTrainer, data: Prepared) -> None:
     trainer.compute_loss = compute_loss  # type: ignore[method-assign]
 
 
-def named_placeholders(trainer: FocalTrainer, data: Prepared) -> None:
-    """Names and religions drawn at random in place of the placeholders in the training texts; balance none alone."""
-    draw = random.Random(0)
-    texts = [without_placeholders(text, draw) for text in data.corpus["train"].texts]
-    bos: int = trainer.model.base_model.model.backbone.config.bos_token_id
-    features = Features(
-        encode(texts, load_encoder("use-multilingual-v3"), cache_folder() / "embeddings"),
-        tokenize(cast(Tokenizer, data.tokenizer), texts, bos),
-    )
-    longest = max(map(len, trainer.train_dataset.tokens))
-    trainer.train_dataset = FeatureDataset(features, data.rows.labels, longest)
-
-
 LEVERS = {
     lever.__name__: lever
     for lever in (
@@ -219,7 +205,6 @@ LEVERS = {
         lora_on_embeddings,
         weight_averaging,
         r_drop,
-        named_placeholders,
     )
 }
 
@@ -236,7 +221,11 @@ def main() -> int:
         return trainer
 
     training.run.build_trainer = build_with_lever
-    return training.run.main(sys.argv[2:])
+    status = training.run.main(sys.argv[2:])
+    if status == 0:
+        for name in ("model", "checkpoints"):
+            shutil.rmtree(Path(str(parse_recipe(sys.argv[2:])[1].output_dir)) / name)
+    return status
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 GoEmotions masks people and religions, ``[NAME]`` and ``[RELIGION]``; other people's texts do not. This puts names and
 religions, drawn at random, in their place in the test texts, and prints one JSON line a package: macro F1 of the whole
 test split both ways and the 95 % interval of the difference, paired by rows; micro F1 of the rows with a placeholder;
-and the share of their decisions that change.
+and the shares of their decisions and of these rows that change.
 """
 
 from __future__ import annotations
