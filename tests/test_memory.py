@@ -201,6 +201,9 @@ def test_the_flag_trains_nothing(
     table = [line for line in printed.splitlines() if line.startswith(("frozen", "adapters", "projection", "sum"))]
     assert len(table) == 4 and any(row[:3] == ["smallest", "common", "GPU"] for row in cells)
     assert "--one_token false" in printed and not list(tmp_path.iterdir())
+    words = f"--model_name {tiny_backbone} --labels a b --input tokens --balance none --window_length 33"
+    assert main(["--plan", *words.split()]) == 0
+    assert "--window_length 16 --window_overlap 15" in capsys.readouterr().out
 
 
 def test_what_cannot_be_planned_says_why(capsys: pytest.CaptureFixture[str]) -> None:

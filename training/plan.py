@@ -177,7 +177,8 @@ def savings(recipe: Recipe) -> dict[str, Setting]:
         if recipe.input == "embedding":
             changes.append({"one_token": not recipe.one_token})
         else:
-            changes.append({"window_length": max(recipe.window_length // 2, 1), "window_overlap": 0})
+            half = max(recipe.window_length // 2, 1)
+            changes.append({"window_length": half, "window_overlap": min(recipe.window_overlap // 2, half - 1)})
         changes.append({"quantization": "none" if recipe.quantization != "none" else "nf4"})
     found = {"the recipe as it stands": read_setting(recipe)}
     for change in changes:
