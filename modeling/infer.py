@@ -749,6 +749,12 @@ def check_quantized(model: PreTrainedModel, quantization: str) -> str:
     return f"{quantized} of {len(linear)} linear layers in {quantization}{doubly}, {sum(sizes.values()) / 1e6:,.2f} MB"
 
 
+def attention_kernel(device: str) -> str:
+    """Transformers' name of what computes attention on a device of this type."""
+    # Sentences are short: a CPU is faster with plain products than with its blocked attention, above all backwards.
+    return "eager" if device == "cpu" else "sdpa"
+
+
 def load_backbone(
     name: str,
     revision: str | None = None,
@@ -793,8 +799,7 @@ def load_backbone(
             f"{name} is of the architecture {config.model_type}, not mistral. Remedy: one_token false, and all layers"
         )
     baked = getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None)
-    # Sentences are short: a CPU is faster with plain products than with its blocked attention, above all backwards.
-    config._attn_implementation = "eager" if device.type == "cpu" else "sdpa"
+    config._attn_implementation = attention_kernel(device.type)
     options: dict[str, Any] = {"dtype": dtype}
     if settings := _quantization_options(name, baked, quantization):
         if baked:

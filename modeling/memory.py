@@ -21,9 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from modeling.adapters import ALL_LINEAR, HEAD_PARTS, IDLE, attach_lora
-from modeling.backbones import build_on_meta
+from modeling.backbones import build_on_meta, hold_bfloat16
 from modeling.focal import focal_loss
-from modeling.infer import EmotionConfig, EmotionModel
+from modeling.infer import EmotionConfig, EmotionModel, attention_kernel
 from modeling.meter import Meter, QuantisedLinear, without_content
 
 GIB = 2**30
@@ -146,12 +146,18 @@ def smallest_gpu(peak: int) -> int | None:
 # The model, and what it weighs
 
 
-def _build(setting: Setting, dtype: torch.dtype) -> tuple[nn.Module, EmotionModel]:
-    """The model on the meta device as training holds it, with and without PEFT's shell."""
+def _build(setting: Setting, dtype: torch.dtype, training: bool = False) -> tuple[nn.Module, EmotionModel]:
+    """The model on the meta device as training or scoring holds it, with and without PEFT's shell."""
     model = build_on_meta(setting.config)
     if setting.config.head == "mlp":
         return model, model
-    backbone = model.backbone.requires_grad_(False).to(dtype)
+    backbone = model.backbone.requires_grad_(False)
+    backbone.config._attn_implementation = attention_kernel(setting.device)
+    matrices_alone = training and setting.config.quantization == "none" and not setting.config.reads_one_token
+    if matrices_alone and dtype == torch.bfloat16:
+        hold_bfloat16(backbone)
+    else:
+        backbone.to(dtype)
     with torch.device("meta"):
         if setting.output_layer:
             backbone.lm_head = nn.Linear(backbone.config.hidden_size, backbone.config.vocab_size, False, dtype=dtype)
@@ -303,7 +309,7 @@ def plan_memory(setting: Setting) -> Plan:
     Raises:
         ValueError: an optimizer whose states are not known here, or a LoRA target that the backbone does not have.
     """
-    shell, model = _build(setting, setting.dtype)
+    shell, model = _build(setting, setting.dtype, training=True)
     parameters, weights = weigh(shell)
     trainable = [parameter.numel() for parameter in shell.parameters() if parameter.requires_grad]
     states, temporary = optimizer_bytes(setting, trainable)

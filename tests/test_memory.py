@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import PartialState
+from peft import PeftModel
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import MistralModel
 
@@ -68,10 +69,8 @@ def test_fused_layers_hold_their_matrices_twice_more() -> None:
     assert sum(fused.values()) - sum(plain.values()) == 2 * plain["frozen matrices"] > 0
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_activations_are_what_autograd_saves(bf16: bool) -> None:
-    setting = tiny_setting(bf16=bf16)
-    model = attach_lora(EmotionModel(setting.config, OneTokenMistral(tiny_config())), 4, 8, 0.0).train()
+def saved_by_autograd(model: PeftModel, bf16: bool, **batch: torch.Tensor) -> int:
+    """Bytes that autograd saves for the backward pass of a batch, weights left out."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}
 
@@ -80,15 +79,40 @@ def test_activations_are_what_autograd_saves(bf16: bool) -> None:
             saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
-    rows, targets = torch.randn(200, EMBED_DIM), torch.zeros(200, 3)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = model(embeddings=rows).logits
-        binary_cross_entropy_with_logits(logits.float(), targets)
-    step = plan_memory(setting).training["step"]
-    real = sum(storage.nbytes() for storage in saved.values())
+            logits = model(**batch).logits
+        binary_cross_entropy_with_logits(logits.float(), torch.zeros_like(logits, dtype=torch.float32))
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_activations_are_what_autograd_saves(bf16: bool) -> None:
+    setting = tiny_setting(bf16=bf16)
+    model = attach_lora(EmotionModel(setting.config, OneTokenMistral(tiny_config())), 4, 8, 0.0).train()
+    real = saved_by_autograd(model, bf16, embeddings=torch.randn(200, EMBED_DIM))
     # The loss differs (focal here), and the hooks do not see what a forward's caller holds: [B, L] and [B, E].
-    assert abs(step["activations"] - real) < 0.05 * real
+    assert abs(plan_memory(setting).training["step"]["activations"] - real) < 0.05 * real
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_words_keep_their_attention_where_a_cpu_computes_it(bf16: bool, tiny_backbone: Path) -> None:
+    setting = tiny_setting(bf16=bf16, dtype=torch.bfloat16 if bf16 else torch.float32, batch_size=16)
+    reads: dict[str, Any] = {"input": "tokens", "pooling": "mean", "attention": "bidirectional", "window_length": 64}
+    setting = dataclasses.replace(setting, config=EmotionConfig(**setting.config.to_dict() | reads | {"embed_dim": 0}))
+    tokens, saved = torch.randint(32, (16, 64)), []
+    for layers in (1, 2):
+        backbone = load_frozen_backbone(
+            str(tiny_backbone), None, "none", "cpu", dtype=setting.dtype, num_hidden_layers=layers
+        )
+        held = {name: parameter.nbytes for name, parameter in backbone.named_parameters() if parameter.ndim == 2}
+        model = attach_lora(EmotionModel(setting.config, backbone), 4, 8, 0.0).train()
+        saved.append(saved_by_autograd(model, bf16, input_ids=tokens, attention_mask=torch.ones_like(tokens)))
+    plan = plan_memory(setting)
+    assert abs(plan.layer_activations - (saved[1] - saved[0])) < 0.05 * plan.layer_activations
+    assert plan.training["step"]["embed_tokens"] == held.pop("embed_tokens.weight")
+    assert plan.training["step"]["frozen matrices"] == sum(held.values())
+    assert plan_memory(dataclasses.replace(setting, device="cuda")).layer_activations < 0.8 * plan.layer_activations
 
 
 def test_the_weights_of_a_4_bit_backbone(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ class Case:
     quantization: str = "none"
     one_token: bool = True
     rank: int = 16
+    words: int = 0
+    """Tokens of each text; 0 reads one sentence embedding."""
 
 
 SMALL, LARGE, LARGER = (512, 2048, 8), (1024, 4096, 12), (1536, 6144, 12)
@@ -67,6 +69,10 @@ CASES = {
     "nf4, large": Case(*LARGE, batch_size=256, bf16=True, quantization="nf4"),
     "nf4, large, 1024 rows": Case(*LARGE, batch_size=1024, bf16=True, quantization="nf4"),
     "nf4, larger": Case(*LARGER, batch_size=256, bf16=True, quantization="nf4"),
+    "float32, large, 16 texts of 64 words": Case(*LARGE, batch_size=16, words=64),
+    "bfloat16, large, 16 texts of 64 words": Case(*LARGE, batch_size=16, words=64, bf16=True),
+    "bfloat16, large, 16 texts of 256 words": Case(*LARGE, batch_size=16, words=256, bf16=True),
+    "nf4, large, 16 texts of 64 words": Case(*LARGE, batch_size=16, words=64, bf16=True, quantization="nf4"),
 }
 
 
@@ -89,8 +95,8 @@ def measure(case: Case) -> dict[str, int]:
     import torch
     from transformers import MistralConfig, MistralModel, TrainingArguments
 
-    from modeling.adapters import ALL_LINEAR, attach_lora
-    from modeling.backbones import load_frozen_backbone
+    from modeling.adapters import ALL_LINEAR, HEAD_PARTS, attach_lora
+    from modeling.backbones import load_frozen_backbone, restore_float32
     from modeling.fused_layer import fuse_layers
     from modeling.infer import EmotionConfig, EmotionModel, Features, predict_logits
     from modeling.memory import INFERENCE_ROWS, Setting, evaluation_rows, plan_memory
@@ -105,19 +111,24 @@ def measure(case: Case) -> dict[str, int]:
         num_key_value_heads=2,
         sliding_window=None,
     )
+    reads = {"input": "tokens", "pooling": "mean", "attention": "bidirectional", "window_length": case.words}
     config = EmotionConfig(
         hidden_size=case.hidden,
-        embed_dim=512,
+        embed_dim=0 if case.words else 512,
         emotion_labels=[str(number) for number in range(28)],
         quantization=case.quantization,
         one_token=case.one_token,
         backbone_config=backbone_config.to_diff_dict() | {"model_type": "mistral"},
+        **(reads if case.words else {}),
     )
-    held = torch.bfloat16 if case.quantization != "none" or (case.bf16 and case.one_token) else torch.float32
+    short = config.reads_one_token or config.reads_words
+    held = torch.bfloat16 if case.quantization != "none" or (case.bf16 and short) else torch.float32
+    # What read words is scored in float32, as a run does; one token scores in what was trained in.
+    scored_in = torch.float32 if case.words and case.quantization == "none" else held
     setting = Setting(
         config=config,
         dtype=held,
-        scoring_dtype=held,
+        scoring_dtype=scored_in,
         lora_rank=case.rank,
         lora_dropout=0.0,
         lora_target_modules=ALL_LINEAR,
@@ -137,10 +148,10 @@ def measure(case: Case) -> dict[str, int]:
         for parameter in random.parameters():
             parameter.data.uniform_(-0.04, 0.04)
         # In the precision that is held: of another one the file stays mapped, reclaimable, behind the norms.
-        random.to(held).save_pretrained(folder)
+        random.to(scored_in).save_pretrained(folder)
         del random
         before = forget_peak()
-        backbone = load_frozen_backbone(folder, None, case.quantization, "cpu", case.one_token, held)
+        backbone = load_frozen_backbone(folder, None, case.quantization, "cpu", config.reads_one_token, held)
         model = attach_lora(EmotionModel(config, backbone), case.rank, 32, 0.0)
         if held == torch.bfloat16:
             fuse_layers(backbone)
@@ -163,7 +174,9 @@ def measure(case: Case) -> dict[str, int]:
             dataloader_pin_memory=False,
         )
         generator = np.random.default_rng(0)
-        embeddings = generator.normal(size=(3 * rows, 512)).astype(np.float32)
+        features = Features(generator.normal(size=(3 * rows, 512)).astype(np.float32))
+        if case.words:
+            features = Features(tokens=list(generator.integers(1024, size=(3 * rows, case.words))))
         targets = (generator.random((3 * rows, 28)) < 0.1).astype(np.float32)
         trainer = FocalTrainer(
             model=model,
@@ -171,21 +184,24 @@ def measure(case: Case) -> dict[str, int]:
             alpha=[0.5] * 28,
             gamma=2.0,
             learning_rates={"projection": 1e-4, "classifier": 1e-4, "lora": 1e-4},
-            train_dataset=FeatureDataset(Features(embeddings), targets, window_length=1),
+            train_dataset=FeatureDataset(features, targets, window_length=max(case.words, 1)),
         )
         loaded = forget_peak()
         trainer.train()
         plain = model.get_base_model()
-        scored = evaluation_rows(reads_words=False)
-        predict_logits(plain, Features(embeddings[:scored]), scored)
+        if held != scored_in:
+            config.model_name = folder
+            restore_float32(plain)
+        scored = evaluation_rows(config.reads_words)
+        predict_logits(plain, features.take(np.arange(scored) % (3 * rows)), scored)
         figures = {"training_predicted": plan.training_peak, "training_measured": resident("VmHWM") - before}
         figures |= {"loaded": loaded - before}
-        for name in ("projection", "classifier"):
+        for name in HEAD_PARTS if config.reads_embedding else ("classifier",):
             setattr(plain, name, getattr(plain, name).modules_to_save["default"])
         plain.requires_grad_(False)
         del trainer, model, backbone
         forget_peak()
-        predict_logits(plain, Features(embeddings[:INFERENCE_ROWS]), INFERENCE_ROWS)
+        predict_logits(plain, features.take(np.arange(INFERENCE_ROWS) % (3 * rows)), INFERENCE_ROWS)
         return figures | {"inference_predicted": plan.inference_peak, "inference_measured": resident("VmHWM") - before}
 
 
