@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,9 @@ def measure(case: Case) -> dict[str, int]:
         del random
         before = forget_peak()
         backbone = load_frozen_backbone(folder, None, case.quantization, "cpu", config.reads_one_token, held)
+        if case.quantization != "none" or held != scored_in:  # norms that are views keep the whole file mapped
+            for parameter in backbone.parameters():
+                parameter.data = parameter.data.clone()
         model = attach_lora(EmotionModel(config, backbone), case.rank, 32, 0.0)
         if held == torch.bfloat16:
             fuse_layers(backbone)
@@ -196,7 +200,7 @@ def measure(case: Case) -> dict[str, int]:
         predict_logits(plain, features.take(np.arange(scored) % (3 * rows)), scored)
         figures = {"training_predicted": plan.training_peak, "training_measured": resident("VmHWM") - before}
         figures |= {"loaded": loaded - before}
-        for name in HEAD_PARTS if config.reads_embedding else ("classifier",):
+        for name in filter(partial(hasattr, plain), HEAD_PARTS):
             setattr(plain, name, getattr(plain, name).modules_to_save["default"])
         plain.requires_grad_(False)
         del trainer, model, backbone
