@@ -99,7 +99,7 @@ def load_frozen_backbone(
     """
     if "unsloth" in sys.modules:
         raise RuntimeError("Unsloth has patched transformers in this process. Remedy: a process for each loader")
-    held = dtype == torch.bfloat16 and quantization == "none" and not one_token
+    held = holds_matrices_alone(dtype, quantization, one_token)
     loaded = torch.float32 if held else dtype
     backbone = load_backbone(name, revision, quantization, loaded, device, one_token, num_hidden_layers)
     if held:
@@ -150,6 +150,11 @@ def load_unsloth_backbone(
         use_rslora=False,
     )
     return inner.requires_grad_(False)  # attaching LoRA to the whole model takes up the layers made here
+
+
+def holds_matrices_alone(dtype: torch.dtype, quantization: str, one_token: bool) -> bool:
+    """Does training hold only a backbone's matrices in bfloat16? One token and quantised backbones are so in whole."""
+    return dtype == torch.bfloat16 and quantization == "none" and not one_token
 
 
 def hold_bfloat16(backbone: nn.Module) -> None:

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from modeling.adapters import ALL_LINEAR, HEAD_PARTS, IDLE, attach_lora
-from modeling.backbones import build_on_meta, hold_bfloat16
+from modeling.backbones import build_on_meta, hold_bfloat16, holds_matrices_alone
 from modeling.focal import focal_loss
 from modeling.infer import EmotionConfig, EmotionModel, attention_kernel
 from modeling.meter import Meter, QuantisedLinear, without_content
@@ -153,8 +153,8 @@ def _build(setting: Setting, dtype: torch.dtype, training: bool = False) -> tupl
         return model, model
     backbone = model.backbone.requires_grad_(False)
     backbone.config._attn_implementation = attention_kernel(setting.device)
-    matrices_alone = training and setting.config.quantization == "none" and not setting.config.reads_one_token
-    if matrices_alone and dtype == torch.bfloat16:
+    config = setting.config
+    if training and holds_matrices_alone(dtype, config.quantization, config.reads_one_token):
         hold_bfloat16(backbone)
     else:
         backbone.to(dtype)

@@ -3,10 +3,9 @@
     python tests/benchmarks/levers.py LEVER --recipe goemotions_tokens --data_dir path/to/goemotions --output_dir FOLDER
 
 trains a recipe with one change more; without LEVER's name it lists them. ``distillation`` also takes ``--teachers RUN …``,
-finished runs. ``training/run.py --compare_runs`` holds the run
-folder against the same recipe without the change. It keeps scores and predictions but no weights: its recipe does not
-tell how they were made, and nobody should publish them. What proves to help belongs into the recipe; what does not
-stays here. The README has what was measured so far.
+finished runs. ``training/run.py --compare_runs`` holds the run folder against the same recipe without the change. It
+keeps scores and predictions but no weights: its recipe does not tell how they were made, and nobody should publish
+them. What proves to help belongs into the recipe; what does not stays here. The README has what was measured so far.
 """
 
 from __future__ import annotations
@@ -229,12 +228,12 @@ def main() -> int:
     if sys.argv[1:2] == [] or sys.argv[1] not in LEVERS:
         sys.stderr.write("".join(f"{name:20} {lever.__doc__}\n" for name, lever in LEVERS.items()))
         return 2
-    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    parser.add_argument("--teachers", nargs="+", required=sys.argv[1] == "distillation")
-    options, flags = parser.parse_known_args(sys.argv[2:])
-    lever, build = LEVERS[sys.argv[1]], training.run.build_trainer
-    if options.teachers:
-        lever = functools.partial(lever, teachers=options.teachers)
+    lever, flags, build = LEVERS[sys.argv[1]], sys.argv[2:], training.run.build_trainer
+    if lever is distillation:
+        parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+        parser.add_argument("--teachers", nargs="+", required=True)
+        options, flags = parser.parse_known_args(flags)
+        lever = functools.partial(distillation, teachers=options.teachers)
 
     def build_with_lever(model: Any, recipe: Any, data: Prepared, run: Any) -> FocalTrainer:
         trainer = build(model, recipe, data, run)
