@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tests.cards import edit
 from tests.conftest import LABELS, write_corpus
@@ -140,6 +141,20 @@ def test_compare_runs_again_where_rows_changed_and_nowhere_else(
     assert [made(), made()] == ["1", "0"]
     audit = json.loads(next(output.glob("*/seed-*/audit.json")).read_text())
     assert audit["training_rows"]["real"] == 59
+
+
+@pytest.mark.parametrize("has_instructions", [False, True])
+def test_a_run_is_done_on_a_cpu_with_and_without_bfloat16(
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    has_instructions: bool,
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_instructions)
+    command = [*flags, "--bf16", "true", "--epochs", "1", "--compare", "balance=none", "--output_dir", str(tmp_path)]
+    assert main(command) == 0 and "1 of 1 runs" in capsys.readouterr().out
+    assert main(command) == 0 and "0 of 1 runs" in capsys.readouterr().out
 
 
 def test_a_setting_against_itself_differs_by_nothing(flags: list[str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import MistralModel, TrainerControl, TrainerState, TrainingArguments
 
@@ -99,6 +101,7 @@ def test_the_matrices_of_fused_layers_are_laid_out_once(
         return original(layer, *weights)
 
     monkeypatch.setattr(FusedOneTokenLayer, "_lay_out", count)
+    monkeypatch.setattr("training.run.fit_precision", lambda recipe: recipe)
     flags = [*tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, tmp_path / "run"), "--bf16", "true"]
     assert main([*flags, "--epochs", "2", "--batch_size", "8", "--gradient_accumulation_steps", "2"]) == 0
     assert len(set(laid_out)) == 2 and len(laid_out) == 2 * 2  # layers × epochs: an evaluation takes them away
@@ -106,6 +109,28 @@ def test_the_matrices_of_fused_layers_are_laid_out_once(
     laid_out.clear()
     assert main([*flags, "--epochs", "1", "--fused_layers", "false", "--overwrite"]) == 0
     assert not laid_out
+
+
+@pytest.mark.parametrize("has_instructions", [False, True])
+def test_bfloat16_gives_way_where_a_cpu_has_no_instructions_for_it(
+    tmp_path: Path, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch, has_instructions: bool
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_instructions)
+    autocast: set[bool] = set()
+    original = EmotionModel.forward
+
+    @functools.wraps(original)
+    def forward(model: EmotionModel, *inputs: Any, **named: Any) -> Any:
+        if model.training:
+            autocast.add(torch.is_autocast_enabled("cpu"))
+        return original(model, *inputs, **named)
+
+    monkeypatch.setattr(EmotionModel, "forward", forward)
+    flags = [*tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, tmp_path / "run"), "--bf16", "true"]
+    assert main([*flags, "--epochs", "1", "--fused_layers", "false"]) == 0
+    assert autocast == {has_instructions}
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["bf16"] == has_instructions
+    assert ("no bfloat16 instructions" in (tmp_path / "run" / "train.log").read_text()) != has_instructions
 
 
 def spy(function: Callable[..., torch.Tensor], used: list[int]) -> Callable[..., torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any, cast
 
@@ -81,6 +82,16 @@ def _load_backbone(recipe: Recipe, config: EmotionConfig, state: PartialState) -
         torch.bfloat16 if holds_bfloat16(recipe, config) else torch.float32,
         config.num_hidden_layers,
     )
+
+
+def fit_precision(recipe: Recipe) -> Recipe:
+    """The recipe without bf16 where a CPU lacks the instructions: there such products take several times as long.
+
+    What is quantised stays as it is: its matrices become bfloat16 ones for every product anyway.
+    """
+    on_onednn = torch.backends.mkldnn.is_available() and not torch.cuda.is_available()
+    lacking = on_onednn and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dataclasses.replace(recipe, bf16=recipe.bf16 and not (lacking and recipe.quantization == "none"))
 
 
 def holds_bfloat16(recipe: Recipe, config: EmotionConfig) -> bool:

@@ -134,7 +134,9 @@ class Recipe:
     max_grad_norm: float = _setting(1.0, "gradient clipping")
     optim: str = _setting("adamw_torch", "optimizer, by transformers' name")
     bf16: bool = _setting(
-        False, "bfloat16 autocast while training; final scores are always in the model's own precision"
+        False,
+        "bfloat16 autocast while training, but on a CPU without the instructions, where float32 is faster; final scores "
+        "are always in the model's own precision",
     )
     gradient_checkpointing: bool = _setting(False, "recompute activations; costs time for one-token input")
     fused_layers: bool = _setting(

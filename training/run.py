@@ -18,7 +18,7 @@ from accelerate import PartialState
 
 from training.audit import LeakError
 from training.balance import BalanceError
-from training.build import build_model, build_trainer
+from training.build import build_model, build_trainer, fit_precision
 from training.compare import compare, compare_runs
 from training.emissions import start_tracking, stop_tracking
 from training.evaluation import evaluate
@@ -66,12 +66,17 @@ def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> 
     """The stages of a run."""
     run, state = RunFolder(str(options.output_dir)), PartialState(cpu=not torch.cuda.is_available())
     opened, tracker = time.perf_counter(), start_tracking(options.co2_country if state.is_main_process else None)
+    asked, recipe = recipe, fit_precision(recipe)
     with state.main_process_first():
         if state.is_main_process:
             if options.resume and (run.path / "recipe.yaml").exists():
                 run.refuse_other_recipe(dataclasses.asdict(recipe))
             run.open(options.resume, options.overwrite)
         log_to(run, state)
+        if asked.bf16 and not recipe.bf16:
+            logger.info(
+                "bf16: this CPU has no bfloat16 instructions, and float32 is faster on it; it trains in float32"
+            )
         if state.is_main_process and options.resume:
             run.refuse_other_rows(load_rows(recipe).fingerprints())
         data = prepare(recipe, null_test)
