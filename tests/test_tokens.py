@@ -317,7 +317,10 @@ def flags_of(tmp_path: Path, backbone: str, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("reads", ["tokens", "hybrid"])
-def test_a_run_and_its_classifier(tmp_path: Path, tiny_backbone: str, reads: str) -> None:
+def test_a_run_and_its_classifier(
+    tmp_path: Path, tiny_backbone: str, reads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.run.fit_precision", lambda recipe: recipe)
     settings = f"--input {reads} --pooling attention --attention bidirectional --window_length 4 --window_overlap 1"
     flags = flags_of(tmp_path, tiny_backbone, *settings.split(), "--balance", "duplicate", "--balance_target", "30")
     assert main([*flags, "--bf16", "true", "--num_hidden_layers", "1"]) == 0

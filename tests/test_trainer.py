@@ -129,8 +129,12 @@ def test_bfloat16_gives_way_where_a_cpu_has_no_instructions_for_it(
     flags = [*tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, tmp_path / "run"), "--bf16", "true"]
     assert main([*flags, "--epochs", "1", "--fused_layers", "false"]) == 0
     assert autocast == {has_instructions}
-    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["bf16"] == has_instructions
-    assert ("no bfloat16 instructions" in (tmp_path / "run" / "train.log").read_text()) != has_instructions
+    run = tmp_path / "run"
+    assert json.loads((run / "environment.json").read_text())["bf16"] == has_instructions
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["bf16"]
+    assert ("no bfloat16 products" in (run / "train.log").read_text()) != has_instructions
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: not has_instructions)
+    assert main([*flags, "--epochs", "1", "--fused_layers", "false", "--resume"]) == 0
 
 
 def spy(function: Callable[..., torch.Tensor], used: list[int]) -> Callable[..., torch.Tensor]:

@@ -85,13 +85,17 @@ def _load_backbone(recipe: Recipe, config: EmotionConfig, state: PartialState) -
 
 
 def fit_precision(recipe: Recipe) -> Recipe:
-    """The recipe without bf16 where a CPU lacks the instructions: there such products take several times as long.
+    """The recipe without bf16 where oneDNN has no such products for the CPU, and torch's own take several times as long.
 
     What is quantised stays as it is: its matrices become bfloat16 ones for every product anyway.
     """
     on_onednn = torch.backends.mkldnn.is_available() and not torch.cuda.is_available()
-    lacking = on_onednn and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dataclasses.replace(recipe, bf16=recipe.bf16 and not (lacking and recipe.quantization == "none"))
+    if not recipe.bf16 or recipe.quantization != "none" or not on_onednn:
+        return recipe
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return recipe
+    logger.info("bf16: oneDNN has no bfloat16 products for this CPU, and float32 is faster; training in float32")
+    return dataclasses.replace(recipe, bf16=False)
 
 
 def holds_bfloat16(recipe: Recipe, config: EmotionConfig) -> bool:

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from training.build import fit_precision
 from training.options import RunOptions, Train, override
 from training.plots import plot_comparison
 from training.prepare import load_rows
@@ -179,7 +178,7 @@ def _parse_axis(axis: str) -> tuple[str, list[Any]]:
 
 
 def _settings(recipe: Recipe, cell: Cell, seed: int) -> Recipe:
-    return fit_precision(override(recipe, {**cell.overrides, "seed": seed}))
+    return override(recipe, {**cell.overrides, "seed": seed})
 
 
 def _is_done(run: RunFolder, recipe: Recipe) -> bool:

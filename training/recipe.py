@@ -135,7 +135,7 @@ class Recipe:
     optim: str = _setting("adamw_torch", "optimizer, by transformers' name")
     bf16: bool = _setting(
         False,
-        "bfloat16 autocast while training, but on a CPU without the instructions, where float32 is faster; final scores "
+        "bfloat16 autocast while training, unless the CPU has no such products (AVX2 alone) and is faster in float32; final scores "
         "are always in the model's own precision",
     )
     gradient_checkpointing: bool = _setting(False, "recompute activations; costs time for one-token input")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # Threads that spin while they wait make two processes on two cores ten times slower; set before torch loads OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -66,26 +67,21 @@ def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> 
     """The stages of a run."""
     run, state = RunFolder(str(options.output_dir)), PartialState(cpu=not torch.cuda.is_available())
     opened, tracker = time.perf_counter(), start_tracking(options.co2_country if state.is_main_process else None)
-    asked, recipe = recipe, fit_precision(recipe)
     with state.main_process_first():
         if state.is_main_process:
             if options.resume and (run.path / "recipe.yaml").exists():
                 run.refuse_other_recipe(dataclasses.asdict(recipe))
             run.open(options.resume, options.overwrite)
         log_to(run, state)
-        if asked.bf16 and not recipe.bf16:
-            logger.info(
-                "bf16: this CPU has no bfloat16 instructions, and float32 is faster on it; it trains in float32"
-            )
         if state.is_main_process and options.resume:
             run.refuse_other_rows(load_rows(recipe).fingerprints())
         data = prepare(recipe, null_test)
     started = time.perf_counter()
-    fitted = fit_batch(recipe, state)
-    trainer = build_trainer(build_model(recipe, data, state), fitted, data, run)
+    fitted = fit_batch(fit_precision(recipe), state)
+    trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
     if state.is_main_process:  # only now: neither bad data nor a bad setting must cost the run that is there
         run.clear(checkpoints=options.overwrite)
-        describe_run(run, recipe, data, state)
+        describe_run(run, recipe, data, describe_environment(recipe.seed, state.num_processes, fitted.bf16))
     checkpoint = run.last_checkpoint() if options.resume else None
     if options.resume:
         logger.info("resuming from %s", checkpoint or "the start: no complete checkpoint is there")
@@ -114,10 +110,10 @@ def log_to(run: RunFolder, state: PartialState) -> None:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-def describe_run(run: RunFolder, recipe: Recipe, data: Prepared, state: PartialState) -> None:
+def describe_run(run: RunFolder, recipe: Recipe, data: Prepared, environment: dict[str, Any]) -> None:
     """Write what is known before training: recipe, environment, audit, label frequencies."""
     run.write_recipe(dataclasses.asdict(recipe))
-    run.write_json("environment.json", describe_environment(recipe.seed, state.num_processes))
+    run.write_json("environment.json", environment)
     run.write_json("audit.json", data.audit)
     before, after = data.corpus["train"].labels.sum(axis=0), data.rows.labels.sum(axis=0)
     with run.replacing("label_frequencies.png") as path:

@@ -181,8 +181,8 @@ class RunFolder:
             return dict(file)
 
 
-def describe_environment(seed: int, processes: int) -> dict[str, Any]:
-    """Versions, seed, hardware and git commit."""
+def describe_environment(seed: int, processes: int, bf16: bool) -> dict[str, Any]:
+    """Versions, seed, hardware, whether training computes in bfloat16, and git commit."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -200,6 +200,7 @@ def describe_environment(seed: int, processes: int) -> dict[str, Any]:
         "seed": seed,
         "processes": processes,
         "threads": torch.get_num_threads(),
+        "bf16": bf16,
         "machine": platform.machine(),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
