@@ -202,7 +202,7 @@ def _training(facts: Facts) -> dict[str, Any]:
     number, threads = environment["processes"], environment["threads"]
     processes = f"{number} process{'es' if number > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
     emissions = timing.get("emissions")
-    trained = recipe | {key: environment[key] for key in ("bf16",) if key in environment}  # a CPU may not have it
+    trained = recipe | {"bf16": environment.get("bf16", recipe["bf16"])}  # a CPU may not have it
     settings = {key: value for key, value in trained.items() if key not in _NO_SETTINGS}
     time = (
         f"Preparation (reading, encoding unless cached, balancing) took {duration(timing['seconds_of_preparation'])}, "

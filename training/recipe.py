@@ -135,8 +135,8 @@ class Recipe:
     optim: str = _setting("adamw_torch", "optimizer, by transformers' name")
     bf16: bool = _setting(
         False,
-        "bfloat16 autocast while training, unless the CPU has no such products (AVX2 alone) and is faster in float32; final scores "
-        "are always in the model's own precision",
+        "bfloat16 autocast while training, unless the CPU has no such products (AVX2 alone) and is faster in float32; "
+        "final scores are always in the model's own precision",
     )
     gradient_checkpointing: bool = _setting(False, "recompute activations; costs time for one-token input")
     fused_layers: bool = _setting(
