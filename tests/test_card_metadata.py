@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -153,6 +154,16 @@ def test_methods_that_were_not_used_are_not_cited(carded: Path, tmp_path: Path) 
     (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"gamma": 0.0, "balance": "smote"}), encoding="utf-8")
     card = render_card(copy)
     assert "lin2017focal" not in card and "li2025ismote" not in card and "focal-loss" not in card
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_the_precision_is_the_one_that_trained(carded: Path, tmp_path: Path, computed: bool) -> None:
+    copy = shutil.copytree(carded, tmp_path / "copy")
+    recipe = yaml.safe_load((copy / "recipe.yaml").read_text(encoding="utf-8"))
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"bf16": True}, sort_keys=False), encoding="utf-8")
+    environment = json.loads((copy / "environment.json").read_text(encoding="utf-8"))
+    (copy / "environment.json").write_text(json.dumps(environment | {"bf16": computed}), encoding="utf-8")
+    assert f"| `bf16` | {json.dumps(computed)} |" in render_card(copy)
 
 
 def test_published_figures_stand_beside_their_own(published: Callable[..., str]) -> None:
