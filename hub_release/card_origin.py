@@ -15,6 +15,7 @@ from modeling.adapters import HEAD_PARTS
 _NO_SETTINGS = {
     "dataset",
     "data_dir",
+    "teachers",
     "dataset_config",
     "dataset_revision",
     "text_column",
@@ -220,6 +221,7 @@ def _training(facts: Facts) -> dict[str, Any]:
         f"{emissions['location']}, as {emissions['source']} estimates them."
         if emissions
         else "",
+        "distillation": _distillation(facts.audit.get("teachers", {})),
         "best_metric": _BEST[recipe["metric_for_best_model"]],
         "versions": ", ".join(
             f"{name} {version}"
@@ -229,6 +231,17 @@ def _training(facts: Facts) -> dict[str, Any]:
         "exporter": f"{PROJECT} {facts.config[VERSION_KEY]}",
         "setting_rows": [(f"`{key}`", _setting(value)) for key, value in settings.items()],
     }
+
+
+def _distillation(teachers: Mapping[str, str]) -> str:
+    if not teachers:
+        return ""
+    hashes = ", ".join(f"`{digest}`" for digest in teachers.values())
+    models = "models" if len(teachers) > 1 else "model"
+    return (
+        f"Half of each training target is its label, the other half what {len(teachers)} finished {models}, trained on the same "
+        f"splits, said of the text (the sigmoid of their mean logits). The SHA-256 of the teachers' files: {hashes}."
+    )
 
 
 def _setting(value: Any) -> str:
@@ -259,7 +272,12 @@ def _citations(facts: Facts) -> dict[str, str]:
     parts = [("backbone", facts.backbone), ("encoder", facts.encoder), ("rows", facts.dataset)]
     if facts.label_set.citation != facts.dataset.citation:
         parts.append(("labels", facts.label_set))
-    used = {"lora": True, "focal": facts.recipe["gamma"], "ismote": facts.recipe["balance"].startswith("ismote")}
+    used = {
+        "lora": True,
+        "focal": facts.recipe["gamma"],
+        "ismote": facts.recipe["balance"].startswith("ismote"),
+        "distillation": facts.audit.get("teachers"),
+    }
     parts += [("method", Source(**sources["methods"][name])) for name, is_used in used.items() if is_used]
     entries, named = {}, []
     for part, source in parts:

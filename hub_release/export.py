@@ -115,5 +115,5 @@ def _hide_examples(audit: Path) -> None:
 
 def _hide_local_paths(recipe: Path) -> None:
     fields = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    fields["data_dir"] = None
+    fields |= {"data_dir": None, "teachers": []}
     recipe.write_text(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -217,7 +217,9 @@ def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepare
             "classifier": recipe.learning_rate_classifier,
             "lora": recipe.learning_rate_lora,
         },
-        train_dataset=FeatureDataset(data.training_features(), rows.labels, recipe.window_length),
+        train_dataset=FeatureDataset(
+            data.training_features(), rows.labels if data.targets is None else data.targets, recipe.window_length
+        ),
         eval_dataset=FeatureDataset(
             validation.take(by_length), data.corpus["validation"].labels[by_length], recipe.window_length
         ),

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from training.distillation import given
 from training.options import RunOptions, Train, override
 from training.plots import plot_comparison
-from training.prepare import load_rows
 from training.recipe import Recipe, RecipeError
 from training.run_folder import RunFolder
 from training.scoring import DRAWS, bootstrap_weights, weighted_scores
@@ -185,7 +185,7 @@ def _is_done(run: RunFolder, recipe: Recipe) -> bool:
     if not (run.path / "timing.json").is_file():  # written last
         return False
     stored = yaml.safe_load((run.path / "recipe.yaml").read_text(encoding="utf-8"))
-    return stored == dataclasses.asdict(recipe) and run.corpus_sha256() == load_rows(recipe).fingerprints()
+    return stored == dataclasses.asdict(recipe) and run.inputs_sha256() == given(recipe)
 
 
 def summarise(cells: list[Cell]) -> pd.DataFrame:

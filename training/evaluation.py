@@ -103,15 +103,15 @@ def evaluate(
     return 0
 
 
-def load_classifier(model: str) -> EmotionClassifier:
-    """A package (folder or Hub id), or the model of a finished run, in float32 on every machine.
+def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> EmotionClassifier:
+    """A package (folder or Hub id), or the model of a finished run, in float32 on every machine unless told otherwise.
 
     Raises:
         RunFolderError: the run is not finished.
         FileNotFoundError: neither a folder nor a Hub id.
     """
     if not (Path(model) / "recipe.yaml").is_file() or (Path(model) / "config.json").is_file():
-        return EmotionClassifier(model, dtype=torch.float32)
+        return EmotionClassifier(model, dtype=dtype)
     folder = Path(model) / "model"
     if not (folder / "config.json").is_file():
         raise RunFolderError(f"{model} is not a finished run: model/config.json is missing. Remedy: train to the end")
@@ -128,7 +128,11 @@ def load_classifier(model: str) -> EmotionClassifier:
         num_hidden_layers=config.num_hidden_layers,
     )
     whole = cast(Any, EmotionModel(config, backbone)).to(device)
-    trained = cast(EmotionModel, PeftModel.from_pretrained(whole, str(folder)).get_base_model())
+    with_adapter = PeftModel.from_pretrained(whole, str(folder))
+    trained = cast(EmotionModel, with_adapter.get_base_model())
+    if dtype != torch.float32 and config.quantization == "none":
+        trained = cast(EmotionModel, cast(Any, with_adapter).merge_and_unload())
+        trained.backbone.to(dtype)
     if config.reads_words:
         trained.tokenizer = read_tokenizer(folder, config)
     return EmotionClassifier.from_model(trained)

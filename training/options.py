@@ -175,6 +175,8 @@ def parse_recipe(argv: Sequence[str] | None = None) -> tuple[Recipe, RunOptions]
         raise RecipeError(
             "--compare, --compare_runs, --null_test, --evaluate and --plan are five things to do: give one of them"
         )
+    if options.null_test and recipe.teachers:
+        raise RecipeError("--null_test: teachers know what it takes away. Remedy: test the recipe without teachers")
     if len(options.compare_runs) == 1:
         raise RecipeError("--compare_runs needs two run folders or more; the others are compared with the first")
     if options.seeds and not options.compare:

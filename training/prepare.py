@@ -43,6 +43,7 @@ class Prepared:
         tokenizer: of the words, where the backbone reads them.
         tokens: token ids of each split's texts, where the backbone reads them.
         reads_embedding: does the backbone read the embeddings? Where not, they serve the audit alone.
+        targets: float [N, L], what the training rows are trained towards, where it is not their labels.
     """
 
     corpus: Corpus
@@ -54,6 +55,7 @@ class Prepared:
     tokenizer: Tokenizer | None = None
     tokens: dict[str, list[np.ndarray]] | None = None
     reads_embedding: bool = True
+    targets: np.ndarray | None = None
 
     def features(self, split: str) -> Features:
         """What the model reads of a split's rows."""
@@ -61,6 +63,11 @@ class Prepared:
             self.embeddings[split] if self.reads_embedding else None,
             None if self.tokens is None else self.tokens[split],
         )
+
+    def training_texts(self) -> list[str]:
+        """Texts of the training rows after balancing; a copy has that of its parent."""
+        every = [text for split in SPLITS for text in self.corpus[split].texts]
+        return [every[parent] for parent in self.rows.parents[:, 0]]
 
     def training_features(self) -> Features:
         """What the model reads of the training rows after balancing; a copy has the words of its parent."""

@@ -117,6 +117,11 @@ class Recipe:
     # Loss
     gamma: float = _setting(2.0, "focusing exponent of the focal loss")
     alpha: str = _setting("r2", "r2, r2-card, uniform, inverse-frequency, or a JSON mapping label: value")
+    teachers: list[str] = _setting(
+        [],
+        "finished runs or packages of the same splits and labels: half of each target is the mean of what they say; with "
+        "gamma 0 and alpha uniform",
+    )
     # Optimisation
     epochs: int = _setting(15, "epochs")
     batch_size: int = _setting(32, "rows per micro-batch and process")
@@ -203,6 +208,7 @@ def check_recipe(recipe: Recipe) -> None:
             f"{recipe.input} use one of {', '.join(WHOLE_ROW_METHODS)}"
         )
     _check_input(recipe)
+    _check_teachers(recipe)
     whole = recipe.prefix != "none" or not recipe.one_token
     if recipe.loader == "unsloth" and not (recipe.quantization == "nf4" and recipe.head == "backbone" and whole):
         raise RecipeError(
@@ -252,6 +258,21 @@ def _check_input(recipe: Recipe) -> None:
         raise RecipeError(
             f"window_overlap: {recipe.window_overlap} leaves nothing new to a window of window_length {recipe.window_length}; "
             f"accepted: 0 to {recipe.window_length - 1}"
+        )
+
+
+def _check_teachers(recipe: Recipe) -> None:
+    if not recipe.teachers:
+        return
+    if recipe.balance not in WHOLE_ROW_METHODS:
+        raise RecipeError(
+            f"teachers: balance {recipe.balance} makes rows between embeddings, which have no text for a teacher to read. "
+            f"Remedy: balance {' or '.join(WHOLE_ROW_METHODS)}"
+        )
+    if recipe.gamma or recipe.alpha != "uniform":
+        raise RecipeError(
+            "teachers: what they say lies between 0 and 1, for which the focal loss is not made. Remedy: gamma 0 and alpha "
+            "uniform"
         )
 
 

@@ -21,13 +21,14 @@ from training.audit import LeakError
 from training.balance import BalanceError
 from training.build import build_model, build_trainer, fit_precision
 from training.compare import compare, compare_runs
+from training.distillation import distil, given
 from training.emissions import start_tracking, stop_tracking
 from training.evaluation import evaluate
 from training.null_test import run_null_tests
 from training.options import RunOptions, parse_recipe
 from training.plan import describe_plan, fit_batch
 from training.plots import plot_label_frequencies
-from training.prepare import Prepared, forget_rows, load_rows, prepare
+from training.prepare import Prepared, forget_rows, prepare
 from training.recipe import Recipe, RecipeError
 from training.results import finish, warning_of
 from training.run_folder import RunFolder, RunFolderError, describe_environment
@@ -74,10 +75,11 @@ def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> 
             run.open(options.resume, options.overwrite)
         log_to(run, state)
         if state.is_main_process and options.resume:
-            run.refuse_other_rows(load_rows(recipe).fingerprints())
-        data = prepare(recipe, null_test)
+            run.refuse_other_inputs(given(recipe))
+        fitted = fit_precision(recipe)
+        data = distil(prepare(recipe, null_test), fitted)
     started = time.perf_counter()
-    fitted = fit_batch(fit_precision(recipe), state)
+    fitted = fit_batch(fitted, state)
     trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
     if state.is_main_process:  # only now: neither bad data nor a bad setting must cost the run that is there
         run.clear(checkpoints=options.overwrite)

@@ -118,22 +118,24 @@ class RunFolder:
                 "recipe and flags, or --overwrite to train anew"
             )
 
-    def corpus_sha256(self) -> dict[str, str]:
-        """Fingerprints of the splits as the run read them; empty where none are on record."""
-        recorded = self.path / "audit.json"
-        return self.read_json(recorded.name).get("corpus_sha256", {}) if recorded.is_file() else {}
+    def inputs_sha256(self) -> dict[str, str]:
+        """Fingerprints of splits and teachers as the run read them; empty where none are on record."""
+        if not (self.path / "audit.json").is_file():
+            return {}
+        audit = self.read_json("audit.json")
+        return {**audit.get("corpus_sha256", {}), **audit.get("teachers", {})}
 
-    def refuse_other_rows(self, fingerprints: Mapping[str, str]) -> None:
-        """Refuse to resume on rows that are not those of the run.
+    def refuse_other_inputs(self, fingerprints: Mapping[str, str]) -> None:
+        """Refuse to resume on rows or from teachers that are not those of the run.
 
         Raises:
-            RunFolderError: a split has other texts or labels; the message names it.
+            RunFolderError: a split has other texts or labels, or a teacher other files; the message names it.
         """
-        other = [split for split, recorded in self.corpus_sha256().items() if fingerprints.get(split) != recorded]
+        other = [name for name, recorded in self.inputs_sha256().items() if fingerprints.get(name) != recorded]
         if other:
             raise RunFolderError(
-                f"--resume with other rows than those of {self.path}: texts or labels of {', '.join(other)} changed "
-                "since it was started. Remedy: put the old files back, or --overwrite to train anew"
+                f"--resume with other rows or teachers than those of {self.path}: {', '.join(other)} changed since it "
+                "was started. Remedy: put the old files back, or --overwrite to train anew"
             )
 
     def last_checkpoint(self) -> Path | None:

@@ -2,25 +2,22 @@
 
     python tests/benchmarks/levers.py LEVER --recipe goemotions_tokens --data_dir path/to/goemotions --output_dir FOLDER
 
-trains a recipe with one change more; without LEVER's name it lists them. ``distillation`` also takes ``--teachers RUN …``,
-finished runs. ``training/run.py --compare_runs`` holds the run folder against the same recipe without the change. It
-keeps scores and predictions but no weights: its recipe does not tell how they were made, and nobody should publish
-them. What proves to help belongs into the recipe; what does not stays here. The README has what was measured so far.
+trains a recipe with one change more; without LEVER's name it lists them. ``training/run.py --compare_runs`` holds the
+run folder against the same recipe without the change. It keeps scores and predictions but no weights: its recipe does
+not tell how they were made, and nobody should publish them. What proves to help belongs into the recipe; what does not stays here. The README has what was measured so far.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -28,12 +25,10 @@ from transformers import TrainerCallback
 
 import training.run
 from modeling.focal import IGNORED_LABEL, focal_loss
-from modeling.infer import predict_logits
-from training.evaluation import load_classifier
 from training.options import parse_recipe
 from training.prepare import Prepared
 from training.taxonomy import TAXONOMIES
-from training.trainer import FeatureDataset, FocalTrainer
+from training.trainer import FocalTrainer
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits and multi-hot targets, both [B, L] → the loss of each decision, [B, L]."""
@@ -197,17 +192,7 @@ def r_drop(trainer: FocalTrainer, data: Prepared) -> None:
     trainer.compute_loss = compute_loss  # type: ignore[method-assign]
 
 
-def distillation(trainer: FocalTrainer, data: Prepared, teachers: Sequence[str]) -> None:
-    """Half of each target is what finished runs say: the sigmoid of their mean logits (Hinton et al., 2015)."""
-    features = data.training_features()
-    logits = np.mean([predict_logits(load_classifier(teacher).model, features) for teacher in teachers], axis=0)
-    rows = trainer.train_dataset
-    assert isinstance(rows, FeatureDataset)
-    rows.labels = 0.5 * rows.labels + 0.5 * torch.sigmoid(torch.from_numpy(logits))
-    train_with(trainer, lambda logits, targets: 0.5 * cross_entropy(logits, targets))
-
-
-LEVERS: dict[str, Callable[..., None]] = {
+LEVERS: dict[str, Callable[[FocalTrainer, Prepared], None]] = {
     lever.__name__: lever
     for lever in (
         asymmetric_loss,
@@ -219,7 +204,6 @@ LEVERS: dict[str, Callable[..., None]] = {
         lora_on_embeddings,
         weight_averaging,
         r_drop,
-        distillation,
     )
 }
 
@@ -229,11 +213,6 @@ def main() -> int:
         sys.stderr.write("".join(f"{name:20} {lever.__doc__}\n" for name, lever in LEVERS.items()))
         return 2
     lever, flags, build = LEVERS[sys.argv[1]], sys.argv[2:], training.run.build_trainer
-    if lever is distillation:
-        parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-        parser.add_argument("--teachers", nargs="+", required=True)
-        options, flags = parser.parse_known_args(flags)
-        lever = functools.partial(distillation, teachers=options.teachers)
 
     def build_with_lever(model: Any, recipe: Any, data: Prepared, run: Any) -> FocalTrainer:
         trainer = build(model, recipe, data, run)

@@ -1,0 +1,123 @@
+"""Knowledge distillation: half of each training target is what finished models say of the text.
+
+Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015; here per label on sigmoid outputs, at
+temperature 1. A teacher reads texts, so that it may read words, an embedding or both whatever its student reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import expit
+
+from modeling.infer import LoadedEncoder, PackageError, cache_folder, predict_logits
+from training.encoding import encode
+from training.evaluation import load_classifier
+from training.prepare import Prepared, load_rows
+from training.reading import SPLITS
+from training.recipe import Recipe, RecipeError
+from training.run_folder import RunFolderError
+
+logger = logging.getLogger(__name__)
+
+SHARE_OF_TEACHERS = 0.5
+
+
+def distil(data: Prepared, recipe: Recipe) -> Prepared:
+    """The data with soft targets: half the labels, half the sigmoid of the mean logits of ``recipe.teachers``.
+
+    What a teacher says of a text is kept on disk, so that resumed runs, grids and other processes read it again.
+
+    Raises:
+        RecipeError: a teacher cannot be loaded, or was not trained on the same splits and labels.
+    """
+    if not recipe.teachers:
+        return data
+    for teacher in recipe.teachers:
+        _refuse_other_data(Path(teacher), data)
+    dtype = torch.bfloat16 if recipe.bf16 else torch.float32
+    texts = data.training_texts()
+    logits = [_read(Path(teacher), texts, dtype) for teacher in recipe.teachers]
+    said = expit(np.mean(logits, axis=0))
+    targets = (1 - SHARE_OF_TEACHERS) * data.rows.labels + SHARE_OF_TEACHERS * said
+    logger.info("half of each training target is the mean of %d teachers", len(logits))
+    return dataclasses.replace(data, targets=targets, audit=data.audit | {"teachers": fingerprints(recipe.teachers)})
+
+
+def given(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of all that a run is given: of the rows of each split, and of each teacher.
+
+    Raises:
+        CorpusError: bad data.
+        RecipeError: a teacher is not there.
+    """
+    return load_rows(recipe).fingerprints() | fingerprints(recipe.teachers)
+
+
+def fingerprints(teachers: list[str]) -> dict[str, str]:
+    """SHA-256 of each teacher's files, by the teacher's number.
+
+    Raises:
+        RecipeError: a teacher is not there.
+    """
+    return {f"teacher {number}": _fingerprint(Path(folder)) for number, folder in enumerate(teachers, start=1)}
+
+
+def _fingerprint(folder: Path) -> str:
+    model = folder / "model" if (folder / "model").is_dir() else folder
+    files = sorted(path for path in model.rglob("*") if path.suffix in (".json", ".safetensors"))
+    if not files:
+        raise RecipeError(
+            f"teachers: {folder} holds no model. Remedy: the folder of a finished run or of a package; `hub_release pull` "
+            "fetches one from the Hub"
+        )
+    digests = [f"{path.relative_to(model)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _refuse_other_data(teacher: Path, data: Prepared) -> None:
+    """Refuse what was not trained on the same rows: it may have learned the labels of this run's evaluation rows."""
+    try:
+        audit, metrics = (json.loads((teacher / f"{name}.json").read_text()) for name in ("audit", "metrics"))
+    except (OSError, ValueError):
+        raise RecipeError(
+            f"teachers: {teacher} is neither a finished run nor a package, both of which have audit.json and "
+            "metrics.json. Remedy: train it to the end, or another folder"
+        ) from None
+    if metrics.get("null_test"):
+        raise RecipeError(
+            f"teachers: {teacher} is a null test: it was trained on nothing. Remedy: the run that it tests"
+        )
+    if audit["labels"] != list(data.corpus.labels):
+        raise RecipeError(
+            f"teachers: {teacher} has other labels: {', '.join(audit['labels'])}. Remedy: a teacher of this run's labels, "
+            "in this run's order"
+        )
+    ours = data.audit["splits"]
+    other = [split for split in SPLITS if audit["splits"][split]["sha256"] != ours[split]["sha256"]]
+    if other:
+        raise RecipeError(
+            f"teachers: {teacher} was trained with other rows in {', '.join(other)}, and may know the labels of this "
+            "run's evaluation rows. Remedy: train both with the same data, split, seed of a stratified split and "
+            "audit_policy"
+        )
+
+
+def _read(teacher: Path, texts: list[str], dtype: torch.dtype) -> np.ndarray:
+    """Logits of a teacher, float32 [N, L]."""
+    try:
+        classifier = load_classifier(str(teacher), dtype)
+    except (PackageError, RunFolderError) as error:
+        raise RecipeError(f"teachers: {teacher}: {error}") from error
+    version = f"{_fingerprint(teacher)}-{str(dtype).removeprefix('torch.')}"
+
+    def ask(batch: list[str]) -> np.ndarray:
+        return predict_logits(classifier.model, classifier.features(batch), classifier.batch_size)
+
+    return encode(texts, LoadedEncoder("teacher", version, ask), cache_folder() / "teachers")
