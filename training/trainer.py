@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -65,26 +65,24 @@ class LengthGroupedSampler(Sampler[int]):
     """Rows in random order, those of a batch of like length, so that little is padded.
 
     Transformers' sampler of this name draws from torch's global generator, from which a run that is resumed within an
-    epoch cannot draw the same order again; this one is seeded by the epoch.
+    epoch cannot draw the same order again; this one is seeded by the epoch. It asks for the epoch, because accelerate's
+    ``set_epoch`` does not reach the sampler of one process of several that skips what it has seen.
 
     Args:
         lengths: length of each row.
         batch_size: rows of an optimizer step.
         seed: of the order.
+        epoch: says which epoch begins, or goes on.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch."""
-        self.epoch = epoch
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = torch.Generator().manual_seed(self.seed + self.epoch())
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
@@ -156,7 +154,8 @@ class FocalTrainer(Trainer):
         if not isinstance(rows, FeatureDataset) or rows.tokens is None:
             return super()._get_train_sampler(train_dataset)
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler([len(row) for row in rows.tokens], step, self.args.seed)
+        lengths = [len(row) for row in rows.tokens]
+        return LengthGroupedSampler(lengths, step, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
