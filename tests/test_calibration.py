@@ -51,15 +51,20 @@ def test_temperature_finds_one_scale() -> None:
 
 def test_the_method_is_chosen_on_held_out_rows() -> None:
     logits, labels = draw(2)
-    assert choose_calibration(logits * 3, labels, 0)[1]["method"] == "temperature"
-    shifted, record = choose_calibration(logits + np.array([2.0, 0.0, -2.0]), labels, 0)
+    assert choose_calibration(logits * 3, labels, 0)[2]["method"] == "temperature"
+    moved = logits + np.array([2.0, 0.0, -2.0])
+    shifted, rows, record = choose_calibration(moved, labels, 0)
     assert record["method"] == "platt"
     np.testing.assert_allclose(shifted.bias, [-2, 0, 2], atol=0.35)
-    assert choose_calibration(logits[:4], labels[:4], 0)[1]["method"] == "none"
+    assert rows.mean() == pytest.approx(record["cross_fitted_log_loss"]["platt"])
+    in_hindsight = np.logaddexp(0, np.where(labels > 0, -1, 1) * logit(shifted(moved)))
+    assert rows.mean() > in_hindsight.mean()
+    np.testing.assert_allclose(rows, in_hindsight.mean(axis=1), atol=0.2)
+    assert choose_calibration(logits[:4], labels[:4], 0)[2]["method"] == "none"
     saturated = np.concatenate([logits, [[80.0, -80.0, 80.0]]])  # certain, and wrong of the last label
     assert np.isfinite(choose_calibration(saturated, np.concatenate([labels, [[1, 0, 0]]]), 0)[0].scale).all()
     few, few_labels = logits[:30], labels[:30]
-    losses = choose_calibration(few, few_labels, 0)[1]["cross_fitted_log_loss"]
+    losses = choose_calibration(few, few_labels, 0)[2]["cross_fitted_log_loss"]
     assert losses["none"] < losses["platt"]  # thirty rows do not support six numbers
 
 
@@ -106,7 +111,7 @@ def test_the_record_says_what_calibration_changed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(results, "predict_logits", lambda _, values: values)
     corpus = {split: SimpleNamespace(labels=labels) for split, (_, labels) in splits.items()}
     data, model = SimpleNamespace(corpus=corpus, features=said.get), SimpleNamespace(classifier=nn.Linear(4, 3))
-    before, after, record = results.calibrate(cast(EmotionModel, model), cast(Prepared, data), 0)
+    before, after, _, record = results.calibrate(cast(EmotionModel, model), cast(Prepared, data), 0)
     assert record["method"] == "platt"
     np.testing.assert_allclose(before["test"].probabilities, expit(said["test"].astype(float)))
     for when, scored in (("before", before), ("after", after)):

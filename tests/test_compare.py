@@ -18,7 +18,7 @@ from training.compare import build_cells
 from training.null_test import chance_scores
 from training.recipe import RecipeError
 from training.run import main
-from training.run_folder import RunFolder
+from training.run_folder import LOG_LOSSES, RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def check_compare_runs(grid: Path, table: pd.DataFrame, capsys: pytest.CaptureFi
     capsys.readouterr()
     assert main(["--compare_runs", single, single, f"{settings[0]}/seed-1"]) == 0
     _, itself, other = capsys.readouterr().out.splitlines()[-3:]
+    assert " | +0.0000 [+0.0000, +0.0000] | " in itself and " | – | – | " not in itself
     assert itself.endswith("| +0.000 [+0.000, +0.000] |") and not other.endswith("| +0.000 [+0.000, +0.000] |")
 
 
@@ -69,6 +70,11 @@ def test_compare_runs_refuses_what_cannot_be_paired(
         assert main(["--compare_runs", str(runs[0]), str(run)]) == 2
         told = capsys.readouterr().err
         assert f"{run} was tested on other rows or labels than {runs[0]}" in told and "Remedy: train both" in told
+    earlier = RunFolder(tmp_path / "earlier")  # of a version that recorded no log losses
+    shutil.copytree(runs[0], earlier.path)
+    earlier.write_arrays("predictions.npz", {name: arrays[name] for name in arrays if name != LOG_LOSSES})
+    assert main(["--compare_runs", str(runs[0]), str(earlier.path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].count(" | – | – | ") == 1
     (runs[1] / "timing.json").unlink()
     for bad in (runs[1], tmp_path / "none"):
         assert main(["--compare_runs", str(runs[0]), str(bad)]) == 2
@@ -88,6 +94,13 @@ def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, capsys: pyt
     np.testing.assert_allclose(others["difference"], others["test"] - table.loc[0, "test"], atol=1e-3)
     assert (others["difference_low"] <= others["difference"]).all()
     assert (others["difference"] <= others["difference_high"]).all()
+    log_losses = [RunFolder(run).read_json("calibration.json") for run in tmp_path.glob("balance=none_loss=bce/seed-*")]
+    mean = np.mean([entry["cross_fitted_log_loss"][entry["method"]] for entry in log_losses])
+    assert table.loc[0, "log_loss"] == pytest.approx(mean, abs=1e-5)
+    paired = others["log_loss"] - table.loc[0, "log_loss"]
+    np.testing.assert_allclose(others["log_loss_difference"], paired, atol=2e-5)
+    assert (others["log_loss_difference_low"] < others["log_loss_difference"]).all()
+    assert (others["log_loss_difference"] < others["log_loss_difference_high"]).all()
     # Rows are resampled together: the interval of a difference is narrower than if they were drawn apart.
     apart = np.hypot(table.loc[0, "test_high"] - table.loc[0, "test_low"], others["test_high"] - others["test_low"])
     assert (others["difference_high"] - others["difference_low"] < apart).all()

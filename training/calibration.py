@@ -81,26 +81,34 @@ METHODS: dict[str, Callable[[np.ndarray, np.ndarray], Calibration]] = {
 }
 
 
-def choose_calibration(logits: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Calibration, dict[str, Any]]:
-    """The method with the lowest cross-fitted log loss, fitted on all rows; and why it was chosen.
+def choose_calibration(
+    logits: np.ndarray, labels: np.ndarray, seed: int
+) -> tuple[Calibration, np.ndarray, dict[str, Any]]:
+    """The method with the lowest cross-fitted log loss, fitted on all rows.
 
     Args:
         logits: of validation rows, float [N, L].
         labels: multi-hot [N, L].
         seed: seed of the folds.
+
+    Returns:
+        The calibration; its cross-fitted log loss of each row, the mean over labels, [N]; and why it was chosen.
     """
     logits = logits.astype(np.float64)
     if len(labels) < _FOLDS:
-        return keep(logits, labels), {"method": "none", "reason": f"fewer than {_FOLDS} validation rows"}
-    losses = dict.fromkeys(METHODS, 0.0)
+        losses = _log_loss_terms(logits, labels).mean(axis=1)
+        return keep(logits, labels), losses, {"method": "none", "reason": f"fewer than {_FOLDS} validation rows"}
+    rows = {name: np.zeros(len(labels)) for name in METHODS}
     for train, held in KFold(_FOLDS, shuffle=True, random_state=seed).split(logits):
         for name, fit in METHODS.items():
             mapped = fit(logits[train], labels[train])
             terms = _log_loss_terms(logits[held] * mapped.scale + mapped.bias, labels[held])
-            losses[name] += float(terms.sum()) / labels.size
-    chosen = min(losses, key=losses.__getitem__)
+            rows[name][held] = terms.mean(axis=1)
+    means = {name: float(losses.mean()) for name, losses in rows.items()}
+    chosen = min(means, key=means.__getitem__)
     reason = f"lowest log loss on validation rows that it was not fitted on ({_FOLDS} folds)"
-    return METHODS[chosen](logits, labels), {"method": chosen, "reason": reason, "cross_fitted_log_loss": losses}
+    record = {"method": chosen, "reason": reason, "cross_fitted_log_loss": means}
+    return METHODS[chosen](logits, labels), rows[chosen], record
 
 
 def fold_into(classifier: nn.Module, calibration: Calibration) -> None:

@@ -18,7 +18,7 @@ from training.distillation import given
 from training.options import RunOptions, Train, override
 from training.plots import plot_comparison
 from training.recipe import Recipe, RecipeError
-from training.run_folder import RunFolder
+from training.run_folder import LOG_LOSSES, RunFolder
 from training.scoring import DRAWS, bootstrap_weights, weighted_scores
 from training.splits import CONTAMINATED
 
@@ -119,7 +119,7 @@ def _report(cells: list[Cell], folder: Path | None) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     result = RunFolder(folder)
-    result.write_text("comparison.csv", table.round(4).to_csv(index=False))
+    result.write_text("comparison.csv", table.round(5).to_csv(index=False))
     result.write_text("comparison.md", to_markdown(table))
     with result.replacing("comparison.png") as path:
         plot_comparison(path, table, {cell.name: _scores(cell, "test") for cell in cells})
@@ -189,22 +189,26 @@ def _is_done(run: RunFolder, recipe: Recipe) -> bool:
 
 
 def summarise(cells: list[Cell]) -> pd.DataFrame:
-    """One row for each cell: macro F1 over the seeds, and the paired difference to the first cell.
+    """One row for each cell: log loss and macro F1 over the seeds, and their paired differences to the first cell.
 
-    Thresholds are each run's own, from validation (of which validation's own score is tuned on itself). Intervals are
-    of 1,000 bootstrap samples of the rows, the same samples for every cell, of the mean over the seeds; a difference
-    is paired by rows, and given where both cells have the same test labels.
+    Thresholds are each run's own, from validation (of which validation's own score is tuned on itself); the log loss of
+    validation is cross-fitted. Intervals are of 1,000 bootstrap samples of the rows, the same samples for every cell, of
+    the mean over the seeds; a difference is paired by rows, and given where both cells have the same labels.
     """
     first, first_references = _draws(cells[0], "test")
+    first_losses, first_rows = _log_losses(cells[0]), _draws(cells[0], "validation")[1]
     rows: list[dict[str, Any]] = []
     for cell in cells:
         metrics = [run.read_json("metrics.json") for run in cell.runs.values()]
         test = np.array(_scores(cell, "test"))
         draws, references = _draws(cell, "test")
-        validation = _interval(_draws(cell, "validation")[0])
+        validation_draws, validation_rows = _draws(cell, "validation")
+        validation, losses = _interval(validation_draws), _log_losses(cell)
         row = {
             "setting": cell.name,
             "seeds": len(test),
+            "log_loss": np.nan if losses is None else losses.mean(),
+            **_no_difference("log_loss_difference"),
             "validation": np.mean(_scores(cell, "validation")),
             "validation_low": validation[0],
             "validation_high": validation[1],
@@ -213,13 +217,31 @@ def summarise(cells: list[Cell]) -> pd.DataFrame:
             **dict(zip(("test_low", "test_high"), _interval(draws), strict=True)),
             "test_at_0.5": np.mean([entry["test"]["fixed"]["macro_f1"] for entry in metrics]),
             "contaminated": any(entry["protocol"] == CONTAMINATED for entry in metrics),
-            **dict.fromkeys(("difference", "difference_low", "difference_high"), np.nan),
+            **_no_difference("difference"),
         }
         if rows and np.array_equal(references, first_references):
-            row["difference"] = test.mean() - rows[0]["test"]
-            row["difference_low"], row["difference_high"] = _interval(draws - first)
+            row |= _with_interval("difference", test.mean() - rows[0]["test"], draws - first)
+        if rows and losses is not None and first_losses is not None and np.array_equal(validation_rows, first_rows):
+            paired = losses - first_losses
+            drawn = bootstrap_weights(len(paired)) @ paired / len(paired)
+            row |= _with_interval("log_loss_difference", paired.mean(), drawn)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _log_losses(cell: Cell) -> np.ndarray | None:
+    """Cross-fitted log loss of each validation row, the mean over the seeds, [N]; None where a run has none on record."""
+    arrays = [run.read_arrays("predictions.npz") for run in cell.runs.values()]
+    return np.mean([a[LOG_LOSSES] for a in arrays], axis=0) if all(LOG_LOSSES in a for a in arrays) else None
+
+
+def _no_difference(name: str) -> dict[str, float]:
+    return dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
+
+
+def _with_interval(name: str, value: float, draws: np.ndarray) -> dict[str, float]:
+    low, high = _interval(draws)
+    return {name: float(value), f"{name}_low": low, f"{name}_high": high}
 
 
 def _scores(cell: Cell, split: str) -> list[float]:
@@ -248,29 +270,34 @@ def to_markdown(table: pd.DataFrame) -> str:
     fewest, most = table["seeds"].min(), table["seeds"].max()
     seeds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     lines = [
-        f"Macro F1, mean over {seeds} {'seed' if most == 1 else 'seeds'}. Intervals are of {DRAWS:,} bootstrap samples of "
+        f"Log loss of validation, which chooses, cross-fitted, and macro F1, mean over {seeds} "
+        f"{'seed' if most == 1 else 'seeds'}. Intervals are of {DRAWS:,} bootstrap samples of "
         "the rows, with the seeds as they are: they do not say how far other seeds would fall apart"
         + (", which the standard deviation (sd) over the seeds does." if most > 1 else ", and one seed cannot."),
         "",
-        "| setting | seeds | validation [95 %] | test (sd) [95 %] | test at 0.5 | against the first [95 %] |",
-        "|---|---|---|---|---|---|",
+        "| setting | seeds | validation log loss | against the first [95 %] | validation macro F1 [95 %] | "
+        "test (sd) [95 %] | test at 0.5 | against the first [95 %] |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in table.to_dict("records"):
         spread = "" if np.isnan(row["test_sd"]) else f" ({row['test_sd']:.3f})"
         cells = [
             row["setting"] + (" (contaminated)" if row["contaminated"] else ""),
             str(row["seeds"]),
+            "–" if np.isnan(row["log_loss"]) else f"{row['log_loss']:.4f}",
+            _difference(row, "log_loss_difference", 4),
             f"{row['validation']:.3f} [{row['validation_low']:.3f}, {row['validation_high']:.3f}]",
             f"{row['test']:.3f}{spread} [{row['test_low']:.3f}, {row['test_high']:.3f}]",
             f"{row['test_at_0.5']:.3f}",
-            _difference(row),
+            _difference(row, "difference", 3),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _difference(row: dict[Any, Any]) -> str:
-    if np.isnan(row["difference"]):
+def _difference(row: dict[Any, Any], name: str, digits: int) -> str:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if np.isnan(value):
         return "–"
-    text = f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
-    return f"**{text}**" if row["difference_low"] > 0 or row["difference_high"] < 0 else text
+    text = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text

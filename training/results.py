@@ -32,7 +32,7 @@ from training.corpus import GOEMOTIONS_HUB
 from training.prepare import Prepared
 from training.published import Published, read_published, to_markdown
 from training.recipe import Recipe
-from training.run_folder import RunFolder
+from training.run_folder import LOG_LOSSES, RunFolder
 from training.scoring import (
     DRAWS,
     LOW_SUPPORT,
@@ -83,7 +83,7 @@ def finish(
     plain = cast(EmotionModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     if holds_bfloat16(recipe, cast(EmotionConfig, plain.config)):
         restore_float32(plain)
-    uncalibrated, scored, calibration = calibrate(plain, data, recipe.seed)
+    uncalibrated, scored, log_losses, calibration = calibrate(plain, data, recipe.seed)
     found = build_report(scored, data)
     found.metrics.update(protocol=recipe.split, null_test=null_test)
     run.write_json("calibration.json", calibration)
@@ -93,14 +93,10 @@ def finish(
     published = comparable(data)
     run.write_text("scores.md", to_markdown(found.per_label, found.metrics, published))
     run.write_json("context.json", describe_context(recipe, data, published))
-    run.write_arrays(
-        "predictions.npz",
-        {
-            f"{split}_{name}": getattr(s, name)
-            for split, s in scored.items()
-            for name in ("probabilities", "references")
-        },
-    )
+    predictions = {
+        f"{split}_{name}": getattr(s, name) for split, s in scored.items() for name in ("probabilities", "references")
+    }
+    run.write_arrays("predictions.npz", predictions | {LOG_LOSSES: log_losses})
     draw(run, found, uncalibrated["test"], scored, data, recipe, published)
     write_model(run, trainer, model, cast(EmotionConfig, plain.config), found, data)
     run.write_json("golden.json", golden_rows(plain, recipe))
@@ -132,18 +128,18 @@ def describe_context(recipe: Recipe, data: Prepared, published: Sequence[Publish
 
 def calibrate(
     model: EmotionModel, data: Prepared, seed: int
-) -> tuple[dict[str, Scored], dict[str, Scored], dict[str, Any]]:
+) -> tuple[dict[str, Scored], dict[str, Scored], np.ndarray, dict[str, Any]]:
     """Fit a calibration on validation and fold it into the classifier.
 
     Returns:
-        What the model said of validation and test before, what it says after, and the content of ``calibration.json``:
-        per split and before and after, how well probabilities are calibrated, and macro F1 at 0.5 and at each label's
+        What the model said of validation and test before, what it says after; the cross-fitted log loss of each
+        validation row, [N]; and the content of ``calibration.json``: per split and before and after, how well probabilities are calibrated, and macro F1 at 0.5 and at each label's
         own threshold. Own thresholds are tuned anew after calibration: drawn towards a common one, they may move a few
         decisions, which the scores before and after show.
     """
     references = {split: data.corpus[split].labels for split in ("validation", "test")}
     logits = {split: predict_logits(model, data.features(split)).astype(float) for split in references}
-    calibration, record = choose_calibration(logits["validation"], references["validation"], seed)
+    calibration, log_losses, record = choose_calibration(logits["validation"], references["validation"], seed)
     fold_into(model.classifier, calibration)
     before = {split: Scored(expit(values), references[split]) for split, values in logits.items()}
     after = {split: Scored(calibration(values), references[split]) for split, values in logits.items()}
@@ -158,7 +154,7 @@ def calibrate(
                 f"macro_f1_at_{name}": scores(rows.probabilities >= cuts, rows.references)["macro_f1"]
                 for name, cuts in cutoffs.items()
             }
-    return before, after, record | {"scale": calibration.scale.tolist(), "bias": calibration.bias.tolist()}
+    return before, after, log_losses, record | {"scale": calibration.scale.tolist(), "bias": calibration.bias.tolist()}
 
 
 def golden_rows(model: EmotionModel, recipe: Recipe) -> dict[str, Any]:

@@ -56,6 +56,8 @@ RESULTS = [
     "reliability.png",
 ]
 """What only a finished run has."""
+LOG_LOSSES = "validation_log_losses"
+"""In ``predictions.npz``: the cross-fitted log loss of each validation row."""
 
 
 class RunFolderError(RuntimeError):

@@ -33,7 +33,7 @@ def main() -> None:
         for seed in range(HALVES):
             order = np.random.default_rng(seed).permutation(len(labels))
             fit, held = order[: len(order) // 2], order[len(order) // 2 :]
-            mapped, _ = choose_calibration(logits[fit], labels[fit], seed)
+            mapped, _, _ = choose_calibration(logits[fit], labels[fit], seed)
             for name, probabilities in (("uncalibrated", expit(logits)), ("calibrated", mapped(logits))):
                 chosen = choose_thresholds(probabilities[fit], labels[fit])
                 for policy, cuts in (("common", chosen.common), ("best cut", chosen.best), ("shrunk", chosen.own)):
