@@ -231,7 +231,7 @@ class PlainLog(TrainerCallback):
             done = max(state.global_step - self._first_step, 1)
             left = (time.perf_counter() - self._started) / done * (state.max_steps - state.global_step)
             logger.info(
-                "epoch %.2f  step %d/%d  %s  about %.0f min left",
+                "epoch %.2f  step %d/%d  %s  about %.0f min of training left",
                 state.epoch or 0,
                 state.global_step,
                 state.max_steps,

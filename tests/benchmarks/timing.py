@@ -31,9 +31,9 @@ def alternate(functions: Mapping[Name, Callable[[], object]], rounds: int = ROUN
     return {name: float(np.median(values)) for name, values in seconds.items()}
 
 
-def matrix_product(size: int = 2_048) -> tuple[Callable[[], object], float]:
-    """A bfloat16 matrix product to run beside the rest, and its floating-point operations."""
-    matrix = torch.randn(size, size, dtype=torch.bfloat16)
+def matrix_product(size: int = 2_048, dtype: torch.dtype = torch.bfloat16) -> tuple[Callable[[], object], float]:
+    """A matrix product to run beside the rest, and its floating-point operations."""
+    matrix = torch.randn(size, size, dtype=dtype)
     return lambda: matrix @ matrix, 2.0 * size**3
 
 

@@ -1,12 +1,13 @@
-"""Training tokens per second where the backbone reads words: the stock path, and what each change adds to it.
+"""Training rows per second where the backbone reads words: the stock path, and what each change adds to it.
 
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/token_speed.py path/to/goemotions/train.tsv
 
-A step is 32 texts of the file (16 in the last two settings), with its optimizer, on the bundled backbone with bfloat16
-matrices and LoRA on all seven of each layer. The first setting is transformers and PEFT as they come; each of the next
-changes one thing more. Prints one JSON line a setting: the median of five alternating rounds over two steps, in tokens
-(padding not counted) per second, and the share of the machine's own bfloat16 matrix rate. Batches of like length are
-the two quartiles, as the trainer's sampler makes them of 1,600 texts.
+A step is 32 texts of the file (16 from rank 64 on), with its optimizer, on the bundled backbone, LoRA on all seven
+matrices of each layer, in the precision in which the trainer would train on this CPU. The first setting is transformers
+and PEFT as they come; each of the next changes one thing more, up to the recipe ``goemotions_tokens`` and to its layers
+compiled. Prints one JSON line a setting: the median of five alternating rounds over two steps, in rows and in tokens
+(padding not counted) per second, and the share of the machine's own matrix rate in that precision. Batches of like
+length are the two quartiles, as the trainer's sampler makes them of 1,600 texts.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from modeling.adapters import ALL_LINEAR, HEAD_PARTS, attach_lora
 from modeling.backbones import compile_layers, hold_bfloat16, read_tokenizer
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, Features, load_backbone, tokenize
+from training.build import fit_precision
+from training.recipe import Recipe
 
 LABELS = [str(number) for number in range(28)]
-STEPS, WINDOW_LENGTH, SORTED_TEXTS = 2, 64, 1600
+STEPS, WINDOW_LENGTH, SORTED_TEXTS, EMBED_DIM = 2, 64, 1600, 512
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Setting:
     layers: int = 30
     rank: int = 16
     rows: int = 32
+    direction: str = "causal"
+    reads: str = "tokens"
     compiled: bool = False
 
 
@@ -53,18 +58,28 @@ SETTINGS = {
     "+ LoRA in one function": (lora := replace(eager, fused_lora=True)),
     "+ fused AdamW": (fused := replace(lora, fused_optimizer=True)),
     "+ 20 layers of 30": (short := replace(fused, layers=20)),
-    "+ rank 64, 16 texts": (recipe := replace(short, rank=64, rows=16)),
+    "+ rank 64, 16 texts": (wide := replace(short, rank=64, rows=16)),
+    "+ attention in both directions": (both := replace(wide, direction="bidirectional")),
+    "+ the embedding before the words: the recipe": (recipe := replace(both, reads="hybrid")),
     "+ compiled layers": replace(recipe, compiled=True),
 }
 
 
-def build(setting: Setting) -> nn.Module:
+def build(setting: Setting, dtype: torch.dtype) -> nn.Module:
     """The model of a setting."""
     torch.manual_seed(0)
-    config = EmotionConfig(hidden_size=576, emotion_labels=LABELS, input="tokens", pooling="mean")
+    config = EmotionConfig(
+        hidden_size=576,
+        embed_dim=EMBED_DIM if setting.reads == "hybrid" else 0,
+        emotion_labels=LABELS,
+        input=setting.reads,
+        attention=setting.direction,
+        pooling="mean",
+    )
     backbone = load_backbone(BUNDLED_BACKBONE, num_hidden_layers=setting.layers)
     backbone.config._attn_implementation = setting.attention
-    hold_bfloat16(backbone)
+    if dtype == torch.bfloat16:
+        hold_bfloat16(backbone)
     model = EmotionModel(config, backbone)
     if setting.fused_lora:
         with_lora = attach_lora(model, setting.rank, 2 * setting.rank, 0.0).train()
@@ -79,17 +94,19 @@ def build(setting: Setting) -> nn.Module:
 
 
 def batches(setting: Setting, tokens: list[np.ndarray]) -> list[Features]:
-    """The texts of each step, in batches of like length or as they come."""
+    """What the model reads in each step, in batches of like length or as the texts come."""
+    embeddings = np.random.default_rng(0).normal(size=(len(tokens), EMBED_DIM)) if setting.reads == "hybrid" else None
+    features = Features(embeddings, tokens)
     places = np.arange(SORTED_TEXTS).reshape(-1, setting.rows)
     if not setting.by_length:
-        return [Features(tokens=tokens).take(places[step]) for step in range(STEPS)]
+        return [features.take(places[step]) for step in range(STEPS)]
     places = np.argsort([len(row) for row in tokens], kind="stable").reshape(-1, setting.rows)
-    return [Features(tokens=tokens).take(places[len(places) * quartile // 4]) for quartile in (1, 3)]
+    return [features.take(places[len(places) * quartile // 4]) for quartile in (1, 3)]
 
 
-def build_steps(setting: Setting, tokens: list[np.ndarray]) -> Callable[[], None]:
+def build_steps(setting: Setting, tokens: list[np.ndarray], dtype: torch.dtype) -> Callable[[], None]:
     """All steps, one after the other."""
-    model = build(setting)
+    model = build(setting, dtype)
     parts = [batch.tensors() for batch in batches(setting, tokens)]
     targets = (torch.rand(setting.rows, len(LABELS), generator=torch.Generator().manual_seed(1)) < 0.05).float()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -97,7 +114,7 @@ def build_steps(setting: Setting, tokens: list[np.ndarray]) -> Callable[[], None
 
     def steps() -> None:
         for batch in parts:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                 logits = model(**batch).logits
             binary_cross_entropy_with_logits(logits.float(), targets).backward()
             optimizer.step()
@@ -117,8 +134,9 @@ def main() -> None:
     lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()[:SORTED_TEXTS]
     tokens = tokenize(read_tokenizer(BUNDLED_BACKBONE), [line.split("\t")[0] for line in lines], 1)
     tokens = [row[:WINDOW_LENGTH] for row in tokens]
-    product, product_operations = matrix_product()
-    settings = {name: build_steps(setting, tokens) for name, setting in SETTINGS.items()}
+    dtype = torch.bfloat16 if fit_precision(Recipe(bf16=True)).bf16 else torch.float32
+    product, product_operations = matrix_product(dtype=dtype)
+    settings = {name: build_steps(setting, tokens, dtype) for name, setting in SETTINGS.items()}
     seconds = alternate({**settings, "matrix product": product})
     rate = product_operations / seconds["matrix product"]
     for name, setting in SETTINGS.items():
@@ -128,11 +146,12 @@ def main() -> None:
         emit(
             "token_training",
             setting=name,
+            rows_per_second=round(setting.rows * STEPS / seconds[name], 1),
             tokens_per_second=round(number / seconds[name]),
             padding=round(1 - number / padded, 3),
             share_of_matrix_rate=round(operations(setting, number) / seconds[name] / rate, 3),
         )
-    emit("matrix_rate", gflops=round(rate / 1e9))
+    emit("matrix_rate", gflops=round(rate / 1e9), precision=str(dtype))
 
 
 if __name__ == "__main__":
