@@ -159,7 +159,7 @@ def test_what_does_not_go_together_is_refused(flags: list[str], bad: str, capsys
 BROKEN = {
     "metrics.json": ("is a null test", put(null_test="labels")),
     "audit.json": ("trained with other rows in test", lambda audit: audit["splits"]["test"].update(sha256="0")),
-    "model/config.json": ("teachers: ", put(hidden_size=3)),
+    "model/config.json": ("cannot be loaded", put(hidden_size=3)),
 }
 
 

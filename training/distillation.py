@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from scipy.special import expit
 
-from modeling.infer import LoadedEncoder, PackageError, cache_folder, predict_logits
+from modeling.infer import LoadedEncoder, cache_folder, predict_logits
 from training.encoding import encode
 from training.evaluation import load_classifier
 from training.prepare import Prepared, load_rows
 from training.reading import SPLITS
-from training.recipe import Recipe, RecipeError
-from training.run_folder import RunFolderError
+from training.recipe import Recipe, RecipeError, first_line
+from training.run_folder import RunFolder, RunFolderError
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +40,17 @@ def distil(data: Prepared, recipe: Recipe) -> Prepared:
     if not recipe.teachers:
         return data
     for teacher in recipe.teachers:
-        _refuse_other_data(Path(teacher), data)
-    dtype = torch.bfloat16 if recipe.bf16 else torch.float32
+        _refuse_other_data(teacher, data)
+    known, dtype = fingerprints(recipe.teachers), torch.bfloat16 if recipe.bf16 else torch.float32
     texts = data.training_texts()
-    logits = [_read(Path(teacher), texts, dtype) for teacher in recipe.teachers]
+    logits = [
+        _read(teacher, f"{sha256}-{str(dtype).removeprefix('torch.')}", dtype, texts)
+        for teacher, sha256 in zip(recipe.teachers, known.values(), strict=True)
+    ]
     said = expit(np.mean(logits, axis=0))
     targets = (1 - SHARE_OF_TEACHERS) * data.rows.labels + SHARE_OF_TEACHERS * said
     logger.info("half of each training target is the mean of %d teachers", len(logits))
-    return dataclasses.replace(data, targets=targets, audit=data.audit | {"teachers": fingerprints(recipe.teachers)})
+    return dataclasses.replace(data, targets=targets, audit=data.audit | {"teachers": known})
 
 
 def given(recipe: Recipe) -> dict[str, str]:
@@ -81,10 +84,10 @@ def _fingerprint(folder: Path) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _refuse_other_data(teacher: Path, data: Prepared) -> None:
+def _refuse_other_data(teacher: str, data: Prepared) -> None:
     """Refuse what was not trained on the same rows: it may have learned the labels of this run's evaluation rows."""
     try:
-        audit, metrics = (json.loads((teacher / f"{name}.json").read_text()) for name in ("audit", "metrics"))
+        audit, metrics = (RunFolder(teacher).read_json(f"{name}.json") for name in ("audit", "metrics"))
     except (OSError, ValueError):
         raise RecipeError(
             f"teachers: {teacher} is neither a finished run nor a package, both of which have audit.json and "
@@ -109,13 +112,15 @@ def _refuse_other_data(teacher: Path, data: Prepared) -> None:
         )
 
 
-def _read(teacher: Path, texts: list[str], dtype: torch.dtype) -> np.ndarray:
+def _read(teacher: str, version: str, dtype: torch.dtype, texts: list[str]) -> np.ndarray:
     """Logits of a teacher, float32 [N, L]."""
     try:
-        classifier = load_classifier(str(teacher), dtype)
-    except (PackageError, RunFolderError) as error:
-        raise RecipeError(f"teachers: {teacher}: {error}") from error
-    version = f"{_fingerprint(teacher)}-{str(dtype).removeprefix('torch.')}"
+        classifier = load_classifier(teacher, dtype)
+    except (OSError, ValueError, SafetensorError, RunFolderError) as error:
+        raise RecipeError(
+            f"teachers: {teacher} cannot be loaded ({first_line(error)}). Remedy: another teacher, or export or download "
+            "this one again"
+        ) from error
 
     def ask(batch: list[str]) -> np.ndarray:
         return predict_logits(classifier.model, classifier.features(batch), classifier.batch_size)

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> int:
     """The stages of a run."""
-    run, state = RunFolder(str(options.output_dir)), PartialState(cpu=not torch.cuda.is_available())
+    run = RunFolder(str(options.output_dir))
+    # The main process prepares while the others wait: for teachers longer than the ten minutes that torch allows.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     opened, tracker = time.perf_counter(), start_tracking(options.co2_country if state.is_main_process else None)
     with state.main_process_first():
         if state.is_main_process:
