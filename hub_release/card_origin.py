@@ -240,7 +240,7 @@ def _distillation(teachers: Mapping[str, str]) -> str:
     models = "models" if len(teachers) > 1 else "model"
     return (
         f"Half of each training target is its label, the other half what {len(teachers)} finished {models}, trained on the same "
-        f"splits, said of the text (the sigmoid of their mean logits). The SHA-256 of the teachers' files: {hashes}."
+        f"splits, said of the text (the sigmoid of their mean logits). SHA-256 over each teacher's files: {hashes}."
     )
 
 

@@ -101,7 +101,8 @@ class EmotionConfig(PreTrainedConfig):
         attention: ``causal``, as the backbone was trained, or ``bidirectional``.
         window_length: tokens of a text that are read at once; a longer one is read in windows.
         window_overlap: tokens that two neighbouring windows share.
-        windows: the logits of a text in several windows: their ``max`` (a label counts that one passage has), or ``mean``.
+        windows: the logits of a text in several windows: their ``mean`` (what is said throughout), or ``max`` (what one
+            passage says; the more windows, the more labels that nobody meant).
         emotion_labels: the L label names, in the order of the classifier's outputs.
         threshold: probability from which a label is predicted when it has no entry in ``thresholds``.
         thresholds: probability per label, tuned on validation rows.
@@ -132,7 +133,7 @@ class EmotionConfig(PreTrainedConfig):
         attention: str = "causal",
         window_length: int = 128,
         window_overlap: int = 32,
-        windows: str = "max",
+        windows: str = "mean",
         emotion_labels: Sequence[str] | None = None,
         threshold: float = 0.5,
         thresholds: dict[str, float] | None = None,

@@ -191,6 +191,9 @@ def test_bad_axes(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixtur
     ):
         with pytest.raises(RecipeError, match=message):
             build_cells(axes, [0], tmp_path)
+    long = build_cells([f"teachers=[/{'a' * 300}],[/{'a' * 300}b]"], [0], tmp_path)
+    assert len({cell.runs[0].path for cell in long}) == 2
+    assert all(len(cell.runs[0].path.parent.name) < 256 for cell in long)
     cells = build_cells(["labels=[joy,anger],ekman", 'alpha={"joy":0.7},r2'], [0], tmp_path)
     assert [cell.overrides["labels"] for cell in cells] == [["joy", "anger"]] * 2 + ["ekman"] * 2
     assert cells[0].overrides["alpha"] == {"joy": 0.7} and len({cell.runs[0].path for cell in cells}) == 4

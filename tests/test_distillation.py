@@ -70,7 +70,7 @@ def test_what_was_said_is_read_again(flags: list[str], monkeypatch: pytest.Monke
     def refuse(*arguments: object) -> None:
         raise AssertionError("a teacher was asked again")
 
-    monkeypatch.setattr(distillation, "predict_logits", refuse)
+    monkeypatch.setattr(distillation, "load_classifier", refuse)
     np.testing.assert_array_equal(distil(data, recipe).targets, before)
 
 
@@ -110,17 +110,27 @@ def test_a_student_learns_from_its_teachers_and_says_so_without_naming_their_fol
         assert not path.is_file() or str(Path(teachers[0]).parent).encode() not in path.read_bytes(), path
 
 
-def test_a_run_is_not_resumed_from_a_teacher_that_changed(
+def test_a_run_is_resumed_from_its_own_teachers_alone(
     teachers: list[str], flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = shutil.copytree(teachers[2], tmp_path / "mine")
-    flags = [*flags[: flags.index("--teachers")], "--head", "mlp", "--teachers", str(mine)]
+    alone = [*flags[: flags.index("--teachers")], "--head", "mlp"]
+    flags = [*alone, "--teachers", str(mine)]
     assert main(flags) == 0
-    assert main([*flags, "--resume"]) == 0
-    edit(mine / "model" / "config.json", put(windows="mean"))
-    capsys.readouterr()
-    assert main([*flags, "--resume"]) == 2
-    assert "teacher 1 changed" in capsys.readouterr().err
+    moved = mine.rename(tmp_path / "moved")
+    assert main([*alone, "--teachers", str(moved), "--resume"]) == 0
+    edit(moved / "model" / "config.json", put(windows="max"))
+    for other in (["--teachers", str(moved)], ["--teachers", teachers[2], teachers[0]], []):
+        capsys.readouterr()
+        assert main([*alone, *other, "--resume"]) == 2
+        assert f"teacher {2 if len(other) == 3 else 1} changed" in capsys.readouterr().err
+    student = tmp_path / "student"
+    recipe = yaml.safe_load((student / "recipe.yaml").read_text())
+    del recipe["teachers"]  # as a version wrote it that had no teachers
+    (student / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    edit(student / "audit.json", lambda audit: audit.pop("teachers"))
+    assert main([*alone, "--teachers", teachers[2], "--resume"]) == 2
+    assert main([*alone, "--resume"]) == 0
 
 
 def test_a_grid_trains_again_where_a_teacher_changed(
@@ -134,8 +144,18 @@ def test_a_grid_trains_again_where_a_teacher_changed(
         return capsys.readouterr().out.partition(" of 2 runs")[0][-1]
 
     assert [made(), made()] == ["2", "0"]
-    edit(mine / "model" / "config.json", put(windows="mean"))
+    for path in (tmp_path / "student").glob("*/seed-*/recipe.yaml"):
+        recipe = yaml.safe_load(path.read_text())
+        path.write_text(
+            yaml.safe_dump({key: value for key, value in recipe.items() if recipe["teachers"] or key != "teachers"})
+        )
+    assert made() == "0"  # nor where a version made the first that had no teachers
+    edit(mine / "model" / "config.json", put(windows="max"))
     assert made() == "1"
+    shutil.rmtree(mine)
+    assert main([*grid, "--seeds", "1", "2"]) == 2
+    shown = capsys.readouterr()
+    assert "neither a finished run nor a package" in shown.err and not shown.out  # before the first run
 
 
 REFUSED = {
@@ -145,36 +165,46 @@ REFUSED = {
     "--null_test": "teachers know what it takes away",
     "--labels anger joy fear": "has other labels: joy, anger, fear",
     "--split stratified": "other rows in train, validation, test",
-    "--teachers /nowhere": "neither a finished run nor a package",
+    "--teachers /nowhere": "has no audit.json and metrics.json of a finished run",
+    "--teachers /same /same": "/same is given twice",
+    "--teachers {tmp_path}/student": "is this run's own folder",
 }
 
 
 @pytest.mark.parametrize("bad", REFUSED)
-def test_what_does_not_go_together_is_refused(flags: list[str], bad: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*flags, *bad.split()]) == 2
+def test_what_does_not_go_together_is_refused(
+    flags: list[str], bad: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*flags, *bad.format(tmp_path=tmp_path).split()]) == 2
     message = capsys.readouterr().err
     assert REFUSED[bad] in message and "Remedy: " in message
 
 
 BROKEN = {
-    "metrics.json": ("is a null test", put(null_test="labels")),
-    "audit.json": ("trained with other rows in test", lambda audit: audit["splits"]["test"].update(sha256="0")),
-    "model/config.json": ("cannot be loaded", put(hidden_size=3)),
+    "a null test": ("metrics.json", "is a null test", put(null_test="labels")),
+    "other rows": ("audit.json", "other rows in test", lambda audit: audit["splits"]["test"].update(sha256="0")),
+    "another protocol": ("audit.json", "other rows in another order", put(protocol="pooled-r2")),
+    "no labels": ("audit.json", "has no audit.json and metrics.json", lambda audit: audit.pop("labels")),
+    "a foreign table": ("audit.json", "has no audit.json and metrics.json", put(splits=[])),
+    "another width": ("model/config.json", "cannot be asked", put(hidden_size=3)),
+    "no backbone": ("model/config.json", "cannot be asked", put(model_name="no/model")),
+    "no encoder": ("model/config.json", "cannot be asked", put(encoder="sentence-transformers/no/model")),
 }
 
 
-@pytest.mark.parametrize("file", BROKEN)
+@pytest.mark.parametrize("what", BROKEN)
 def test_a_teacher_that_cannot_be_trusted_is_refused(
-    teachers: list[str], flags: list[str], tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]
+    teachers: list[str], flags: list[str], tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mine = shutil.copytree(teachers[2], tmp_path / "mine")
-    message, change = BROKEN[file]
+    file, message, change = BROKEN[what]
+    mine = shutil.copytree(teachers[0 if what.startswith("no ") else 2], tmp_path / "mine")
     edit(mine / file, change)
     assert main([*flags, "--teachers", str(mine)]) == 2
-    assert message in capsys.readouterr().err
+    told = capsys.readouterr().err.rpartition("error: ")[2]
+    assert message in told and "Remedy: " in told and "Traceback" not in told
 
 
 def test_an_empty_folder_is_no_teacher(flags: list[str], tmp_path: Path) -> None:
     recipe, _ = parse_recipe([*flags, "--teachers", str(tmp_path)])
-    with pytest.raises(RecipeError, match="holds no model"):
+    with pytest.raises(RecipeError, match="neither a finished run nor a package"):
         given(recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import re
 import shutil
@@ -51,11 +52,12 @@ def compare(recipe: Recipe, options: RunOptions, train: Train) -> int:
     folder = Path(str(options.output_dir))
     cells = build_cells(options.compare, options.seeds or [recipe.seed], folder)
     settings = {(cell.name, seed): _settings(recipe, cell, seed) for cell in cells for seed in cell.runs}
+    inputs = {key: given(setting) for key, setting in settings.items()}  # all before the first run: one may be missing
     todo = [
         (cell, seed)
         for cell in cells
         for seed in cell.runs
-        if options.overwrite or not _is_done(cell.runs[seed], settings[cell.name, seed])
+        if options.overwrite or not _is_done(cell.runs[seed], settings[cell.name, seed], inputs[cell.name, seed])
     ]
     sys.stdout.write(f"{len(todo)} of {len(settings)} runs are to be made\n")
     for number, (cell, seed) in enumerate(todo, start=1):
@@ -148,7 +150,9 @@ def build_cells(axes: list[str], seeds: list[int], folder: Path) -> list[Cell]:
     for choice in itertools.product(*values.values()):
         settings = dict(zip(values, choice, strict=True))
         name = ", ".join(f"{field} {value}" for field, value in settings.items())
-        place = folder / "_".join(re.sub(r"[^\w.=+-]+", "-", f"{f}={v}").strip("-") for f, v in settings.items())
+        place = folder / _shorten(
+            "_".join(re.sub(r"[^\w.=+-]+", "-", f"{f}={v}").strip("-") for f, v in settings.items())
+        )
         clash = next((cell.name for cell in cells if place in {run.path.parent for run in cell.runs.values()}), None)
         if clash:
             raise RecipeError(
@@ -159,6 +163,11 @@ def build_cells(axes: list[str], seeds: list[int], folder: Path) -> list[Cell]:
         overrides.pop("loss", None)
         cells.append(Cell(name, overrides, {seed: RunFolder(place / f"seed-{seed}") for seed in seeds}))
     return cells
+
+
+def _shorten(name: str, longest: int = 120) -> str:
+    """A folder's name that file systems take; of a longer one the beginning, and a hash of all."""
+    return name if len(name) <= longest else f"{name[:longest]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _parse_axis(axis: str) -> tuple[str, list[Any]]:
@@ -181,11 +190,12 @@ def _settings(recipe: Recipe, cell: Cell, seed: int) -> Recipe:
     return override(recipe, {**cell.overrides, "seed": seed})
 
 
-def _is_done(run: RunFolder, recipe: Recipe) -> bool:
+def _is_done(run: RunFolder, recipe: Recipe, inputs: dict[str, str]) -> bool:
     if not (run.path / "timing.json").is_file():  # written last
         return False
     stored = yaml.safe_load((run.path / "recipe.yaml").read_text(encoding="utf-8"))
-    return stored == dataclasses.asdict(recipe) and run.inputs_sha256() == given(recipe)
+    # A field that the run's version did not have was as it is by default.
+    return dataclasses.asdict(Recipe()) | stored == dataclasses.asdict(recipe) and run.inputs_sha256() == inputs
 
 
 def summarise(cells: list[Cell]) -> pd.DataFrame:
@@ -196,14 +206,14 @@ def summarise(cells: list[Cell]) -> pd.DataFrame:
     the mean over the seeds; a difference is paired by rows, and given where both cells have the same labels.
     """
     first, first_references = _draws(cells[0], "test")
-    first_losses, first_rows = _log_losses(cells[0]), _draws(cells[0], "validation")[1]
+    first_losses, first_rows = _log_losses(cells[0])
     rows: list[dict[str, Any]] = []
     for cell in cells:
         metrics = [run.read_json("metrics.json") for run in cell.runs.values()]
         test = np.array(_scores(cell, "test"))
         draws, references = _draws(cell, "test")
-        validation_draws, validation_rows = _draws(cell, "validation")
-        validation, losses = _interval(validation_draws), _log_losses(cell)
+        validation = _interval(_draws(cell, "validation")[0])
+        losses, losses_rows = _log_losses(cell)
         row = {
             "setting": cell.name,
             "seeds": len(test),
@@ -221,7 +231,7 @@ def summarise(cells: list[Cell]) -> pd.DataFrame:
         }
         if rows and np.array_equal(references, first_references):
             row |= _with_interval("difference", test.mean() - rows[0]["test"], draws - first)
-        if rows and losses is not None and first_losses is not None and np.array_equal(validation_rows, first_rows):
+        if rows and losses is not None and first_losses is not None and np.array_equal(losses_rows, first_rows):
             paired = losses - first_losses
             drawn = bootstrap_weights(len(paired)) @ paired / len(paired)
             row |= _with_interval("log_loss_difference", paired.mean(), drawn)
@@ -229,10 +239,16 @@ def summarise(cells: list[Cell]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _log_losses(cell: Cell) -> np.ndarray | None:
-    """Cross-fitted log loss of each validation row, the mean over the seeds, [N]; None where a run has none on record."""
+def _log_losses(cell: Cell) -> tuple[np.ndarray | None, np.ndarray]:
+    """Cross-fitted log loss of each validation row, the mean over the seeds, [N], and the rows' labels.
+
+    The first is None where a run has none on record.
+    """
     arrays = [run.read_arrays("predictions.npz") for run in cell.runs.values()]
-    return np.mean([a[LOG_LOSSES] for a in arrays], axis=0) if all(LOG_LOSSES in a for a in arrays) else None
+    found = (
+        np.mean([each[LOG_LOSSES] for each in arrays], axis=0) if all(LOG_LOSSES in each for each in arrays) else None
+    )
+    return found, arrays[0]["validation_references"]
 
 
 def _no_difference(name: str) -> dict[str, float]:

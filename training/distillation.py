@@ -7,8 +7,10 @@ temperature 1. A teacher reads texts, so that it may read words, an embedding or
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import logging
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +44,14 @@ def distil(data: Prepared, recipe: Recipe) -> Prepared:
     for teacher in recipe.teachers:
         _refuse_other_data(teacher, data)
     known, dtype = fingerprints(recipe.teachers), torch.bfloat16 if recipe.bf16 else torch.float32
-    texts = data.training_texts()
-    logits = [
-        _read(teacher, f"{sha256}-{str(dtype).removeprefix('torch.')}", dtype, texts)
-        for teacher, sha256 in zip(recipe.teachers, known.values(), strict=True)
-    ]
+    texts, logits = data.training_texts(), []
+    for teacher, sha256 in zip(recipe.teachers, known.values(), strict=True):
+        logits.append(_read(teacher, f"{sha256}-{str(dtype).removeprefix('torch.')}", dtype, texts))
+        gc.collect()
+        torch.cuda.empty_cache()  # what a teacher took would look taken to the plan of the student's step
     said = expit(np.mean(logits, axis=0))
     targets = (1 - SHARE_OF_TEACHERS) * data.rows.labels + SHARE_OF_TEACHERS * said
-    logger.info("half of each training target is the mean of %d teachers", len(logits))
+    logger.info("half of each training target is what %d teachers say, the sigmoid of their mean logits", len(logits))
     return dataclasses.replace(data, targets=targets, audit=data.audit | {"teachers": known})
 
 
@@ -73,13 +75,15 @@ def fingerprints(teachers: list[str]) -> dict[str, str]:
 
 
 def _fingerprint(folder: Path) -> str:
-    model = folder / "model" if (folder / "model").is_dir() else folder
-    files = sorted(path for path in model.rglob("*") if path.suffix in (".json", ".safetensors"))
-    if not files:
+    model = (
+        folder / "model" if (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file() else folder
+    )
+    if not (model / "config.json").is_file():
         raise RecipeError(
-            f"teachers: {folder} holds no model. Remedy: the folder of a finished run or of a package; `hub_release pull` "
-            "fetches one from the Hub"
+            f"teachers: {folder} is neither a finished run nor a package. Remedy: train it to the end; or `hub_release pull` "
+            "for one from the Hub"
         )
+    files = sorted(path for path in model.rglob("*") if path.suffix in (".json", ".safetensors", ".pt"))
     digests = [f"{path.relative_to(model)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
@@ -88,41 +92,43 @@ def _refuse_other_data(teacher: str, data: Prepared) -> None:
     """Refuse what was not trained on the same rows: it may have learned the labels of this run's evaluation rows."""
     try:
         audit, metrics = (RunFolder(teacher).read_json(f"{name}.json") for name in ("audit", "metrics"))
-    except (OSError, ValueError):
+        labels, protocol = audit["labels"], audit["protocol"]
+        rows = {split: audit["splits"][split]["sha256"] for split in SPLITS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(
-            f"teachers: {teacher} is neither a finished run nor a package, both of which have audit.json and "
-            "metrics.json. Remedy: train it to the end, or another folder"
+            f"teachers: {teacher} has no audit.json and metrics.json of a finished run ({first_line(error)}). Remedy: train "
+            "it to the end, or another teacher"
         ) from None
     if metrics.get("null_test"):
         raise RecipeError(
             f"teachers: {teacher} is a null test: it was trained on nothing. Remedy: the run that it tests"
         )
-    if audit["labels"] != list(data.corpus.labels):
+    if labels != list(data.corpus.labels):
         raise RecipeError(
-            f"teachers: {teacher} has other labels: {', '.join(audit['labels'])}. Remedy: a teacher of this run's labels, "
-            "in this run's order"
+            f"teachers: {teacher} has other labels: {', '.join(labels)}. Remedy: a teacher of this run's labels, in this "
+            "run's order"
         )
-    ours = data.audit["splits"]
-    other = [split for split in SPLITS if audit["splits"][split]["sha256"] != ours[split]["sha256"]]
-    if other:
+    other = [split for split in SPLITS if rows[split] != data.audit["splits"][split]["sha256"]]
+    if other or protocol != data.audit["protocol"]:
         raise RecipeError(
-            f"teachers: {teacher} was trained with other rows in {', '.join(other)}, and may know the labels of this "
-            "run's evaluation rows. Remedy: train both with the same data, split, seed of a stratified split and "
-            "audit_policy"
+            f"teachers: {teacher} was trained with other rows in {', '.join(other) or 'another order'}, and may know the "
+            "labels of this run's evaluation rows. Remedy: train both with the same data, split, seed of a split that is "
+            "drawn, and audit_policy"
         )
 
 
 def _read(teacher: str, version: str, dtype: torch.dtype, texts: list[str]) -> np.ndarray:
-    """Logits of a teacher, float32 [N, L]."""
-    try:
-        classifier = load_classifier(teacher, dtype)
-    except (OSError, ValueError, SafetensorError, RunFolderError) as error:
-        raise RecipeError(
-            f"teachers: {teacher} cannot be loaded ({first_line(error)}). Remedy: another teacher, or export or download "
-            "this one again"
-        ) from error
+    """Logits of a teacher, float32 [N, L]; it is loaded where not all of them are known."""
+    load = cache(load_classifier)
 
     def ask(batch: list[str]) -> np.ndarray:
+        classifier = load(teacher, dtype)
         return predict_logits(classifier.model, classifier.features(batch), classifier.batch_size)
 
-    return encode(texts, LoadedEncoder("teacher", version, ask), cache_folder() / "teachers")
+    try:
+        return encode(texts, LoadedEncoder("teacher", version, ask), cache_folder() / "teachers")
+    except (OSError, ValueError, SafetensorError, RunFolderError) as error:
+        raise RecipeError(
+            f"teachers: {teacher} cannot be asked ({first_line(error)}). Remedy: another teacher, or export or download "
+            "this one again"
+        ) from error

@@ -177,6 +177,8 @@ def parse_recipe(argv: Sequence[str] | None = None) -> tuple[Recipe, RunOptions]
         )
     if options.null_test and recipe.teachers:
         raise RecipeError("--null_test: teachers know what it takes away. Remedy: test the recipe without teachers")
+    if options.output_dir and Path(options.output_dir).resolve() in {Path(name).resolve() for name in recipe.teachers}:
+        raise RecipeError(f"teachers: {options.output_dir} is this run's own folder. Remedy: another --output_dir")
     if len(options.compare_runs) == 1:
         raise RecipeError("--compare_runs needs two run folders or more; the others are compared with the first")
     if options.seeds and not options.compare:

@@ -96,7 +96,12 @@ class Recipe:
     attention: str = _setting("causal", "whether a word sees all others or those before it", ATTENTIONS)
     window_length: int = _setting(128, "tokens of a text that are read at once; training cuts the rest off")
     window_overlap: int = _setting(32, "tokens that neighbouring windows of a longer text share, when classifying")
-    windows: str = _setting("max", "logits of a text in several windows: their max or mean", WINDOWS)
+    windows: str = _setting(
+        "mean",
+        "logits of a text in several windows: their mean, for what is said throughout; or max, for what one passage says, "
+        "at the price of more that nobody said",
+        WINDOWS,
+    )
     prefix: str = _setting(
         "none", "bos: put the beginning-of-sequence token before what the backbone reads", ("none", "bos")
     )
@@ -119,8 +124,8 @@ class Recipe:
     alpha: str = _setting("r2", "r2, r2-card, uniform, inverse-frequency, or a JSON mapping label: value")
     teachers: list[str] = _setting(
         [],
-        "finished runs or packages of the same splits and labels: half of each target is the mean of what they say; with "
-        "gamma 0 and alpha uniform",
+        "folders of finished runs or packages of the same splits and labels: half of each target is what they say, the "
+        "sigmoid of their mean logits; with gamma 0 and alpha uniform",
     )
     # Optimisation
     epochs: int = _setting(15, "epochs")
@@ -269,6 +274,9 @@ def _check_teachers(recipe: Recipe) -> None:
             f"teachers: balance {recipe.balance} makes rows between embeddings, which have no text for a teacher to read. "
             f"Remedy: balance {' or '.join(WHOLE_ROW_METHODS)}"
         )
+    twice = [teacher for index, teacher in enumerate(recipe.teachers) if teacher in recipe.teachers[:index]]
+    if twice:
+        raise RecipeError(f"teachers: {twice[0]} is given twice. Remedy: name each teacher once")
     if recipe.gamma or recipe.alpha != "uniform":
         raise RecipeError(
             "teachers: what they say lies between 0 and 1, for which the focal loss is not made. Remedy: gamma 0 and alpha "

@@ -111,7 +111,7 @@ class RunFolder:
             RunFolderError: the settings differ; the message names them.
         """
         stored = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
-        free = {"data_dir", "report_to", "save_total_limit"}
+        free = {"data_dir", "teachers", "report_to", "save_total_limit"}  # rows and teachers are held by their contents
         # A field that the run's version did not have cannot differ.
         other = sorted(key for key in fields if key in stored and key not in free and stored[key] != fields[key])
         if other:
@@ -133,11 +133,12 @@ class RunFolder:
         Raises:
             RunFolderError: a split has other texts or labels, or a teacher other files; the message names it.
         """
-        other = [name for name, recorded in self.inputs_sha256().items() if fingerprints.get(name) != recorded]
-        if other:
+        recorded = self.inputs_sha256()
+        other = [name for name in {**recorded, **fingerprints} if recorded.get(name) != fingerprints.get(name)]
+        if recorded and other:
             raise RunFolderError(
                 f"--resume with other rows or teachers than those of {self.path}: {', '.join(other)} changed since it "
-                "was started. Remedy: put the old files back, or --overwrite to train anew"
+                "was started. Remedy: give it what it had, or --overwrite to train anew"
             )
 
     def last_checkpoint(self) -> Path | None:
