@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from scipy.special import expit
 
 from hub_release.check import check
@@ -18,6 +19,7 @@ from modeling.focal import focal_loss
 from modeling.infer import predict_logits
 from tests.cards import edit, put
 from tests.conftest import tiny_flags, write_corpus
+from tests.test_trainer import launch
 from training import distillation
 from training.distillation import distil, given
 from training.evaluation import load_classifier
@@ -156,6 +158,19 @@ def test_a_grid_trains_again_where_a_teacher_changed(
     assert main([*grid, "--seeds", "1", "2"]) == 2
     shown = capsys.readouterr()
     assert "neither a finished run nor a package" in shown.err and not shown.out  # before the first run
+
+
+def test_two_processes_hear_the_same_as_one(flags: list[str], tmp_path: Path) -> None:
+    weights = []
+    for processes, rows in ((1, 16), (2, 8)):
+        cache = tmp_path / f"{processes}"
+        cache.mkdir()
+        more = ["--head", "mlp", "--head_dropout", "0", "--embedding_noise", "0", "--batch_size", str(rows)]
+        done = launch([*flags, *more, "--output_dir", str(cache / "run")], cache, processes).wait()
+        assert done == 0, (cache / "launch.log").read_text()[-3000:]
+        weights.append(load_file(cache / "run" / "model" / "model.safetensors"))
+    for name in weights[0]:
+        torch.testing.assert_close(weights[1][name], weights[0][name], rtol=1e-3, atol=1e-5)
 
 
 REFUSED = {
