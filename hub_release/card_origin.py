@@ -239,8 +239,8 @@ def _distillation(teachers: Mapping[str, str]) -> str:
     hashes = ", ".join(f"`{digest}`" for digest in teachers.values())
     models = "models" if len(teachers) > 1 else "model"
     return (
-        f"Half of each training target is its label, the other half what {len(teachers)} finished {models}, trained on the same "
-        f"splits, said of the text (the sigmoid of their mean logits). SHA-256 over each teacher's files: {hashes}."
+        f"Half of each training target is its label, the other half what {len(teachers)} finished {models}, trained on "
+        f"the same splits, said of the text (the sigmoid of their mean logits). SHA-256 over each teacher's files: {hashes}."
     )
 
 

@@ -54,7 +54,8 @@ def focal_loss(
 
     Args:
         logits: float [B, L].
-        targets: multi-hot [B, L]; decisions marked :data:`IGNORED_LABEL` give nothing.
+        targets: multi-hot [B, L], or soft in [0, 1] where ``gamma`` is 0 and ``alpha`` 0.5; decisions marked
+            :data:`IGNORED_LABEL` give nothing.
         alpha: weight of a positive per label, [L] in [0, 1]; a negative weighs 1 − alpha.
         gamma: focusing exponent ≥ 0; 0 gives alpha-weighted binary cross-entropy.
         num_items: decisions in the whole optimizer step, B×L summed over micro-batches and processes; default this

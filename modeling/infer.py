@@ -1562,11 +1562,14 @@ def predict_logits(model: PreTrainedModel, features: Features, batch_size: int =
         for count in map_batches(read, [order[start : start + size] for start in range(0, len(order), size)]):
             bar.update(count)
     model.train(was_training)
-    if len(windows) == len(features):
-        return logits
-    if config.windows == "max":
+    return logits if len(windows) == len(features) else pool_windows(logits, firsts, config.windows)
+
+
+def pool_windows(logits: np.ndarray, firsts: np.ndarray, windows: str) -> np.ndarray:
+    """Logits of texts, float32 [N, L], from those of their windows; see :func:`cut_into_windows` for ``firsts``."""
+    if windows == "max":
         return np.maximum.reduceat(logits, firsts)
-    return np.add.reduceat(logits, firsts) / np.diff(firsts, append=len(windows))[:, None].astype(np.float32)
+    return np.add.reduceat(logits, firsts) / np.diff(firsts, append=len(logits))[:, None].astype(np.float32)
 
 
 def _shows_progress(features: Features) -> bool:

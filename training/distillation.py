@@ -20,15 +20,13 @@ from scipy.special import expit
 
 from modeling.infer import LoadedEncoder, cache_folder, predict_logits
 from training.encoding import encode
-from training.evaluation import load_classifier
+from training.evaluation import is_run_folder, load_classifier
 from training.prepare import Prepared, load_rows
 from training.reading import SPLITS
 from training.recipe import Recipe, RecipeError, first_line
 from training.run_folder import RunFolder, RunFolderError
 
 logger = logging.getLogger(__name__)
-
-SHARE_OF_TEACHERS = 0.5
 
 
 def distil(data: Prepared, recipe: Recipe) -> Prepared:
@@ -49,8 +47,7 @@ def distil(data: Prepared, recipe: Recipe) -> Prepared:
         logits.append(_read(teacher, f"{sha256}-{str(dtype).removeprefix('torch.')}", dtype, texts))
         gc.collect()
         torch.cuda.empty_cache()  # what a teacher took would look taken to the plan of the student's step
-    said = expit(np.mean(logits, axis=0))
-    targets = (1 - SHARE_OF_TEACHERS) * data.rows.labels + SHARE_OF_TEACHERS * said
+    targets = (data.rows.labels + expit(np.mean(logits, axis=0))) / 2
     logger.info("half of each training target is what %d teachers say, the sigmoid of their mean logits", len(logits))
     return dataclasses.replace(data, targets=targets, audit=data.audit | {"teachers": known})
 
@@ -75,9 +72,7 @@ def fingerprints(teachers: list[str]) -> dict[str, str]:
 
 
 def _fingerprint(folder: Path) -> str:
-    model = (
-        folder / "model" if (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file() else folder
-    )
+    model = folder / "model" if is_run_folder(folder) else folder
     if not (model / "config.json").is_file():
         raise RecipeError(
             f"teachers: {folder} is neither a finished run nor a package. Remedy: train it to the end; or `hub_release pull` "

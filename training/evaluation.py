@@ -103,6 +103,11 @@ def evaluate(
     return 0
 
 
+def is_run_folder(folder: Path) -> bool:
+    """Is this the folder of a run? A package records the recipe too, but its configuration lies beside it."""
+    return (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file()
+
+
 def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> EmotionClassifier:
     """A package (folder or Hub id), or the model of a finished run, in float32 on every machine unless told otherwise.
 
@@ -110,7 +115,7 @@ def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> EmotionCl
         RunFolderError: the run is not finished.
         FileNotFoundError: neither a folder nor a Hub id.
     """
-    if not (Path(model) / "recipe.yaml").is_file() or (Path(model) / "config.json").is_file():
+    if not is_run_folder(Path(model)):
         return EmotionClassifier(model, dtype=dtype)
     folder = Path(model) / "model"
     if not (folder / "config.json").is_file():

@@ -133,9 +133,10 @@ def calibrate(
 
     Returns:
         What the model said of validation and test before, what it says after; the cross-fitted log loss of each
-        validation row, [N]; and the content of ``calibration.json``: per split and before and after, how well probabilities are calibrated, and macro F1 at 0.5 and at each label's
-        own threshold. Own thresholds are tuned anew after calibration: drawn towards a common one, they may move a few
-        decisions, which the scores before and after show.
+        validation row, [N]; and the content of ``calibration.json``: per split and before and after, how well
+        probabilities are calibrated, and macro F1 at 0.5 and at each label's own threshold. Own thresholds are tuned
+        anew after calibration: drawn towards a common one, they may move a few decisions, which the scores before and
+        after show.
     """
     references = {split: data.corpus[split].labels for split in ("validation", "test")}
     logits = {split: predict_logits(model, data.features(split)).astype(float) for split in references}

@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
-    """What a model reads of N texts, and multi-hot labels [N, L], as Trainer rows.
+    """What a model reads of N texts, and what it is trained towards, [N, L], as Trainer rows.
 
     Args:
         features: of the texts.
-        labels: multi-hot [N, L].
+        labels: multi-hot, or soft targets in [0, 1], [N, L].
         window_length: tokens beyond so many are cut off.
     """
 

@@ -4,7 +4,8 @@
 
 trains a recipe with one change more; without LEVER's name it lists them. ``training/run.py --compare_runs`` holds the
 run folder against the same recipe without the change. It keeps scores and predictions but no weights: its recipe does
-not tell how they were made, and nobody should publish them. What proves to help belongs into the recipe; what does not stays here. The README has what was measured so far.
+not tell how they were made, and nobody should publish them. What proves to help becomes a setting; what does not stays
+here. The README has what was measured so far.
 """
 
 from __future__ import annotations

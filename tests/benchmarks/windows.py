@@ -2,10 +2,11 @@
 
     python tests/benchmarks/windows.py path/to/goemotions PACKAGE_OR_RUN …
 
-GoEmotions' texts are short, so long ones are made of them, a third of each kind: ``neutral`` joins neutral texts, ``same``
-texts of one and the same emotion, ``passage`` neutral texts around one with emotions. Prints one JSON line a model, split,
-length and rule: macro and micro F1 over the emotions (without neutral) at the model's own thresholds; emotions found per neutral
-text, where there are none; recall of ``same`` and ``passage``. Validation chooses; test is for the report.
+GoEmotions' texts are short, so long ones are made of them, a third of each kind: ``neutral`` joins neutral texts,
+``same`` texts of one and the same emotion, ``passage`` neutral texts around one with emotions. Prints one JSON line a
+model, split, length and rule: macro and micro F1 over the emotions (without neutral) at the model's own thresholds;
+emotions found per neutral text, where there are none; recall of ``same`` and ``passage``. Validation chooses; test is
+for the report.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import expit
 from timing import emit
 
-from modeling.infer import WINDOWS, EmotionClassifier, cut_into_windows, predict_logits
+from modeling.infer import WINDOWS, EmotionClassifier, cut_into_windows, pool_windows, predict_logits
 from training.corpus import Split
 from training.evaluation import load_classifier
 from training.options import parse_recipe
@@ -60,15 +62,13 @@ def measure(classifier: EmotionClassifier, split: Split, length: int) -> dict[st
     texts, labels = join(split, np.array([len(row) for row in words]), neutral, length, seed=0)
     windows, firsts = cut_into_windows(classifier.features(texts), config)
     logits = predict_logits(classifier.model, windows)
-    counts = np.diff(firsts, append=len(logits))[:, None]
-    said = {"max": np.maximum.reduceat(logits, firsts), "mean": np.add.reduceat(logits, firsts) / counts}
     cuts = np.array([config.thresholds[label] for label in classifier.labels])
     emotions = np.arange(len(classifier.labels)) != neutral
+    truth = labels[:, emotions]
+    parts = dict(zip(KINDS, np.split(np.arange(len(texts)), len(KINDS)), strict=True))
     found = {}
     for rule in WINDOWS:
-        decided = (torch.sigmoid(torch.from_numpy(said[rule])).numpy() >= cuts)[:, emotions]
-        truth = labels[:, emotions]
-        parts = dict(zip(KINDS, np.split(np.arange(len(texts)), len(KINDS)), strict=True))
+        decided = (expit(pool_windows(logits, firsts, rule)) >= cuts)[:, emotions]
         whole = scores(decided, truth)
         figures = {"macro_f1": whole["macro_f1"], "micro_f1": whole["micro_f1"]}
         figures["emotions_per_neutral_text"] = float(decided[parts["neutral"]].sum(axis=1).mean())
