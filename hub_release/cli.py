@@ -14,10 +14,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from hub_release.commit import Destination, Pushed
-from hub_release.hub import HubError, connect, local_error_in_words
+from hub_release.hub.client import HubError, connect, local_error_in_words
+from hub_release.hub.commit import Destination, Pushed
+from hub_release.hub.diff import Plan
 from hub_release.package import LAYOUT, RefusedError, ReleaseError
-from hub_release.plan import Plan
 
 # The verbs' own modules are imported where they are used: torch takes seconds, --help should not.
 
@@ -122,7 +122,7 @@ def card(package: Package, as_json: Json = False) -> None:
     Example: `hub_release card packages/goemotions`
     """
     with _errors(as_json):
-        from hub_release.card import renew_card
+        from hub_release.export import renew_card
 
         renew_card(package)
         path = package / LAYOUT.card
@@ -139,7 +139,7 @@ def check(package: Package, allow_contaminated: AllowContaminated = False, as_js
     Example: `hub_release check packages/goemotions`
     """
     with _errors(as_json):
-        from hub_release.check import check as check_package
+        from hub_release.check.gate import check as check_package
 
         problems = check_package(package, allow_contaminated)
         if problems:
@@ -186,8 +186,8 @@ def push(
         _refuse_combinations(tag, create_pr, space, revision)
         if not (yes or dry_run or sys.stdin.isatty()):
             raise ReleaseError("nobody is here to be asked. Remedy: --yes to push, --dry-run to look only")
-        from hub_release.push import Options
-        from hub_release.push import push as push_package
+        from hub_release.hub.push import Options
+        from hub_release.hub.push import push as push_package
 
         def confirm(target: Destination, plan: Plan) -> bool:
             if not (yes and as_json):
@@ -262,8 +262,8 @@ def pull(
     Example: `hub_release pull you/your-model packages/your-model --revision v1`
     """
     with _errors(as_json):
-        from hub_release.check import check as check_package
-        from hub_release.pull import pull as pull_package
+        from hub_release.check.gate import check as check_package
+        from hub_release.hub.pull import pull as pull_package
 
         find_problems = partial(check_package, allow_contaminated=allow_contaminated)
         commit = pull_package(connect(), repo_id, folder, revision, find_problems)
@@ -285,7 +285,7 @@ def demo(
     Example: `hub_release demo packages/goemotions`
     """
     with _errors(as_json=False):
-        from hub_release.demo import serve
+        from hub_release.demo.serve import serve
 
         serve(package, host, port, share)
 

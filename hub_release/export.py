@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,11 +15,13 @@ import yaml
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-import modeling.infer
-from hub_release.card import write_card
-from hub_release.package import LAYOUT, RECORDED, ReleaseError, require_free
+from hub_release.bundle import bundle
+from hub_release.card.render import render_card, replace_file, write_card
+from hub_release.check.integrity import hash_problems, layout_problems, unreadable_problems
+from hub_release.package import HANDLER, LAYOUT, RECORDED, RefusedError, ReleaseError, require_free, words_of
 from hub_release.requirements import VERSION_KEY, project_version, requirements_of
 from modeling.adapters import split_trained_weights
+from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES
 
 
 def export(run: Path, package: Path) -> None:
@@ -52,13 +56,12 @@ def _write(run: Path, package: Path) -> None:
         shutil.copyfile(run / name, package / name)
     _hide_local_paths(package / LAYOUT.recipe)
     _hide_examples(package / LAYOUT.audit)
-    assert modeling.infer.__file__ is not None
-    shutil.copyfile(modeling.infer.__file__, package / LAYOUT.code)
-    shutil.copyfile(Path(__file__).with_name(LAYOUT.handler), package / LAYOUT.handler)
+    (package / LAYOUT.code).write_text(bundle(), encoding="utf-8")
+    shutil.copyfile(HANDLER, package / LAYOUT.handler)
     config = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
     config = _without_origins(config) | {
-        "auto_map": modeling.infer.AUTO_MAP,
-        "custom_pipelines": modeling.infer.CUSTOM_PIPELINES,
+        "auto_map": AUTO_MAP,
+        "custom_pipelines": CUSTOM_PIPELINES,
         "num_labels": len(config["emotion_labels"]),
         VERSION_KEY: project_version(),
     }
@@ -117,3 +120,29 @@ def _hide_local_paths(recipe: Path) -> None:
     fields = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     fields |= {"data_dir": None, "teachers": []}
     recipe.write_text(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def renew_card(package: Path) -> None:
+    """Render the card of a sealed package again. Its seal is renewed for the card alone, and must hold for the rest.
+
+    Raises:
+        RefusedError: files beside the card are not those that the package was sealed with.
+        ReleaseError: there is no package, or as :func:`render_card`.
+    """
+    if not (package / LAYOUT.config).is_file():
+        raise ReleaseError(f"{package} is no package: {LAYOUT.config} is missing. Remedy: hub_release export again")
+    problems = unreadable_problems(package)
+    if not problems:
+        found = [*layout_problems(package), *hash_problems(package)]
+        problems = [problem for problem in found if problem.file != LAYOUT.card]
+    if problems:
+        raise RefusedError(
+            f"the card of {package} is left as it is: other files are not those of its seal",
+            [words_of(problem) for problem in problems],
+        )
+    card = render_card(package)
+    replace_file(package, LAYOUT.card, card)
+    sums = (package / LAYOUT.sums).read_text(encoding="utf-8")
+    own_line = rf"^[0-9a-f]{{64}}(?= [ *]{re.escape(LAYOUT.card)}$)"
+    digest = hashlib.sha256(card.encode("utf-8")).hexdigest()
+    replace_file(package, LAYOUT.sums, re.sub(own_line, digest, sums, flags=re.MULTILINE))

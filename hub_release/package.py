@@ -86,6 +86,8 @@ class Layout:
 
 
 LAYOUT = Layout()
+HANDLER = Path(__file__).with_name(LAYOUT.handler)
+"""What ships as a package's ``handler.py``."""
 
 RECORDED = (
     LAYOUT.focal,

@@ -13,7 +13,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import modeling.infer
+from hub_release.bundle import bundle
 from hub_release.package import ReleaseError
 from modeling.infer import BUNDLED_BACKBONE
 
@@ -37,7 +37,7 @@ def requirements_of(model_name: str, encoder: str, quantization: str) -> str:
     Raises:
         ReleaseError: ``infer.py`` imports what the project does not declare.
     """
-    needed, extras = third_party_imports(Path(str(modeling.infer.__file__))), set()
+    needed, extras = third_party_imports(bundle()), set()
     if model_name == BUNDLED_BACKBONE:
         needed.add("gguf")
     if quantization != "none":
@@ -63,10 +63,10 @@ def _join(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in sorted(lines))
 
 
-def third_party_imports(path: Path) -> set[str]:
-    """Distributions that a Python file imports, taken to be named as their modules are."""
+def third_party_imports(code: str) -> set[str]:
+    """Distributions that Python code imports, taken to be named as their modules are."""
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -138,7 +138,7 @@ def package(finished_run: Path) -> Path:
 @pytest.fixture(scope="session")
 def carded(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package with, in its files, rows that were copied and a part of test apart."""
-    from hub_release.card import write_card
+    from hub_release.card.render import write_card
 
     folder = shutil.copytree(package, tmp_path_factory.mktemp("card") / "package")
 
@@ -158,7 +158,7 @@ def carded(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def changed(carded: Path, tmp_path: Path) -> Callable[..., str]:
     """Renders the card of a copy with some of its JSON files changed."""
-    from hub_release.card import render_card
+    from hub_release.card.render import render_card
 
     def render(**changes: Change) -> str:
         copy = shutil.copytree(carded, tmp_path / "copy", dirs_exist_ok=True)

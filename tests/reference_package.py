@@ -17,7 +17,7 @@ from torch import nn
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration, Mistral3Model, PixtralVisionConfig
 
 from tests.conftest import EMBED_DIM, tiny_config
-from training.taxonomy import TAXONOMIES
+from training.data.taxonomy import TAXONOMIES
 
 LABELS = list(TAXONOMIES["goemotions-28"].labels)
 TARGETS = ["k_proj", "gate_proj", "o_proj", "up_proj", "q_proj", "down_proj", "v_proj"]

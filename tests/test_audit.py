@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from modeling.infer import cache_folder, load_encoder
 from tests.conftest import ROOT
-from training.audit import POLICIES, CorpusAudit, LeakError, apply_policy, audit_corpus, audit_rows
-from training.balance import MLSMOTE_LABELS, oversample, real_rows
-from training.copies import MIN_SHINGLES, NEAR, SHINGLE, find_copies, match_key, normalise
-from training.corpus import Corpus, Split, load_corpus
-from training.encoding import encode
-from training.file_audit import main
-from training.label_order import suspect_labels
+from training.audit.label_order import suspect_labels
+from training.audit.rows import POLICIES, CorpusAudit, LeakError, apply_policy, audit_corpus, audit_rows
+from training.audit.two_files import main
+from training.data.balance import MLSMOTE_LABELS, oversample, real_rows
+from training.data.copies import MIN_SHINGLES, NEAR, SHINGLE, find_copies, match_key, normalise
+from training.data.corpus import Corpus, Split, load_corpus
+from training.data.encoding import encode
 
 NAMES = ("joy", "anger", "fear")
 LONG = "we drove all night through the rain and nobody in the car said a single word until the sun came up"
@@ -369,7 +369,7 @@ def test_two_files_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_command_explains_itself() -> None:
-    command = [sys.executable, "-m", "training.audit", "--help"]
+    command = [sys.executable, "-m", "training.audit.rows", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "FILE_A FILE_B" in shown and "Exit code" in shown and "70 % of" in shown
 

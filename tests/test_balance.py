@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.balance import BalanceError, Rows, imbalance, oversample, real_rows, thin_label
+from training.data.balance import BalanceError, Rows, imbalance, oversample, real_rows, thin_label
 from training.recipe import Recipe, RecipeError, check_recipe
 
 NAMES = ("a", "b", "neutral")

@@ -15,8 +15,9 @@ from sklearn.metrics import f1_score
 from torch import nn
 
 from modeling.infer import EmotionModel
-from training import results
-from training.calibration import (
+from training.fit import results
+from training.fit.prepare import Prepared
+from training.scores.calibration import (
     calibration_error,
     choose_calibration,
     describe_calibration,
@@ -25,8 +26,7 @@ from training.calibration import (
     fold_into,
     log_loss_of_logits,
 )
-from training.prepare import Prepared
-from training.thresholds import choose_thresholds
+from training.scores.thresholds import choose_thresholds
 
 
 def draw(seed: int, rows: int = 4_000) -> tuple[np.ndarray, np.ndarray]:

@@ -19,10 +19,10 @@ import yaml
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from hub_release import card as card_module
-from hub_release.card import render_card
-from hub_release.card_facts import read_sources
-from hub_release.card_text import duration
+from hub_release.card import render as card_module
+from hub_release.card.facts import read_sources
+from hub_release.card.render import render_card
+from hub_release.card.text import duration
 from hub_release.cli import app
 from hub_release.package import ReleaseError, seal, template_path
 from tests.cards import Change, put, read, score, tables_of

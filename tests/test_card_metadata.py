@@ -14,14 +14,13 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from hub_release.card import render_card
-from modeling import infer
+from hub_release.card.render import render_card
 from tests.cards import put, read, tables_of
 from tests.conftest import ROOT
-from training.corpus import GOEMOTIONS_HUB, Corpus
-from training.prepare import Prepared
-from training.results import comparable
-from training.taxonomy import GOEMOTIONS_28
+from training.data.corpus import GOEMOTIONS_HUB, Corpus
+from training.data.taxonomy import GOEMOTIONS_28
+from training.fit.prepare import Prepared
+from training.fit.results import comparable
 
 
 @pytest.fixture
@@ -142,7 +141,7 @@ def test_rows_of_our_own_with_the_labels_of_others(published: Callable[..., str]
 
 def test_the_bundled_backbone_is_not_called_what_it_is_not(published: Callable[..., str]) -> None:
     bundled, hub = published(), published(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
-    assert "Q4_1" in infer._GGUF_FILE
+    assert "Q4_1" in bundled._GGUF_FILE
     assert "Q4_1, dequantised, frozen" in bundled and "4-bit ones (GGUF, Q4_1), dequantised" in bundled
     assert "Q4_1, dequantised, nf4, frozen" in published(quantization="nf4")
     assert "not quantised, frozen" in hub and "Q4_1" not in hub

@@ -17,13 +17,14 @@ import pytest
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-import hub_release.check
-import hub_release.consistency
-from hub_release.check import check, golden_problems, inspect
+import hub_release.check.consistency
+import hub_release.check.gate
+from hub_release.bundle import bundle
+from hub_release.check.consistency import _card_problem, record_problems, weight_problems
+from hub_release.check.gate import check, golden_problems, inspect
+from hub_release.check.integrity import hash_problems, text_problems
 from hub_release.cli import app
-from hub_release.consistency import _card_problem, record_problems, weight_problems
 from hub_release.export import export
-from hub_release.integrity import hash_problems, text_problems
 from hub_release.package import LAYOUT, seal
 from hub_release.requirements import closure, modules_of, read_requirements, requirements_of
 from modeling.infer import EmotionClassifier, read_config
@@ -108,14 +109,14 @@ def test_everything_is_listed_whatever_else_is_wrong(copy: Path) -> None:
 
 def test_an_undeclared_module_cannot_be_imported(copy: Path) -> None:
     for module in ("sklearn", "modeling", "pytest"):
-        shutil.copyfile(ROOT / "modeling" / "infer.py", copy / LAYOUT.code)
+        (copy / LAYOUT.code).write_text(bundle(), encoding="utf-8")
         edit(copy / LAYOUT.code, "import argparse\n", f"import {module}\nimport argparse\n")
         problems = golden_problems(copy)
         assert len(problems) == 1 and f"ModuleNotFoundError: No module named '{module}'" in str(problems[0])
 
 
 def test_a_process_that_does_not_end(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_release.check, "GOLDEN_SECONDS", 0.1)
+    monkeypatch.setattr(hub_release.check.gate, "GOLDEN_SECONDS", 0.1)
     (problem,) = golden_problems(copy)
     assert "has no probabilities after 0.1 seconds" in str(problem) and "Remedy: " in str(problem)
 
@@ -137,9 +138,9 @@ def test_every_digit_of_the_card_counts(copy: Path, monkeypatch: pytest.MonkeyPa
     found = digits(card)
     tables = sum(card[: at + 1].rsplit("\n", 1)[-1].startswith("|") for at in found)
     assert len(found) >= 800 and tables >= 400
-    rendered = hub_release.consistency.render_card(copy)
+    rendered = hub_release.check.consistency.render_card(copy)
     # The records do not change: rendering them anew for each digit would give the same.
-    monkeypatch.setattr(hub_release.consistency, "render_card", lambda package: rendered)
+    monkeypatch.setattr(hub_release.check.consistency, "render_card", lambda package: rendered)
     config = read_config(copy)
     for at in found:
         (copy / LAYOUT.card).write_text(f"{card[:at]}{(int(card[at]) + 1) % 10}{card[at + 1 :]}", encoding="utf-8")

@@ -14,8 +14,8 @@ import torch
 
 from tests.cards import edit
 from tests.conftest import LABELS, write_corpus
-from training.compare import build_cells
-from training.null_test import chance_scores
+from training.commands.compare import build_cells
+from training.commands.null_test import chance_scores
 from training.recipe import RecipeError
 from training.run import main
 from training.run_folder import LOG_LOSSES, RunFolder
@@ -226,7 +226,7 @@ def test_null_test_passes_the_honest_order_and_fails_the_references(
 
 def test_chance_is_what_no_skill_gives() -> None:
     from tests.test_splits import make
-    from training.prepare import Prepared
+    from training.fit.prepare import Prepared
 
     corpus = make(0, 4_000)
     generator = np.random.default_rng(0)

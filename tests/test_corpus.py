@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from training.corpus import STARTER_FOLDER, load_corpus
-from training.reading import SPLITS
-from training.tables import CorpusError, read_table
-from training.taxonomy import GOEMOTIONS_15, GOEMOTIONS_28, TAXONOMIES
+from training.data.corpus import STARTER_FOLDER, load_corpus
+from training.data.reading import SPLITS
+from training.data.tables import CorpusError, read_table
+from training.data.taxonomy import GOEMOTIONS_15, GOEMOTIONS_28, TAXONOMIES
 
 OWN = ["happy", "angry"]
 TABLE = pd.DataFrame({"text": ["a b", "NA", "c,\td"], "labels": [["happy"], ["angry", "happy"], []]})

@@ -32,9 +32,9 @@ from hypothesis import strategies as st
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from typer.testing import CliRunner
 
-from hub_release import space_app
 from hub_release.cli import app
-from hub_release.demo import space_files
+from hub_release.demo import space_app
+from hub_release.demo.serve import space_files
 from hub_release.package import ReleaseError
 from modeling.infer import EmotionClassifier
 from tests.conftest import ROOT, add_to_hub_cache
@@ -433,8 +433,8 @@ def test_demo_says_what_is_wrong(folder: Path, tmp_path: Path, monkeypatch: pyte
         taken.listen()
         assert "Remedy: another --port" in run(str(folder), "--port", str(taken.getsockname()[1]))
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "hub_release.space_app")
-    monkeypatch.delattr("hub_release.space_app")
+    monkeypatch.delitem(sys.modules, "hub_release.demo.space_app")
+    monkeypatch.delattr("hub_release.demo.space_app")
     assert "pip install 'goemotions-mistral[demo]'" in run(str(folder))
 
 

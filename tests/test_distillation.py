@@ -13,18 +13,18 @@ import yaml
 from safetensors.torch import load_file
 from scipy.special import expit
 
-from hub_release.check import check
+from hub_release.check.gate import check
 from hub_release.export import export
 from modeling.focal import focal_loss
 from modeling.infer import predict_logits
 from tests.cards import edit, put
 from tests.conftest import tiny_flags, write_corpus
 from tests.test_trainer import launch
-from training import distillation
-from training.distillation import distil, given
-from training.evaluation import load_classifier
+from training.commands.evaluate import load_classifier
+from training.fit import distillation
+from training.fit.distillation import distil, given
+from training.fit.prepare import prepare
 from training.options import parse_recipe
-from training.prepare import prepare
 from training.recipe import RecipeError
 from training.run import main
 

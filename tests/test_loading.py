@@ -37,6 +37,7 @@ from modeling.infer import (
     build_projection,
     load_backbone,
     load_encoder,
+    quantization,
 )
 from modeling.projection import standardise_projection
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config
@@ -183,7 +184,7 @@ def test_a_layer_that_is_not_quantised_is_found(
         if up.weight.quant_state is not None:
             up.weight.quant_state.nested = True
     # An option that bitsandbytes stopped to heed would give full precision.
-    monkeypatch.setitem(infer._QUANTIZATIONS, "nf4", {"load_in_4bit": True, "llm_int8_skip_modules": ["layers"]})
+    monkeypatch.setitem(quantization._QUANTIZATIONS, "nf4", {"load_in_4bit": True, "llm_int8_skip_modules": ["layers"]})
     with pytest.raises(RuntimeError, match="no linear layer is in nf4"):
         load_backbone(str(checkpoints / "plain"), quantization="nf4", one_token=one_token)
 

@@ -14,10 +14,11 @@ from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, f1_score
 
 from modeling.focal import alpha_per_label, focal_loss
-from training.prepare import Prepared
-from training.published import read_published, to_markdown
-from training.results import build_report
-from training.scoring import (
+from training.data.taxonomy import GOEMOTIONS_28, TAXONOMIES
+from training.fit.prepare import Prepared
+from training.fit.results import build_report
+from training.scores.published import read_published, to_markdown
+from training.scores.scoring import (
     MultiLabelScores,
     Scored,
     bootstrap_weights,
@@ -27,8 +28,7 @@ from training.scoring import (
     weighted_average_precision,
     weighted_scores,
 )
-from training.taxonomy import GOEMOTIONS_28, TAXONOMIES
-from training.thresholds import choose_thresholds, shrink, tune_global, tune_per_label
+from training.scores.thresholds import choose_thresholds, shrink, tune_global, tune_per_label
 
 
 def test_focal_loss_by_hand() -> None:

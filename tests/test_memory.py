@@ -21,8 +21,9 @@ from modeling.memory import GIB, GPUS, RESERVE, Setting, optimizer_bytes, plan_m
 from modeling.meter import constants_nf4
 from tests.benchmarks.memory import run
 from tests.conftest import EMBED_DIM, LABELS, tiny_config
+from training.commands.plan import savings
+from training.fit.batch import fit_batch, read_setting
 from training.options import parse_recipe
-from training.plan import fit_batch, read_setting, savings
 from training.recipe import RecipeError
 from training.run import main
 
@@ -251,7 +252,7 @@ def test_a_step_is_cut_into_as_few_micro_batches_as_fit(
         return plan_memory(dataclasses.replace(read_setting(cut), device="cpu")).training_peak + RESERVE
 
     def chosen(free: int) -> tuple[int, int]:
-        monkeypatch.setattr("training.plan.free_memory", lambda state: free)
+        monkeypatch.setattr("training.fit.batch.free_memory", lambda state: free)
         fitted = fit_batch(recipe, PartialState(cpu=True))
         return fitted.batch_size, fitted.gradient_accumulation_steps
 

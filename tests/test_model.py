@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralModel
 
-from modeling import infer
 from modeling.adapters import attach_lora, count_parameters, split_trained_weights
 from modeling.backbones import MISTRAL_SMALL_3_1, build_on_meta, load_frozen_backbone
 from modeling.infer import (
@@ -23,14 +22,15 @@ from modeling.infer import (
     ENCODERS,
     EmotionConfig,
     EmotionModel,
+    bundled,
     convert_bundled_backbone,
     load_backbone,
     load_encoder,
 )
 from modeling.projection import standardise_projection
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config
+from training.fit.batch import read_setting
 from training.options import parse_recipe
-from training.plan import read_setting
 
 
 def tiny_model(prefix: str = "none", **settings: object) -> EmotionModel:
@@ -233,7 +233,7 @@ assert vectors[:, 1].tolist() == [2.0, 0.0, 3.0]
 def test_the_bundled_backbone_is_a_real_language_model() -> None:
     folder = convert_bundled_backbone()
     assert convert_bundled_backbone() == folder
-    gguf = infer._find_gguf()
+    gguf = bundled._find_gguf()
     original = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, attn_implementation="eager"
     )
@@ -275,9 +275,9 @@ path = template_path()
 assert "site-packages" in str(path) and "{{ metadata }}" in path.read_text()
 import training
 folder = Path(training.__file__).parent
-assert (folder / "published.yaml").is_file() and len(list(folder.glob("recipes/*.yaml"))) == 7 and len(list(folder.glob("starter/*.jsonl"))) == 3
-assert sorted(path.stem for path in folder.glob("mappings/*.yaml")) == ["ekman", "plutchik", "sentiment"]
-assert {str(f).split("/")[0] for f in files("goemotions-mistral")} - {"..", "goemotions_mistral-0.1.0.dist-info"} == {"modeling", "training", "hub_release"}
+assert (folder / "scores/published.yaml").is_file() and len(list(folder.glob("recipes/*.yaml"))) == 7 and len(list(folder.glob("data/starter/*.jsonl"))) == 3
+assert sorted(path.stem for path in folder.glob("data/mappings/*.yaml")) == ["ekman", "plutchik", "sentiment"]
+assert {str(f).split("/")[0] for f in files("goemotions-mistral")} - {"..", "goemotions_mistral-0.2.0.dist-info"} == {"modeling", "training", "hub_release"}
 assert [e.value for e in entry_points(group="console_scripts", name="hub_release")] == ["hub_release.cli:app"]
 """
     subprocess.run([python, "-I", "-c", code], cwd=tmp_path, check=True)

@@ -108,7 +108,7 @@ def test_bfloat16_matrices_train_as_autocast_does(tiny_backbone: str) -> None:
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How frozen matrices lie: as this CPU's library would have them, or as on every other machine."""
     if request.param == "plain matrices":
-        monkeypatch.setattr("modeling.infer.packs_matrices", lambda weight: False)
+        monkeypatch.setattr("modeling.infer.fused.packs_matrices", lambda weight: False)
 
 
 @pytest.mark.usefixtures("layout")

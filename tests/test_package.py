@@ -21,14 +21,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import MistralModel
 
-from hub_release.check import inspect
+from hub_release.bundle import bundle
+from hub_release.check.gate import inspect
 from hub_release.export import export
 from hub_release.package import LAYOUT, ReleaseError
 from hub_release.requirements import project_version
 from modeling import infer
-from modeling.infer import EmotionClassifier
+from modeling.infer import EmotionClassifier, shell
 from tests.conftest import LABELS, ROOT, add_to_hub_cache, tiny_flags
-from training.evaluation import load_classifier
+from training.commands.evaluate import load_classifier
 from training.run import main
 
 TEXTS = [
@@ -49,7 +50,7 @@ def classifier(package: Path) -> EmotionClassifier:
 
 
 def test_layout_and_head_twins(package: Path) -> None:
-    assert (package / "infer.py").read_bytes() == Path(infer.__file__).read_bytes()
+    assert (package / "infer.py").read_text() == bundle()
     assert [name for name in LAYOUT.files() if not (package / name).is_file()] == []
     head = torch.load(package / "head_weights.pt", weights_only=True)
     assert set(head) == {"projection", "classifier"}
@@ -315,11 +316,11 @@ def test_shell_ends_with_a_message(package: Path, tmp_path: Path, capsys: pytest
         (["a", "--threshold", "50"], "the threshold is 50.0. Remedy"),
         (["a", "--top_k", "-1"], "top_k is -1. Remedy"),
     ):
-        assert infer.main(["--model", str(package), *flags]) == 2
+        assert shell.main(["--model", str(package), *flags]) == 2
         said = capsys.readouterr()
         assert re.search(f"^error: .*{words}", said.err, re.MULTILINE) and not said.out, said.err
     with pytest.raises(SystemExit, match="2"):
-        infer.main(["--model", str(package), "--input", str(tmp_path / "empty.txt")])
+        shell.main(["--model", str(package), "--input", str(tmp_path / "empty.txt")])
     assert "no text given" in capsys.readouterr().err
 
 
@@ -332,13 +333,13 @@ def test_shell_loses_no_result(
     monkeypatch.setattr(EmotionClassifier, "predict", lambda *a: classified.append(a) or real(*a))
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path / "missing" / "out.jsonl", tmp_path, tmp_path / "file" / "out.jsonl"):
-        assert infer.main(["--model", str(package), "a", "--output", str(output)]) == 2
+        assert shell.main(["--model", str(package), "a", "--output", str(output)]) == 2
         assert (
             re.match(r"error: --output .* Remedy: (make that folder|name a file in it)", capsys.readouterr().err)
             and not classified
         )
     if Path("/dev/full").exists():
-        assert infer.main(["--model", str(package), "a", "--output", "/dev/full"]) == 2
+        assert shell.main(["--model", str(package), "a", "--output", "/dev/full"]) == 2
         said = capsys.readouterr()
         assert json.loads(said.out)["text"] == "a" and "No space left" in said.err and classified
 

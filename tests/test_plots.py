@@ -11,7 +11,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from training.plots import plot_comparison, plot_evaluation, plot_per_label
+from training.scores.plots import plot_comparison, plot_evaluation, plot_per_label
 
 SCORES = {"inside": (0.5, 0.4, 0.7), "above": (0.5, 0.6, 0.9), "below": (0.5, 0.1, 0.3)}
 """Score, and the ends of an interval around it, beside it on the right, and beside it on the left."""

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 
-from hub_release import hub as hub_module
-from hub_release.commit import Destination, LostRaceError, Pushed, plan_files, push_files
-from hub_release.hub import HubError, connect
+from hub_release.hub import client as hub_module
+from hub_release.hub.client import HubError, connect
+from hub_release.hub.commit import Destination, LostRaceError, Pushed, plan_files, push_files
+from hub_release.hub.diff import Plan
+from hub_release.hub.pull import pull
 from hub_release.package import ReleaseError, package_files
-from hub_release.plan import Plan
-from hub_release.pull import pull
 from tests.conftest import write_files
 from tests.hub_server import READER, WRITER, TestHub
 from tests.hub_store import File, RefusalError

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from hub_release import hub as hub_module
-from hub_release.commit import Destination, Pushed, push_files
-from hub_release.hub import HubError, connect
+from hub_release.hub import client as hub_module
+from hub_release.hub.client import HubError, connect
+from hub_release.hub.commit import Destination, Pushed, push_files
 from hub_release.package import package_files
 from tests.conftest import ROOT, write_files
 from tests.hub_server import TestHub, environment
@@ -104,8 +104,8 @@ PUSHER = f"""
 import os, sys
 from pathlib import Path
 import huggingface_hub._commit_api, huggingface_hub.lfs
-from hub_release.commit import Destination, push_files
-from hub_release.hub import connect
+from hub_release.hub.commit import Destination, push_files
+from hub_release.hub.client import connect
 from hub_release.package import package_files
 for line in sys.stdin:
     child = os.fork()

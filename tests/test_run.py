@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 from modeling.infer import EmotionModel, LoadedEncoder
 from tests.conftest import LABELS, fake_encoder, tiny_flags, write_corpus
-from training.encoding import encode
-from training.prepare import read_corpus
+from training.data.encoding import encode
+from training.fit.prepare import read_corpus
 from training.run import main
 
 FILES = [

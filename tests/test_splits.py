@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.balance import Rows, oversample, real_rows
-from training.corpus import Corpus, Split
-from training.splits import pooled_r2, stratified
-from training.tables import CorpusError
+from training.data.balance import Rows, oversample, real_rows
+from training.data.corpus import Corpus, Split
+from training.data.splits import pooled_r2, stratified
+from training.data.tables import CorpusError
 
 NAMES = ("a", "b", "c")
 

@@ -25,7 +25,7 @@ from transformers import (
     pipeline,
 )
 
-from hub_release.check import check
+from hub_release.check.gate import check
 from hub_release.export import export
 from hub_release.package import seal
 from modeling.adapters import attach_lora
@@ -48,9 +48,9 @@ from modeling.infer import (
     tokenize,
 )
 from tests.conftest import EMBED_DIM, LABELS, tiny_config, tiny_flags, tiny_tokenizer, write_corpus
-from training.evaluation import load_classifier
+from training.commands.evaluate import load_classifier
+from training.fit.prepare import prepare
 from training.options import parse_recipe
-from training.prepare import prepare
 from training.recipe import RecipeError
 from training.run import main
 from training.run_folder import RunFolder
@@ -320,7 +320,7 @@ def flags_of(tmp_path: Path, backbone: str, *more: str) -> list[str]:
 def test_a_run_and_its_classifier(
     tmp_path: Path, tiny_backbone: str, reads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.run.fit_precision", lambda recipe: recipe)
+    monkeypatch.setattr("training.commands.train.fit_precision", lambda recipe: recipe)
     settings = f"--input {reads} --pooling attention --attention bidirectional --window_length 4 --window_overlap 1"
     flags = flags_of(tmp_path, tiny_backbone, *settings.split(), "--balance", "duplicate", "--balance_target", "30")
     assert main([*flags, "--bf16", "true", "--num_hidden_layers", "1"]) == 0

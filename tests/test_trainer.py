@@ -22,17 +22,16 @@ import yaml
 from safetensors.torch import load_file
 from transformers import MistralModel, TrainerControl, TrainerState, TrainingArguments
 
-from modeling import infer
 from modeling.adapters import attach_lora, learning_rate_groups
 from modeling.fused_layer import FusedOneTokenLayer
-from modeling.infer import INPUTS, EmotionConfig, EmotionModel, Features, at_most
+from modeling.infer import INPUTS, EmotionConfig, EmotionModel, Features, at_most, predict
 from modeling.memory import RESERVE, plan_memory
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config, tiny_flags, write_corpus
+from training.fit.batch import read_setting
+from training.fit.trainer import CheckpointByTime, FeatureDataset, FocalTrainer, LengthGroupedSampler
 from training.options import parse_recipe
-from training.plan import read_setting
 from training.run import main
 from training.run_folder import RunFolder
-from training.trainer import CheckpointByTime, FeatureDataset, FocalTrainer, LengthGroupedSampler
 
 RATES = {"projection": 1e-2, "classifier": 5e-3, "lora": 2e-3}
 
@@ -79,8 +78,8 @@ def train(
 def test_small_products_are_computed_in_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, product: int, matrix: int, expected: int
 ) -> None:
-    monkeypatch.setattr(infer, "SMALL_PRODUCT", product)
-    monkeypatch.setattr(infer, "SMALL_MATRIX", matrix)
+    monkeypatch.setattr(predict, "SMALL_PRODUCT", product)
+    monkeypatch.setattr(predict, "SMALL_MATRIX", matrix)
     used: list[int] = []
     monkeypatch.setattr(EmotionModel, "_read_token", spy(EmotionModel._read_token, used))
     with at_most(torch.get_num_threads()):
@@ -101,7 +100,7 @@ def test_the_matrices_of_fused_layers_are_laid_out_once(
         return original(layer, *weights)
 
     monkeypatch.setattr(FusedOneTokenLayer, "_lay_out", count)
-    monkeypatch.setattr("training.run.fit_precision", lambda recipe: recipe)
+    monkeypatch.setattr("training.commands.train.fit_precision", lambda recipe: recipe)
     flags = [*tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, tmp_path / "run"), "--bf16", "true"]
     assert main([*flags, "--epochs", "2", "--batch_size", "8", "--gradient_accumulation_steps", "2"]) == 0
     assert len(set(laid_out)) == 2 and len(laid_out) == 2 * 2  # layers × epochs: an evaluation takes them away
@@ -168,7 +167,7 @@ def test_a_small_memory_changes_the_cut_and_not_the_run(
     )  # the peak is in scoring where a step is so small
     recipe, _ = parse_recipe([*flags, "--batch_size", "4", "--gradient_accumulation_steps", "8"])
     limit = plan_memory(dataclasses.replace(read_setting(recipe), device="cpu")).training_peak + RESERVE
-    monkeypatch.setattr("training.plan.free_memory", lambda state: limit)
+    monkeypatch.setattr("training.fit.batch.free_memory", lambda state: limit)
     assert main(flags) == 0
     assert "a step of 4 x 8 rows" in (cut / "train.log").read_text()
     first, second = (state_of(run)["log_history"] for run in (whole, cut))
@@ -285,7 +284,7 @@ def test_batches_are_of_like_length_and_the_same_again_in_the_same_epoch() -> No
 
 def test_a_checkpoint_is_due_when_the_minutes_have_gone_by(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("training.trainer.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("training.fit.trainer.time.monotonic", lambda: clock[0])
     callback, arguments, state = CheckpointByTime(2), TrainingArguments("x", use_cpu=True), TrainerState()
     asked = []
     for state.epoch, clock[0] in ((0.1, 60), (0.2, 119), (0.3, 121), (0.4, 200), (0.5, 240), (1.0, 242), (1.1, 243)):

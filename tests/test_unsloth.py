@@ -23,7 +23,7 @@ from modeling.adapters import ALL_LINEAR
 from modeling.backbones import load_frozen_backbone, load_unsloth_backbone
 from modeling.infer import EmotionClassifier
 from tests.conftest import ROOT, add_to_hub_cache, tiny_config, tiny_flags, write_corpus
-from training.evaluation import load_classifier
+from training.commands.evaluate import load_classifier
 from training.options import parse_recipe
 from training.recipe import RecipeError
 

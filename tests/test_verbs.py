@@ -17,8 +17,8 @@ import typer
 from huggingface_hub import constants, snapshot_download
 from typer.testing import CliRunner
 
-import hub_release.check
-import hub_release.push
+import hub_release.check.gate
+import hub_release.hub.push
 from hub_release.cli import app
 from hub_release.package import LAYOUT, package_files
 from tests import HUB_CACHE
@@ -45,8 +45,8 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bytes]]:
         problems = ["bad. Remedy: one", "worse. Remedy: two"] if (package / "bad.txt").exists() else []
         return problems + ["contaminated"] * ((package / "pooled.txt").exists() and not allow_contaminated)
 
-    monkeypatch.setattr(hub_release.push, "check", check)
-    monkeypatch.setattr(hub_release.check, "check", check)
+    monkeypatch.setattr(hub_release.hub.push, "check", check)
+    monkeypatch.setattr(hub_release.check.gate, "check", check)
     return shown
 
 
@@ -85,9 +85,9 @@ def test_a_lost_answer_to_the_tag(hub: TestHub, folder: Path, checked: list[dict
 def test_what_a_stranger_gets_is_checked(
     hub: TestHub, folder: Path, checked: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = hub_release.push.check
+    real = hub_release.hub.push.check
     monkeypatch.setattr(
-        hub_release.push, "check", lambda package, allow: real(package, allow) or ["b"] * (len(checked) > 1)
+        hub_release.hub.push, "check", lambda package, allow: real(package, allow) or ["b"] * (len(checked) > 1)
     )
     text = run("push", folder, NAME, "--yes", code=1)
     assert "is pushed, but what a stranger gets fails the check" in text and "✗ b" in text
@@ -195,7 +195,7 @@ def test_no_is_said_in_json_too(
         assert "+ config.json (new)" in said.err, "whoever is asked sees the plan"
     assert type_in(monkeypatch, "y\ny\n", *push) == 0
     assert len(hub.repositories) == 2 and json.loads(capsys.readouterr().out)["space"]["commit"]
-    monkeypatch.setattr(hub_release.push, "plan_files", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(hub_release.hub.push, "plan_files", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
     assert type_in(monkeypatch, "", *push, "--yes") == 130
     assert "interrupted. Remedy: run the same command again" in json.loads(capsys.readouterr().out)["error"]
 

@@ -13,9 +13,9 @@ from transformers.training_args import OptimizerNames
 
 from modeling.adapters import ALL_LINEAR
 from modeling.infer import ATTENTIONS, ENCODERS, INPUTS, POOLINGS, WINDOWS
-from training.audit import POLICIES
-from training.balance import METHODS, MLSMOTE_LABELS, WHOLE_ROW_METHODS
-from training.splits import PROTOCOLS
+from training.audit.rows import POLICIES
+from training.data.balance import METHODS, MLSMOTE_LABELS, WHOLE_ROW_METHODS
+from training.data.splits import PROTOCOLS
 
 
 class RecipeError(ValueError):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 # Threads that spin while they wait make two processes on two cores ten times slower; set before torch loads OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -18,22 +14,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from accelerate import PartialState
 
-from training.audit import LeakError
-from training.balance import BalanceError
-from training.build import build_model, build_trainer, fit_precision
-from training.compare import compare, compare_runs
-from training.distillation import distil, given
-from training.emissions import start_tracking, stop_tracking
-from training.evaluation import evaluate
-from training.null_test import run_null_tests
-from training.options import RunOptions, parse_recipe
-from training.plan import describe_plan, fit_batch
-from training.plots import plot_label_frequencies
-from training.prepare import Prepared, forget_rows, prepare
-from training.recipe import Recipe, RecipeError
-from training.results import finish, warning_of
-from training.run_folder import RunFolder, RunFolderError, describe_environment
-from training.tables import CorpusError
+from training.audit.rows import LeakError
+from training.commands.compare import compare, compare_runs
+from training.commands.evaluate import evaluate
+from training.commands.null_test import run_null_tests
+from training.commands.plan import describe_plan
+from training.commands.train import train
+from training.data.balance import BalanceError
+from training.data.tables import CorpusError
+from training.fit.prepare import forget_rows
+from training.options import parse_recipe
+from training.recipe import RecipeError
+from training.run_folder import RunFolderError
 
 logger = logging.getLogger("training")
 
@@ -63,66 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RecipeError, CorpusError, BalanceError, RunFolderError, LeakError, ImportError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-
-
-def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> int:
-    """The stages of a run."""
-    run = RunFolder(str(options.output_dir))
-    # The main process prepares while the others wait: for teachers longer than the ten minutes that torch allows.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
-    opened, tracker = time.perf_counter(), start_tracking(options.co2_country if state.is_main_process else None)
-    with state.main_process_first():
-        if state.is_main_process:
-            if options.resume and (run.path / "recipe.yaml").exists():
-                run.refuse_other_recipe(dataclasses.asdict(recipe))
-            run.open(options.resume, options.overwrite)
-        log_to(run, state)
-        if state.is_main_process and options.resume:
-            run.refuse_other_inputs(given(recipe))
-        fitted = fit_precision(recipe)
-        data = distil(prepare(recipe, null_test), fitted)
-    started = time.perf_counter()
-    fitted = fit_batch(fitted, state)
-    trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
-    if state.is_main_process:  # only now: neither bad data nor a bad setting must cost the run that is there
-        run.clear(checkpoints=options.overwrite)
-        describe_run(run, recipe, data, describe_environment(recipe.seed, state.num_processes, fitted.bf16))
-    checkpoint = run.last_checkpoint() if options.resume else None
-    if options.resume:
-        logger.info("resuming from %s", checkpoint or "the start: no complete checkpoint is there")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if state.is_main_process:
-        timing = {
-            "seconds_of_preparation": round(started - opened, 1),
-            "seconds_of_training": round(time.perf_counter() - started, 1),
-            "resumed": checkpoint is not None,
-            **stop_tracking(tracker),
-        }
-        finish(run, trainer, data, recipe, null_test, timing)
-    return 0
-
-
-def log_to(run: RunFolder, state: PartialState) -> None:
-    """Plain lines on the screen and in ``train.log``, from the main process."""
-    for handler in logging.getLogger().handlers[:]:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
-    handlers: list[logging.Handler] = [logging.NullHandler()]
-    if state.is_main_process:
-        handlers = [logging.StreamHandler(), logging.FileHandler(run.path / "train.log", encoding="utf-8")]
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
-    for name in ("training", "modeling"):
-        logging.getLogger(name).setLevel(logging.INFO)
-
-
-def describe_run(run: RunFolder, recipe: Recipe, data: Prepared, environment: dict[str, Any]) -> None:
-    """Write what is known before training: recipe, environment, audit, label frequencies."""
-    run.write_recipe(dataclasses.asdict(recipe))
-    run.write_json("environment.json", environment)
-    run.write_json("audit.json", data.audit)
-    before, after = data.corpus["train"].labels.sum(axis=0), data.rows.labels.sum(axis=0)
-    with run.replacing("label_frequencies.png") as path:
-        plot_label_frequencies(path, before, after, data.corpus.labels, warning_of(recipe))
 
 
 if __name__ == "__main__":

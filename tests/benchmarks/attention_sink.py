@@ -16,7 +16,7 @@ import torch
 from modeling.backbones import load_frozen_backbone
 from modeling.infer import BUNDLED_BACKBONE, build_projection, load_encoder
 from modeling.projection import standardise_projection
-from training.corpus import load_corpus
+from training.data.corpus import load_corpus
 
 TEXTS = 200
 

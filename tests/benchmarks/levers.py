@@ -24,12 +24,13 @@ from torch import nn
 from torch.nn import functional
 from transformers import TrainerCallback
 
+import training.commands.train
 import training.run
 from modeling.focal import IGNORED_LABEL, focal_loss
+from training.data.taxonomy import TAXONOMIES
+from training.fit.prepare import Prepared
+from training.fit.trainer import FocalTrainer
 from training.options import parse_recipe
-from training.prepare import Prepared
-from training.taxonomy import TAXONOMIES
-from training.trainer import FocalTrainer
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits and multi-hot targets, both [B, L] → the loss of each decision, [B, L]."""
@@ -213,14 +214,14 @@ def main() -> int:
     if sys.argv[1:2] == [] or sys.argv[1] not in LEVERS:
         sys.stderr.write("".join(f"{name:20} {lever.__doc__}\n" for name, lever in LEVERS.items()))
         return 2
-    lever, flags, build = LEVERS[sys.argv[1]], sys.argv[2:], training.run.build_trainer
+    lever, flags, build = LEVERS[sys.argv[1]], sys.argv[2:], training.commands.train.build_trainer
 
     def build_with_lever(model: Any, recipe: Any, data: Prepared, run: Any) -> FocalTrainer:
         trainer = build(model, recipe, data, run)
         lever(trainer, data)
         return trainer
 
-    training.run.build_trainer = build_with_lever
+    training.commands.train.build_trainer = build_with_lever
     status = training.run.main(flags)
     if status == 0:
         for name in ("model", "checkpoints"):

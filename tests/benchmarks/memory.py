@@ -101,7 +101,7 @@ def measure(case: Case) -> dict[str, int]:
     from modeling.fused_layer import fuse_layers
     from modeling.infer import EmotionConfig, EmotionModel, Features, predict_logits
     from modeling.memory import INFERENCE_ROWS, Setting, evaluation_rows, plan_memory
-    from training.trainer import FeatureDataset, FocalTrainer
+    from training.fit.trainer import FeatureDataset, FocalTrainer
 
     backbone_config = MistralConfig(
         vocab_size=1024,

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from training.balance import METHODS, oversample, real_rows
+from training.data.balance import METHODS, oversample, real_rows
 
 LABELS = 28
 

@@ -20,9 +20,9 @@ import torch
 from timing import emit
 
 from modeling.infer import EmotionClassifier
+from training.fit.prepare import load_rows
 from training.options import parse_recipe
-from training.prepare import load_rows
-from training.scoring import bootstrap_weights, scores, weighted_scores
+from training.scores.scoring import bootstrap_weights, scores, weighted_scores
 
 WORDS = {
     "[NAME]": ["John", "Maria", "Ahmed", "Emily", "Trump", "Chen", "Sarah", "Kevin", "LeBron", "Ana", "Smith", "Olga"],

@@ -12,7 +12,7 @@ import torch
 from timing import alternate
 from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
 
-from modeling import infer
+from modeling.infer import bundled
 
 THREADS = torch.get_num_threads()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -22,7 +22,7 @@ class Roberta:
     """RoBERTa-base with 28 labels and random weights: texts in, labels out."""
 
     def __init__(self) -> None:
-        gguf = infer._find_gguf()
+        gguf = bundled._find_gguf()
         self.tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         config = RobertaConfig(vocab_size=50_265, num_labels=28, max_position_embeddings=514)

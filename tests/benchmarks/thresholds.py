@@ -15,10 +15,10 @@ import sys
 import numpy as np
 from scipy.special import expit, logit
 
-from training.calibration import choose_calibration
 from training.run_folder import RunFolder
-from training.scoring import scores
-from training.thresholds import choose_thresholds
+from training.scores.calibration import choose_calibration
+from training.scores.scoring import scores
+from training.scores.thresholds import choose_thresholds
 
 HALVES = 20
 

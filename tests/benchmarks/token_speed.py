@@ -27,7 +27,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from modeling.adapters import ALL_LINEAR, HEAD_PARTS, attach_lora
 from modeling.backbones import compile_layers, hold_bfloat16, read_tokenizer
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, Features, load_backbone, tokenize
-from training.build import fit_precision
+from training.fit.build import fit_precision
 from training.recipe import Recipe
 
 LABELS = [str(number) for number in range(28)]

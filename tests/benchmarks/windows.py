@@ -20,11 +20,11 @@ from scipy.special import expit
 from timing import emit
 
 from modeling.infer import WINDOWS, EmotionClassifier, cut_into_windows, pool_windows, predict_logits
-from training.corpus import Split
-from training.evaluation import load_classifier
+from training.commands.evaluate import load_classifier
+from training.data.corpus import Split
+from training.fit.prepare import load_rows
 from training.options import parse_recipe
-from training.prepare import load_rows
-from training.scoring import scores
+from training.scores.scoring import scores
 
 KINDS = ("neutral", "same", "passage")
 TEXTS_OF_A_KIND = 150

@@ -1,0 +1,166 @@
+"""One file made of many: the modules of ``modeling/infer`` become the ``infer.py`` that a package carries.
+
+A package ships one file, because relative imports fail for ``from infer import …`` and plain ones for the Auto classes.
+The bundle is the modules' own text in the order of their imports. A line before each part says which module it is, so
+that a line number in a traceback leads to the module.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import modeling.infer
+from hub_release.package import ReleaseError
+
+FOLDER = Path(str(modeling.infer.__file__)).parent
+PACKAGE = "modeling.infer"
+SHIPPED = ("pipeline", "shell")
+"""Modules that nothing else imports; with what they import they are all of ``infer.py``."""
+_LOGGER = "logger = logging.getLogger(__name__)"
+_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module of ``modeling/infer``, taken apart.
+
+    Attributes:
+        docstring: what it is.
+        needs: modules of the folder that it imports, in the order of its imports.
+        imports: its other imports at the top, as (module, name, alias); name is "" for ``import module``.
+        body: its text without docstring, imports and logger.
+    """
+
+    docstring: str
+    needs: tuple[str, ...]
+    imports: frozenset[tuple[str, str, str]]
+    body: str
+
+
+@cache
+def bundle(roots: Sequence[str] = SHIPPED) -> str:
+    """The text of one file with these modules and all that they import; its docstring is the last root's.
+
+    Raises:
+        ReleaseError: a module imports in a form that cannot be bundled, or two modules define the same name.
+    """
+    modules: dict[str, Module] = {}
+    for root in roots:
+        _collect(root, modules)
+    imports = sorted(set[tuple[str, str, str]]().union(*(module.imports for module in modules.values())))
+    parts = [f'"""{modules[roots[-1]].docstring}\n"""', *_import_lines(imports), _LOGGER]
+    for name, module in modules.items():
+        title = f"# {PACKAGE.replace('.', '/')}/{name}.py: {module.docstring.partition(chr(10))[0]}"
+        parts.append(f"{'# ' + '-' * (_WIDTH - 2)}\n{title}\n\n\n{module.body}")
+    text = "\n\n\n".join(parts) + "\n"
+    _refuse_repeated(text)
+    return text
+
+
+def _collect(name: str, modules: dict[str, Module]) -> None:
+    """Add a module after those that it needs."""
+    if name in modules:
+        return
+    module = read_module(name)
+    for needed in module.needs:
+        _collect(needed, modules)
+    modules[name] = module
+
+
+def read_module(name: str) -> Module:
+    """Take a module of ``modeling/infer`` apart.
+
+    Raises:
+        ReleaseError: it imports in a form that cannot be bundled.
+    """
+    path = FOLDER / f"{name}.py"
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    lines = text.splitlines()
+    needs: list[str] = []
+    imports: set[tuple[str, str, str]] = set()
+    for node in tree.body:
+        is_docstring = node is tree.body[0] and isinstance(node, ast.Expr)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE}."):
+            needs.append(str(node.module).removeprefix(f"{PACKAGE}."))
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            imports |= set(_names(node))
+        elif not is_docstring and ast.unparse(node) != _LOGGER:
+            continue
+        for number in range(node.lineno - 1, node.end_lineno or node.lineno):
+            lines[number] = ""
+    _refuse_other_imports(path, tree)
+    body = "\n".join(lines).strip("\n")
+    return Module(ast.get_docstring(tree) or "", tuple(needs), frozenset(imports), body)
+
+
+def _names(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str, str]]:
+    for alias in node.names:
+        if isinstance(node, ast.Import):
+            yield alias.name, "", alias.asname or ""
+        else:
+            yield str(node.module), alias.name, alias.asname or ""
+
+
+def _refuse_other_imports(path: Path, tree: ast.Module) -> None:
+    top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        sources = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+        own = any(source.split(".")[0] == PACKAGE.split(".")[0] for source in sources)
+        plain = isinstance(node, ast.ImportFrom) and str(node.module).startswith(f"{PACKAGE}.") and id(node) in top
+        renamed = any(alias.asname or alias.name == "*" for alias in node.names)
+        if (isinstance(node, ast.ImportFrom) and node.level) or (own and (renamed or not plain)):
+            raise ReleaseError(
+                f"{path}, line {node.lineno}: {ast.unparse(node)!r} cannot be bundled. Remedy: write "
+                f"'from {PACKAGE}.module import name' at the top of the module"
+            )
+        if "__future__" in sources:  # the strict configuration reads annotations, which this would turn into text
+            raise ReleaseError(f"{path}, line {node.lineno}: imports from __future__. Remedy: quote forward references")
+
+
+def _import_lines(imports: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+    """Imports of the standard library, then those of other packages; each module once."""
+    for standard in (True, False):
+        plain: list[str] = []
+        named: dict[str, list[str]] = {}
+        for module, name, alias in imports:
+            if (module.split(".")[0] in sys.stdlib_module_names) is not standard:
+                continue
+            renamed = f" as {alias}" if alias else ""
+            if name:
+                named.setdefault(module, []).append(name + renamed)
+            else:
+                plain.append(f"import {module}{renamed}")
+        yield "\n".join([*plain, *(_from_import(module, names) for module, names in named.items())])
+
+
+def _from_import(module: str, names: list[str]) -> str:
+    line = f"from {module} import {', '.join(names)}"
+    return line if len(line) <= _WIDTH else f"from {module} import (\n    " + ",\n    ".join(names) + ",\n)"
+
+
+def definitions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
+    """Names that a module defines at its top, each with its statement."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name, node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                for part in target.elts if isinstance(target, ast.Tuple) else [target]:
+                    if isinstance(part, ast.Name):
+                        yield part.id, node
+
+
+def _refuse_repeated(text: str) -> None:
+    names = [name for name, _ in definitions(ast.parse(text))]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ReleaseError(f"{PACKAGE} defines {', '.join(repeated)} in two modules. Remedy: rename one of them")

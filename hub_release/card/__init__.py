@@ -1,0 +1,1 @@
+"""The model card, filled from the recorded files of a package."""

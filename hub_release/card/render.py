@@ -1,0 +1,71 @@
+"""The model card, filled from the package's recorded facts by a strict template."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined, TemplateError, meta
+from safetensors import SafetensorError
+
+from hub_release.card.facts import read_facts
+from hub_release.card.metadata import build_metadata
+from hub_release.card.origin import collect_origin
+from hub_release.card.scores import collect_scores
+from hub_release.package import LAYOUT, ReleaseError, seal, template_path, words_of
+from modeling.infer import PackageError
+
+_BAD_CONTENT = (
+    *(LookupError, TypeError, ValueError, ArithmeticError, AttributeError),
+    *(csv.Error, SafetensorError, TemplateError),
+)
+"""What a recorded file with other content than a run writes makes of reading it."""
+
+
+def render_card(package: Path) -> str:
+    """The card of a package folder; the same files give the same card.
+
+    Raises:
+        ReleaseError: a recorded file is missing, is not what a run writes or contradicts another; or a variable of the
+            template has no value, or a value has no place in the template.
+    """
+    template = template_path().read_text(encoding="utf-8")
+    environment = Environment(
+        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    try:
+        facts = read_facts(package)
+        values = {"metadata": str(build_metadata(facts)).strip(), **collect_scores(facts), **collect_origin(facts)}
+        wanted = meta.find_undeclared_variables(environment.parse(template))
+        if wanted != set(values):
+            raise ReleaseError(f"the card's template and its values differ: {', '.join(sorted(wanted ^ set(values)))}")
+        card = environment.from_string(template).render(values)
+        card.encode("utf-8")  # half an emoji is legal in JSON, and no text
+        return card
+    except FileNotFoundError as error:
+        raise ReleaseError(f"{Path(str(error.filename)).name} is missing. Remedy: hub_release export again") from error
+    except PackageError as error:
+        raise ReleaseError(words_of(error)) from error
+    except _BAD_CONTENT as error:
+        raise ReleaseError(
+            f"a recorded file is not what a run writes ({type(error).__name__}: {error}). Remedy: hub_release export again"
+        ) from error
+
+
+def write_card(package: Path) -> None:
+    """Render the card of a package folder, and seal the package; the file is replaced whole or not at all.
+
+    Raises:
+        ReleaseError: as :func:`render_card`.
+    """
+    replace_file(package, LAYOUT.card, render_card(package))
+    seal(package)
+
+
+def replace_file(package: Path, name: str, content: str) -> None:
+    """Write a text file of a package, whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=package, prefix=".card-") as folder:
+        written = Path(folder, name)
+        written.write_text(content, encoding="utf-8")
+        written.replace(package / name)

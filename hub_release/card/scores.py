@@ -1,0 +1,156 @@
+"""Values of the model card: what the model says, and how well it does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hub_release.card.facts import Facts
+from hub_release.card.text import find_plots, plain, unreliable_share
+
+_POLICIES = {"fixed": "0.5 for all labels", "global": "one for all labels", "per_label": "one for each label"}
+_PARTS_OF_TEST = {"test": "test", "test_without_copies": "test, without texts of train"}
+_LONGEST_EXAMPLE = 80
+
+Row = tuple[str, ...]
+
+
+def collect_scores(facts: Facts) -> dict[str, Any]:
+    """Title, examples, scores, unreliable labels, calibration, and published figures."""
+    return {**_identity(facts), **_scores(facts), **_reliability(facts), **_comparison(facts)}
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A score with its interval."""
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _score(scores: Mapping[str, Any], name: str) -> str:
+    return with_interval(scores[name], *scores["intervals_95"][name])
+
+
+def _label_score(row: Mapping[str, str], name: str) -> str:
+    return with_interval(*(float(row[key]) for key in (name, f"{name}_low", f"{name}_high")))
+
+
+def _identity(facts: Facts) -> dict[str, Any]:
+    test = facts.metrics["test"]
+    kind = "emotion" if "emotion-classification" in facts.dataset.tags else "text"
+    on = f", {facts.backbone.name}" if facts.backbone.name else ""
+    of = f" trained on {facts.dataset.name}" if facts.dataset.name else ""
+    return {
+        "title": f"Multi-label {kind} classifier: {len(facts.labels)} labels{on}{of}",
+        "contaminated": facts.contaminated,
+        "label_count": str(len(facts.labels)),
+        "dataset": facts.dataset.name or "rows that are not published",
+        "headline": _score(test["per_label"], "macro_f1"),
+        "headline_fixed": _score(test["fixed"], "macro_f1"),
+        "test_rows": f"{facts.audit['splits']['test']['rows']:,}",
+        "examples": [
+            (plain(row["text"]), _found(facts, row["probabilities"]))
+            for row in facts.golden["rows"]
+            if len(row["text"]) <= _LONGEST_EXAMPLE
+        ],
+        "requirements": "requirements.txt" in facts.files,
+        "threshold_example": json.dumps({facts.labels[0]: 0.3}, ensure_ascii=False),
+    }
+
+
+def _found(facts: Facts, probabilities: Sequence[float]) -> str:
+    thresholds = facts.config["thresholds"]
+    reached = sorted(
+        (-probability, label)
+        for label, probability in zip(facts.golden["labels"], probabilities, strict=True)
+        if probability >= thresholds[label]
+    )
+    return ", ".join(f"{plain(label)} {-negative:.3f}" for negative, label in reached) or "none"
+
+
+def _scores(facts: Facts) -> dict[str, Any]:
+    copies = facts.audit["copies"]["test_in_train"]["rows"]
+    note = "No test text has a copy in train (see the audit below)."
+    if copies:
+        note = f"{copies:,} of the test rows have a copy in train (see the audit below)"
+        apart = "test_without_copies" in facts.metrics
+        note += "; the scores without them stand apart." if apart else ", which leaves no rows to score apart."
+    return {
+        "protocol": facts.metrics["protocol"],
+        "bootstrap_draws": f"{facts.context['bootstrap_draws']:,}",
+        "score_rows": [
+            (
+                rows,
+                policy,
+                *(_score(facts.metrics[part][key], name) for name in ("macro_f1", "micro_f1", "exact_accuracy")),
+            )
+            for part, rows in _PARTS_OF_TEST.items()
+            if part in facts.metrics
+            for key, policy in _POLICIES.items()
+        ],
+        "copies_note": note,
+        "label_rows": [_label_row(facts, label) for label in facts.labels],
+        "score_plots": find_plots(
+            facts,
+            {
+                "per_label.png": "F1 of each label",
+                "thresholds.png": "F1 of each label on validation against its threshold",
+                "precision_recall.png": "Precision and recall of each label",
+                "confusions.png": "Labels that are taken for one another",
+            },
+        ),
+    }
+
+
+def _label_row(facts: Facts, label: str) -> Row:
+    own, fixed = (facts.test_row(label, policy) for policy in ("per_label", "fixed"))
+    scores = (_label_score(own, name) for name in ("precision", "recall", "f1", "average_precision"))
+    support = f"{int(own['support']):,}"
+    return (plain(label), support, f"{float(own['threshold']):.3f}", *scores, f"{float(fixed['f1']):.3f}")
+
+
+def _reliability(facts: Facts) -> dict[str, Any]:
+    rule, calibration = facts.context["unreliable"], facts.calibration
+    rows = [facts.test_row(label, "per_label") for label in facts.config["unreliable_labels"]]
+    method = {
+        "none": "The probabilities are not calibrated",
+        "temperature": "One temperature for all labels, fitted on validation, is folded into the classifier",
+        "platt": "A scale and a bias for each label (Platt), fitted on validation, are folded into the classifier",
+    }[calibration["method"]]
+    errors = ("expected_calibration_error", "mean_label_calibration_error", "brier_score")
+    scores = ("macro_f1_at_0.5", "macro_f1_at_own_thresholds")
+    return {
+        "rule_rows": f"{rule['positives_below']:,}",
+        "rule_width": f"{rule['f1_interval_wider_than']:g}",
+        "unreliable_labels": unreliable_share(facts) if rows else "",
+        "all_unreliable": len(rows) == len(facts.labels),
+        "unreliable_rows": [(plain(row["label"]), f"{int(row['support']):,}", _label_score(row, "f1")) for row in rows],
+        "calibration": f"{method}. Why: {calibration['reason']}.",
+        "calibration_rows": [
+            (
+                split,
+                when,
+                *(f"{calibration[split][when][name]:.4f}" for name in errors),
+                *(f"{calibration[split][when][name]:.3f}" for name in scores),
+            )
+            for split in ("validation", "test")
+            for when in ("before", "after")
+        ],
+        "calibration_plots": find_plots(facts, {"reliability.png": "Share of positives against probability"}),
+    }
+
+
+def _comparison(facts: Facts) -> dict[str, Any]:
+    own = facts.metrics["test"]["per_label"]
+    protocol = facts.metrics["protocol"]
+    this = (f"{protocol} test split, thresholds from validation", _score(own, "macro_f1"), _score(own, "micro_f1"))
+    others = [
+        (plain(row["system"]), plain(row["protocol"]), *(f"{row[k]:g}" if row[k] is not None else "" for k in names))
+        for names in [("macro_f1", "micro_f1")]
+        for row in facts.context["published"]
+    ]
+    return {
+        "published_rows": [("**this model**", *this), *others] if others else [],
+        "published_note": "Figures of different protocols do not compare; differences within the interval say nothing."
+        if facts.published_test
+        else "They do not compare with this model's, which was not tested on the test split as it is published.",
+    }

@@ -1,0 +1,1 @@
+"""The gate: what is wrong with a package."""

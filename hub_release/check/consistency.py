@@ -1,0 +1,280 @@
+"""A package's contents: does each file load, and do the files say the same?"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from hub_release.bundle import bundle
+from hub_release.card.facts import CONTAMINATED, refuse_backbone
+from hub_release.card.render import render_card
+from hub_release.package import HANDLER, LAYOUT, ReleaseError, read_recipe, sha256
+from hub_release.requirements import PROJECT, VERSION_KEY, not_installed, read_requirements, requirements_of
+from modeling.infer import (
+    AUTO_MAP,
+    BUNDLED_BACKBONE,
+    CUSTOM_PIPELINES,
+    HEAD_FILES,
+    SCHEMA_VERSION,
+    EmotionConfig,
+    PackageError,
+    build_backbone,
+    read_adapter,
+    read_config,
+    read_head,
+    read_head_file,
+    read_json,
+    read_tokenizer,
+)
+
+T = TypeVar("T")
+_EXPORT = "hub_release export again"
+_OTHER_LABELS = "and config.json list different labels, or in another order"
+_HUB_KEYS = {
+    "model_type": EmotionConfig.model_type,
+    "architectures": ["EmotionModel"],
+    "auto_map": AUTO_MAP,
+    "custom_pipelines": CUSTOM_PIPELINES,
+    "problem_type": "multi_label_classification",
+    "schema_version": SCHEMA_VERSION,
+}
+EARLIER_CODE = {
+    "a27a75d973f5b09678164629cea74df3677ead1737c9cb18d1b91f059b02fdf3": "infer.py of 0.1.0",
+    "6f71380d2821fc8c2251dd68ced51de3f1dc75313fee561580923ee56e38f5f2": "handler.py of 0.1.0",
+}
+"""SHA-256 of code that earlier versions exported: their packages pass the check without a new export."""
+_SPLITS = {"validation", "test", "test_without_copies"}
+_HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
+
+
+class Findings(list[PackageError]):
+    """What was found wrong so far."""
+
+    def attempt(self, step: Callable[..., T], *arguments: Any) -> T | None:
+        """The value of a step; None where it fails, and its failure joins the list."""
+        try:
+            return step(*arguments)
+        except PackageError as error:
+            self.append(error)
+            return None
+
+
+def weight_problems(package: Path) -> Findings:
+    """What keeps configuration, head or adapter from being loaded onto the backbone that they name."""
+    found = Findings()
+    config = found.attempt(read_config, package)
+    if config is None:
+        return found
+    heads = [found.attempt(read_head_file, package, name, config) for name in HEAD_FILES]
+    if None not in heads:
+        found.attempt(read_head, package, config)
+    if config.reads_words:
+        found.attempt(read_tokenizer, package, config)
+    backbone = found.attempt(_backbone_on_meta, config)
+    if backbone is not None:
+        found.attempt(_adapter_problem, package, config, backbone)
+    return found
+
+
+def _backbone_on_meta(config: EmotionConfig) -> nn.Module:
+    """The backbone without its weights, to hold the adapter's keys and shapes against."""
+    if config.head == "mlp":
+        raise PackageError(LAYOUT.config, "is of a baseline without a backbone", "train with head backbone and export")
+    settings = config.backbone_config or {}
+    refuse_backbone(settings)
+    try:
+        with torch.device("meta"):
+            backbone = build_backbone(config)
+    except Exception as error:  # transformers checks the fields of each architecture with many kinds of exception
+        raise PackageError(LAYOUT.config, f"has a backbone_config that cannot be built: {error}", _EXPORT) from None
+    if settings.get("hidden_size") != config.hidden_size:
+        raise PackageError(LAYOUT.config, "has a backbone_config of another hidden_size", _EXPORT)
+    return backbone
+
+
+def _adapter_problem(package: Path, config: EmotionConfig, backbone: nn.Module) -> None:
+    """Refuse an adapter that does not fit; or that holds more than is read, which golden probabilities cannot show."""
+    _, tensors = read_adapter(package, config, backbone)
+    with safe_open(package / LAYOUT.adapter, framework="numpy") as file:
+        stored = len(file.keys())
+    if stored > len(tensors):
+        what = f"holds {stored - len(tensors)} tensors that no model reads"
+        raise PackageError(LAYOUT.adapter, what, _EXPORT)
+
+
+def code_problems(package: Path) -> Findings:
+    """Code other than this version's own, or an earlier version's; such code is never run."""
+    found = Findings()
+    for name, own in ((LAYOUT.code, bundle().encode()), (LAYOUT.handler, HANDLER.read_bytes())):
+        path = package / name
+        if path.is_file() and path.read_bytes() != own and sha256(path) not in EARLIER_CODE:
+            remedy = f"{_EXPORT}, or check with {_maker(package)}"
+            found.append(PackageError(name, "is not the code of this version of hub_release", remedy))
+    return found
+
+
+def _maker(package: Path) -> str:
+    try:
+        return f"{PROJECT} {read_json(package, LAYOUT.config)[VERSION_KEY]}, which made it"
+    except (PackageError, KeyError):
+        return "the version of hub_release that made it"
+
+
+def origin_problems(package: Path, allow_contaminated: bool) -> Findings:
+    """A backbone or encoder that only this machine has, requirements that are not its own, contaminated scores."""
+    found = Findings()
+    metrics = found.attempt(read_json, package, LAYOUT.metrics) or {}
+    if metrics.get("protocol") == CONTAMINATED and not allow_contaminated:
+        remedy = "train with split official, or --allow-contaminated to accept a card that says so"
+        found.append(PackageError(LAYOUT.metrics, "has contaminated scores (split protocol pooled-r2)", remedy))
+    if metrics.get("null_test"):
+        found.append(PackageError(LAYOUT.metrics, "is of a null test, trained on nothing", "export the run it tests"))
+    try:
+        config = read_config(package)
+    except PackageError:  # reported with the weights
+        return found
+    written = read_json(package, LAYOUT.config)
+    if lost := [key for key, value in _HUB_KEYS.items() if written.get(key) != value]:
+        found.append(PackageError(LAYOUT.config, f"lacks what the Auto classes need: {', '.join(lost)}", _EXPORT))
+    if not re.fullmatch(r"\d[\w.+!]*", str(written.get(VERSION_KEY))):
+        found.append(PackageError(LAYOUT.config, f"does not say by {VERSION_KEY} what made it", _EXPORT))
+    if config.model_name != BUNDLED_BACKBONE and not re.fullmatch(_HUB_ID, config.model_name):
+        remedy = "train from a Hub id, or push the backbone first"
+        found.append(PackageError(LAYOUT.config, f"names the local folder {config.model_name}", remedy))
+    encoder = config.encoder.removeprefix("sentence-transformers/")
+    if config.reads_embedding and not re.fullmatch(rf"[\w.-]+|{_HUB_ID}", encoder):
+        found.append(PackageError(LAYOUT.config, f"names the local encoder {encoder}", "train with one of the Hub"))
+    expected = requirements_of(config.model_name, config.encoder, config.quantization)
+    if not (package / LAYOUT.requirements).is_file():
+        return found
+    if (package / LAYOUT.requirements).read_bytes() != expected.encode():
+        found.append(PackageError(LAYOUT.requirements, "is not what infer.py and the encoder need", _EXPORT))
+    elif missing := not_installed(read_requirements(package / LAYOUT.requirements)):
+        remedy = f"pip install -r {LAYOUT.requirements}"
+        found.append(PackageError(LAYOUT.requirements, f"asks for {', '.join(missing)}, not installed here", remedy))
+    return found
+
+
+def record_problems(package: Path) -> Findings:
+    """Labels in another order, thresholds, scores or golden rows that contradict each other, and a card that lies."""
+    found = Findings()
+    try:
+        config = read_config(package)
+    except PackageError:  # reported with the weights
+        return found
+    for name, compare in _RECORDS.items():
+        try:
+            if what := compare(package, config):
+                found.append(PackageError(name, what, _EXPORT))
+        except PackageError as error:
+            found.append(error)
+        except FileNotFoundError:  # reported with the layout
+            continue
+        except Exception as error:  # a stranger's files: whatever they lack raises something of its own
+            reason = f"{type(error).__name__}: {error}"
+            found.append(PackageError(name, f"or what it is made of does not hold what it should ({reason})", _EXPORT))
+    return found
+
+
+def _recipe_problem(package: Path, config: EmotionConfig) -> str | None:
+    try:
+        read_recipe(package)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _golden_problem(package: Path, config: EmotionConfig) -> str | None:
+    golden = read_json(package, LAYOUT.golden)
+    if golden["labels"] != config.emotion_labels:
+        return _OTHER_LABELS
+    rows = [row["probabilities"] for row in golden["rows"] if isinstance(row["text"], str)]
+    if not rows:
+        return "holds no rows"
+    if not all(len(row) == len(golden["labels"]) and all(0 <= value <= 1 for value in row) for row in rows):
+        return "has rows without a probability for every label"
+    return None
+
+
+def _threshold_problem(package: Path, config: EmotionConfig) -> str | None:
+    recorded = read_json(package, LAYOUT.thresholds)
+    own = recorded["per_label"]
+    if any(list(recorded[key]) != config.emotion_labels for key in ("per_label", "per_label_unshrunk")):
+        return _OTHER_LABELS
+    return None if own == config.thresholds else "and config.json have different thresholds"
+
+
+def _focal_problem(package: Path, config: EmotionConfig) -> str | None:
+    alpha = read_json(package, LAYOUT.focal)["alpha"]
+    return None if list(alpha) == config.emotion_labels else _OTHER_LABELS
+
+
+def _audit_problem(package: Path, config: EmotionConfig) -> str | None:
+    """The split protocol stands in three files; and rows made from rows outside train are what the third kind is."""
+    audit = read_json(package, LAYOUT.audit)
+    counted = [audit["training_rows"]["positives"], *(split["positives"] for split in audit["splits"].values())]
+    if any(list(labels) != config.emotion_labels for labels in (audit["labels"], *counted)):
+        return _OTHER_LABELS
+    protocols = {
+        LAYOUT.audit: audit["protocol"],
+        LAYOUT.metrics: read_json(package, LAYOUT.metrics)["protocol"],
+        LAYOUT.recipe: read_recipe(package)["split"],
+    }
+    if len(set(protocols.values())) > 1:
+        return f"and others say different split protocols: {', '.join(f'{file} {said}' for file, said in protocols.items())}"
+    outside = audit["training_rows"]["synthetic_with_parent_outside_train"]
+    if outside and audit["protocol"] != CONTAMINATED:
+        return f"counts {outside:,} rows that were made from rows outside train, which {audit['protocol']} does not do"
+    return None
+
+
+def _score_problem(package: Path, config: EmotionConfig) -> str | None:
+    """The table per label and the other records must agree to four digits, to which the table was once rounded."""
+    metrics = read_json(package, LAYOUT.metrics)
+    with (package / LAYOUT.per_label).open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in table:
+        groups.setdefault((row["split"], row["thresholds"]), []).append(row)
+    if set(groups) != {(split, policy) for split in _SPLITS & set(metrics) for policy in metrics[split]}:
+        return f"and {LAYOUT.metrics} have scores of different splits or thresholds"
+    for (split, policy), rows in groups.items():
+        if [row["label"] for row in rows] != config.emotion_labels:
+            return _OTHER_LABELS
+        mean = sum(float(row["f1"]) for row in rows) / len(rows)
+        if not math.isclose(mean, metrics[split][policy]["macro_f1"], abs_tol=1e-4):
+            return f"and {LAYOUT.metrics} have different scores ({split}, {policy})"
+        own = config.thresholds if policy == "per_label" else {}
+        if any(abs(float(row["threshold"]) - own.get(row["label"], float(row["threshold"]))) > 1e-4 for row in rows):
+            return "and config.json have different thresholds"
+    return None if table else "holds no scores"
+
+
+def _card_problem(package: Path, config: EmotionConfig) -> str | None:
+    try:
+        written = render_card(package)
+    except ReleaseError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+        return f"cannot be rendered: {error}"
+    said = (package / LAYOUT.card).read_text(encoding="utf-8")
+    return None if said == written else "does not say what the recorded files say"
+
+
+_RECORDS: dict[str, Callable[[Path, EmotionConfig], str | None]] = {
+    LAYOUT.recipe: _recipe_problem,
+    LAYOUT.golden: _golden_problem,
+    LAYOUT.thresholds: _threshold_problem,
+    LAYOUT.focal: _focal_problem,
+    LAYOUT.per_label: _score_problem,
+    LAYOUT.audit: _audit_problem,
+    LAYOUT.card: _card_problem,
+}

@@ -1,0 +1,106 @@
+"""Does a package do what it claims, for a stranger who has nothing but the package?"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from hub_release.check.consistency import code_problems, origin_problems, record_problems, weight_problems
+from hub_release.check.integrity import (
+    copy_files,
+    hash_problems,
+    layout_problems,
+    picture_problems,
+    text_problems,
+    unreadable_problems,
+)
+from hub_release.package import LAYOUT, RECORDED, words_of
+from hub_release.requirements import BUNDLED_WHEEL, closure, modules_of, read_requirements
+from modeling.infer import BUNDLED_BACKBONE, PackageError, read_config
+
+TOLERANCE = 1e-4
+GOLDEN_SECONDS = 3_600
+"""Enough to download and load a backbone of 48 GB."""
+PROBE = Path(__file__).with_name("probe.py")
+_NOT_LOADED = {LAYOUT.card, *RECORDED} - {LAYOUT.golden}
+"""Files that no step of loading reads."""
+
+
+def check(package: Path, allow_contaminated: bool = False) -> list[str]:
+    """Everything that is wrong with a package, each with its remedy; an empty list where nothing is.
+
+    Contaminated scores (made from rows of test, see the card) are wrong unless ``allow_contaminated`` is given.
+
+    No code of the package is run before everything that is loaded has been read as data, and found to be what
+    :func:`hub_release.export.export` writes. Then the golden probabilities are reproduced in a fresh ``python -I``
+    process, in another directory, in which nothing can be imported but what ``requirements.txt`` brings along.
+    """
+    if not package.is_dir():
+        return [str(PackageError(str(package), "is no folder", "name a package that hub_release export wrote"))]
+    problems = inspect(package, allow_contaminated)
+    if all(problem.file in _NOT_LOADED for problem in problems) and not unreadable_problems(package):
+        problems += golden_problems(package)
+    return [words_of(problem) for problem in problems]
+
+
+def inspect(package: Path, allow_contaminated: bool = False) -> list[PackageError]:
+    """What :func:`check` finds by reading alone; nothing of the package is run.
+
+    What may not even be opened (a link out of the package, a pipe) is listed and left alone: the rest is read from a
+    copy without it.
+    """
+    unreadable = unreadable_problems(package)
+    if not unreadable:
+        return layout_problems(package) + _content_problems(package, allow_contaminated)
+    refused = {problem.file for problem in unreadable}
+    layout = [problem for problem in layout_problems(package) if problem.file not in refused]
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary, "package")
+        copy_files(package, copy, LAYOUT.files(reads_words=True))
+        return [*unreadable, *layout, *_content_problems(copy, allow_contaminated)]
+
+
+def _content_problems(package: Path, allow_contaminated: bool) -> list[PackageError]:
+    """What is wrong with the files that there are; that one is missing is the layout's matter."""
+    found = [
+        *hash_problems(package),
+        *text_problems(package),
+        *picture_problems(package),
+        *weight_problems(package),
+        *code_problems(package),
+        *origin_problems(package, allow_contaminated),
+        *record_problems(package),
+    ]
+    missing = {name for name in LAYOUT.files(reads_words=True) if not (package / name).is_file()}
+    return [problem for problem in found if problem.file not in missing]
+
+
+def golden_problems(package: Path) -> list[PackageError]:
+    """Whether a stranger's process gives the probabilities that the trained model gave; it runs the package's code."""
+    distributions = closure(read_requirements(package / LAYOUT.requirements))
+    if read_config(package).model_name == BUNDLED_BACKBONE:
+        distributions.add(BUNDLED_WHEEL)
+    arguments = [str(package.resolve()), " ".join(modules_of(distributions)), " ".join(distributions)]
+    with tempfile.TemporaryDirectory() as elsewhere:
+        command = [sys.executable, "-I", str(PROBE), *arguments]
+        try:
+            result = subprocess.run(
+                command, cwd=elsewhere, capture_output=True, text=True, check=False, timeout=GOLDEN_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            what = f"has no probabilities after {GOLDEN_SECONDS:,} seconds in a fresh process"
+            return [PackageError(LAYOUT.code, what, "check where the backbone is in the Hub's cache, or export again")]
+    if result.returncode:
+        said = re.findall(r"^[\w.]+(?:Error|Exception): .*", result.stderr, re.MULTILINE)  # the first is the cause
+        what = f"fails in a fresh process: {said[0] if said else f'exit {result.returncode}'}"
+        return [PackageError(LAYOUT.code, what, "mend what it names and export again")]
+    difference = json.loads(result.stdout.strip().splitlines()[-1])["difference"]
+    if not difference <= TOLERANCE:
+        what = f"is not reproduced: the golden probabilities differ by {difference:.2g}, more than {TOLERANCE:g}"
+        remedy = "the weights, the backbone or the encoder are not those of the run: export again"
+        return [PackageError(LAYOUT.golden, what, remedy)]
+    return []

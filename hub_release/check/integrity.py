@@ -1,0 +1,167 @@
+"""A package as files: which there are, whether they are whole, and whether they say what must stay at home."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from hub_release.package import LAYOUT, package_files, sha256
+from modeling.infer import MAX_TOKENIZER_BYTES, PackageError, read_json, unsafe_entries
+
+_BINARY = (".safetensors", ".pt", ".png")
+_MAX_BYTES = 2**24
+_MAX_WEIGHT_BYTES = 2**32
+"""A head and an adapter of a model of 24 billion parameters have 0.4 GB; its frozen weights have 48."""
+_MAX_PIXELS = 2**25
+_LAST_CHUNK = b"IEND\xaeB`\x82"
+_SECRETS = {
+    "a token of Hugging Face": rb"(?<![A-Za-z0-9])(?:(?:hf|api_org)_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{20,})",
+    "a token of GitHub": rb"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22})",
+    "a token of GitLab": rb"(?<![A-Za-z0-9])gl(?:pat|ptt|dt|rt|cbt)-[\w-]{20}",
+    "a token of npm": rb"(?<![A-Za-z0-9])npm_[A-Za-z0-9]{36}",
+    "a token of PyPI": rb"(?<![A-Za-z0-9])pypi-AgE[\w-]{20,}",
+    "a key of OpenAI or Anthropic": rb"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{20,}",
+    "a key of AWS": rb"(?<![A-Za-z0-9])A(?:KIA|SIA|BIA|CCA)[0-9A-Z]{16}(?![A-Za-z0-9])",
+    "a key of Google": rb"(?<![A-Za-z0-9])AIza[\w-]{35}",
+    "a token of Slack": rb"(?<![A-Za-z0-9])xox[abeoprs]-[A-Za-z0-9-]{10,}",
+    "a signed web token": rb"(?<![\w-])eyJ[\w-]{15,}\.eyJ[\w-]{15,}\.",
+    "a private key": rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----",
+}
+_ASSIGNED_SECRET = (
+    rb"(?i)(?:secret|passw(?:or)?d|api[_-]?key|access[_-]?key|private[_-]?key|(?:auth|access|api|hf|bearer)[_-]?token)"
+    rb"[\w-]{0,20}[\"']?\s{0,3}[:=]\s{0,3}[\"']?(?=[^\s\"']{0,60}\d)[\w+/.~-]{16,}|://[^\s/:@\"']+:[^\s/:@\"']+@"
+)
+"""Something named like a secret, with a value that looks drawn at random; or a password in an address."""
+_HOME = rb"(?<![\w./])(?:-[A-Za-z])?(?:/(?:home|Users|root|private|mnt|tmp)/\w|[A-Z]:(?:\\{1,2}|/)Users[\\/])"
+_ABSOLUTE_PATH = (
+    rb"(?<![\w.~/:<-])/(?:[\w.@+-]+/)+[\w.@+-]|\bfile:/|(?<!\w)~/\w|(?<![A-Za-z])[A-Za-z]:\\{1,2}[\w.-]+\\|" + _HOME
+)
+_PLACEHOLDER = rb"\{\{|\[More Information Needed\]|\b(?:TODO|FIXME|TBD)\b"
+
+
+def unreadable_problems(package: Path) -> list[PackageError]:
+    """What may not even be opened: links that leave the package, devices and pipes, files far too big."""
+    problems = list(unsafe_entries(package))
+    unsafe = {problem.file for problem in problems}
+    for name, path in package_files(package).items():
+        limit = _MAX_WEIGHT_BYTES if name.endswith((".safetensors", ".pt")) else _MAX_BYTES
+        limit = MAX_TOKENIZER_BYTES if name == LAYOUT.tokenizer else limit
+        if name not in unsafe and (size := path.stat().st_size) > limit:
+            problems.append(
+                PackageError(name, f"has {size:,} bytes, more than {limit:,}", "delete it, or export again")
+            )
+    return problems
+
+
+def copy_files(package: Path, target: Path, names: Iterable[str]) -> list[PackageError]:
+    """Copy files of a package, as they are now, into a folder of which nobody else knows.
+
+    Returns:
+        What could not be copied, or is not one that may be opened (see :func:`unreadable_problems`).
+    """
+    problems = unreadable_problems(package)
+    refused = {problem.file for problem in problems}
+    target.mkdir()
+    for name in names:
+        if name in refused or not (package / name).is_file():
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(package / name, target / name)
+        except OSError as error:
+            problems.append(PackageError(name, f"cannot be read: {error.strerror}", "look at its permissions"))
+    return problems
+
+
+def layout_problems(package: Path) -> list[PackageError]:
+    """Files that are missing, empty, or no part of a package."""
+    expected = LAYOUT.files(_reads_words(package))
+    present, known = set(package_files(package)), set(expected)
+    lost = [PackageError(name, "is missing", "hub_release export again") for name in expected if name not in present]
+    foreign = [PackageError(name, "is no part of a package", "delete it") for name in sorted(present - known)]
+    empty = [
+        name for name in sorted(present & known) if (package / name).is_file() and not (package / name).stat().st_size
+    ]
+    return [*lost, *foreign, *(PackageError(name, "is empty", "hub_release export again") for name in empty)]
+
+
+def _reads_words(package: Path) -> bool:
+    if any(problem.file == LAYOUT.config for problem in unreadable_problems(package)):
+        return False  # a pipe would never be read to its end
+    try:
+        return read_json(package, LAYOUT.config).get("input") in ("tokens", "hybrid")
+    except PackageError:  # reported with the weights
+        return False
+
+
+def hash_problems(package: Path) -> list[PackageError]:
+    """Files that are not those which ``SHA256SUMS`` was written over; files that are missing are the layout's matter."""
+    if not (package / LAYOUT.sums).is_file():
+        return []
+    remedy = "hub_release export again, or download the package again"
+    try:
+        lines = (package / LAYOUT.sums).read_text(encoding="utf-8").splitlines()
+    except ValueError as error:
+        return [PackageError(LAYOUT.sums, f"cannot be read: {error}", remedy)]
+    sums: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
+        if not match or match[2] in sums:
+            return [PackageError(LAYOUT.sums, f"has no sum, or one for the second time, in line {number}", remedy)]
+        sums[match[2]] = match[1]
+    expected = set(package_files(package)) - {LAYOUT.sums}
+    problems = [PackageError(LAYOUT.sums, f"does not name {name}", remedy) for name in sorted(expected - set(sums))]
+    problems += [
+        PackageError(LAYOUT.sums, f"names {name!r}, which the package does not hold", remedy)
+        for name in sorted(set(sums) - expected - set(LAYOUT.files(reads_words=True)))
+    ]
+    changed = [name for name in sorted(expected & set(sums)) if sha256(package / name) != sums[name]]
+    return problems + [PackageError(name, f"is not the file that {LAYOUT.sums} names", remedy) for name in changed]
+
+
+def picture_problems(package: Path) -> list[PackageError]:
+    """Pictures that are no PNG, are larger than a plot, or carry something behind it."""
+    problems = []
+    for name in (name for name in LAYOUT.files() if name.endswith(".png") and (package / name).is_file()):
+        try:
+            with Image.open(package / name, formats=["PNG"]) as picture:
+                if math.prod(picture.size) > _MAX_PIXELS:
+                    raise ValueError(f"{math.prod(picture.size):,} pixels, more than {_MAX_PIXELS:,}")
+                picture.load()
+            if not (package / name).read_bytes().endswith(_LAST_CHUNK):
+                raise ValueError("something follows the picture")
+        except Exception as error:  # a hostile file can make its parser raise anything
+            problems.append(PackageError(name, f"is no PNG of a plot: {error}", "hub_release export again"))
+    return problems
+
+
+def text_problems(package: Path) -> list[PackageError]:
+    """Secrets, absolute paths and unfilled placeholders, wherever they stand.
+
+    The code that ships is left out: it is compared with this version's own, and has patterns in it.
+    """
+    problems = []
+    for name, path in package_files(package).items():
+        if name in (LAYOUT.code, LAYOUT.handler):
+            continue
+        content = path.read_bytes()
+        patterns = [(kind, pattern, "delete it, and revoke it where it was made") for kind, pattern in _SECRETS.items()]
+        if name == LAYOUT.tokenizer:
+            pass  # a vocabulary has parts of paths and of code among its words
+        elif name.endswith(_BINARY):
+            patterns.append(("an absolute path", _HOME, "write it without the path"))
+        else:
+            patterns.append(("a password or key", _ASSIGNED_SECRET, "delete it, and change it where it is used"))
+            patterns.append(("an absolute path", _ABSOLUTE_PATH, "name files relative to the run, models by Hub id"))
+            patterns.append(("an unfilled placeholder", _PLACEHOLDER, "fill it in"))
+        for kind, pattern, remedy in patterns:
+            if match := re.search(pattern, content):
+                line = content.count(b"\n", 0, match.start()) + 1
+                where = "" if name.endswith(_BINARY) else f" in line {line}"
+                problems.append(PackageError(name, f"holds {kind}{where}", remedy))
+    return problems

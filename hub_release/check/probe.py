@@ -1,0 +1,63 @@
+"""Reproduce a package's golden probabilities: ``python -I probe.py FOLDER MODULES DISTRIBUTIONS``.
+
+The check starts this file alone, in a process of its own. Nothing can be imported there but the package, the standard
+library and the modules that are named; what else is installed, this project included, is out of reach.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.metadata
+import json
+import re
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def declare(folder: str, modules: set[str], distributions: set[str]) -> None:
+    """Hide from this process what neither the package nor its requirements bring along."""
+    paths = [*(sysconfig.get_path(name) for name in ("stdlib", "platstdlib")), sysconfig.get_config_var("DESTSHARED")]
+
+    class Declared(importlib.machinery.PathFinder):
+        """Finds what is declared."""
+
+        @classmethod
+        def find_spec(cls, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
+            """Look beside the package and in the standard library alone for a module that is not named."""
+            if path is None and fullname not in modules:
+                path = [folder, *paths]
+            return super().find_spec(fullname, path, target)
+
+        @classmethod
+        def find_distributions(cls, *arguments: Any, **options: Any) -> Iterable[Any]:
+            """Find the named distributions."""
+            for found in super().find_distributions(*arguments, **options):
+                if re.sub(r"[-_.]+", "-", found.name).lower() in distributions:
+                    yield found
+
+    standard = (importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter)
+    finders: list[Any] = [finder for finder in sys.meta_path if finder in standard]
+    sys.meta_path[:] = [*finders, Declared]
+    sys.path.insert(0, folder)
+    sys.dont_write_bytecode = True
+
+
+def measure(folder: str) -> float:
+    """The largest difference between the golden probabilities and those of the package."""
+    import numpy as np
+    import torch
+    from infer import EmotionClassifier
+
+    golden = json.loads(Path(folder, "golden.json").read_text(encoding="utf-8"))
+    texts = [row["text"] for row in golden["rows"]]
+    wanted = np.array([row["probabilities"] for row in golden["rows"]])
+    said = EmotionClassifier(folder, dtype=torch.float32).predict_proba(texts)
+    return float(np.abs(said - wanted).max())
+
+
+if __name__ == "__main__":
+    declare(sys.argv[1], set(sys.argv[2].split()), set(sys.argv[3].split()))
+    sys.stdout.write(json.dumps({"difference": measure(sys.argv[1])}) + "\n")

@@ -1,0 +1,104 @@
+"""Try a package in the browser: serve its page on this machine, or write the files of a Space that serves it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import pickle
+from pathlib import Path
+from types import ModuleType
+
+from huggingface_hub import SpaceCardData, metadata_load
+
+from hub_release.package import LAYOUT, ReleaseError
+from modeling.infer import EmotionClassifier
+
+_SPACE_TEXT = """
+# {title}
+
+Write a text and see which emotions [{model_id}](https://huggingface.co/{model_id}) finds in it, with the probability and
+the threshold of every label. Many texts at once come back as a CSV file.
+
+Made by `hub_release push --space`. `app.py` is the page that `hub_release demo` serves, `infer.py` is the model's own.
+"""
+
+
+def serve(package: Path, host: str, port: int | None, share: bool) -> None:
+    """Serve the page of a package until it is interrupted.
+
+    The classifier is this project's own: nothing that lies in the package is executed.
+
+    Args:
+        package: the package's folder.
+        host: address to listen on; ``0.0.0.0`` lets other machines in.
+        port: port to listen on; None takes the first free one from 7860.
+        share: also make a public address through Gradio's tunnel, for 72 hours.
+
+    Raises:
+        ReleaseError: no package, no gradio, or no free port.
+    """
+    space_app = _import_space_app()
+    _require(package, LAYOUT.config)
+    try:
+        classifier = EmotionClassifier(package)
+        page = space_app.build_page(classifier, package, package.resolve().name)
+    except (ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise ReleaseError(f"{package} cannot be loaded: {error}. Remedy: hub_release check {package}") from error
+    try:
+        space_app.launch(page, server_name=host, server_port=port, share=share)
+    except OSError as error:
+        raise ReleaseError(f"cannot listen on {host}: {error} Remedy: another --port") from error
+
+
+def space_files(package: Path, model_id: str) -> dict[str, bytes]:
+    """Files of a Space that serves ``model_id``, by their names in the Space.
+
+    The Space has its own ``infer.py``, so that what it executes does not change when the model's repository does.
+
+    Args:
+        package: folder of the package that was pushed as ``model_id``.
+        model_id: ``user/model``.
+
+    Raises:
+        ReleaseError: the package lacks a file that the Space needs, or gradio is not installed.
+    """
+    source = Path(str(_import_space_app().__file__))
+    _require(package, LAYOUT.card, LAYOUT.code, LAYOUT.requirements)
+    title = f"Emotions with {model_id.rsplit('/', 1)[-1]}"
+    metadata = SpaceCardData(
+        title=title,
+        emoji="🎭",
+        colorFrom="indigo",
+        colorTo="yellow",
+        sdk="gradio",
+        sdk_version=importlib.metadata.version("gradio"),
+        app_file="app.py",
+        models=[model_id],
+        license=(metadata_load(package / LAYOUT.card) or {}).get("license"),
+        short_description="Which emotions does a text carry?",
+    )
+    readme = f"---\n{metadata}\n---\n{_SPACE_TEXT.format(title=title, model_id=model_id)}"
+    return {
+        "README.md": readme.encode(),
+        "app.py": source.read_bytes(),
+        "app.css": source.with_suffix(".css").read_bytes(),
+        "infer.py": (package / LAYOUT.code).read_bytes(),
+        "requirements.txt": (package / LAYOUT.requirements).read_bytes(),
+    }
+
+
+def _require(package: Path, *names: str) -> None:
+    missing = [name for name in names if not (package / name).is_file()]
+    if missing:
+        raise ReleaseError(
+            f"{package} is no package: {', '.join(missing)} is missing. Remedy: hub_release export RUN PACKAGE, or "
+            "hub_release pull REPO_ID PACKAGE"
+        )
+
+
+def _import_space_app() -> ModuleType:
+    """The page; gradio is an extra, and seconds to import."""
+    try:
+        from hub_release.demo import space_app
+    except ImportError as error:
+        raise ReleaseError(f"{error}. Remedy: pip install 'goemotions-mistral[demo]'") from error
+    return space_app

@@ -1,0 +1,1 @@
+"""Packages on the Hugging Face Hub: compare, commit, push, pull."""

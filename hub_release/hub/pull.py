@@ -1,0 +1,81 @@
+"""Hub → package folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, RepoFile
+
+from hub_release.hub.client import HubError, errors_in_words
+from hub_release.hub.diff import same_content
+from hub_release.package import OF_THE_HUB, RefusedError, require_free
+
+
+def pull(
+    api: HfApi,
+    repo_id: str,
+    folder: Path,
+    revision: str | None = None,
+    find_problems: Callable[[Path], list[str]] = lambda package: [],
+) -> str:
+    """Download a package; the folder appears whole or not at all, and holds nothing but the package.
+
+    Args:
+        api: the client, from :func:`hub_release.hub.client.connect`.
+        repo_id: ``user/name``.
+        folder: what to write; it must not exist or be empty.
+        revision: branch, tag or commit; default ``main``.
+        find_problems: what is wrong with a package; one with problems is not kept.
+
+    Returns:
+        The commit that was downloaded.
+
+    Raises:
+        ReleaseError: the folder is a file or not empty.
+        RefusedError: the package has problems; nothing is written.
+        HubError: the Hub or the network failed, a name leads out of the folder, or a file is not what the Hub lists.
+    """
+    require_free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".pull-"))
+    try:
+        with errors_in_words():
+            commit = _download(api, repo_id, revision, temporary)
+        if problems := find_problems(temporary / "package"):
+            raise RefusedError(f"{repo_id} at {commit} fails the check, and {folder} is not written", problems)
+        (temporary / "package").replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return commit
+
+
+def _download(api: HfApi, repo_id: str, revision: str | None, temporary: Path) -> str:
+    commit = api.repo_info(repo_id, revision=revision).sha
+    assert commit is not None
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=commit)
+    files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile) and entry.path not in OF_THE_HUB}
+    for name in files:
+        _refuse_hostile_name(name)
+    package = temporary / "package"
+    api.snapshot_download(
+        repo_id,
+        revision=commit,
+        local_dir=package,
+        cache_dir=temporary / "cache",  # an empty one: what a stranger gets
+        ignore_patterns=sorted(OF_THE_HUB),
+    )
+    shutil.rmtree(package / ".cache")
+    # The client compares sizes only.
+    wrong = [name for name, entry in files.items() if not same_content(package / name, entry)]
+    if wrong:
+        raise HubError(f"{', '.join(wrong)}: not what the Hub lists (its hash differs). Remedy: pull again")
+    return commit
+
+
+def _refuse_hostile_name(name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or {"..", ".git", ".cache"} & set(path.parts) or "\\" in name or ":" in name:
+        raise HubError(f"the repository holds a file named {name!r}. Remedy: do not use this repository")

@@ -1,0 +1,213 @@
+"""Run folder or package → checked → one commit on the Hub → checked again as a stranger gets it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+from hub_release.check.gate import check
+from hub_release.check.integrity import copy_files
+from hub_release.hub.client import HubError, errors_in_words
+from hub_release.hub.commit import Destination, Pushed, plan_files, push_files, require_reference
+from hub_release.hub.diff import Plan
+from hub_release.hub.pull import pull
+from hub_release.package import LAYOUT, RefusedError, ReleaseError, package_files, words_of
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to push.
+
+    Attributes:
+        message: first line of the commit.
+        tag: name to give to the commit; None for none.
+        allow_contaminated: push scores of the protocol pooled-r2 too; the card carries a banner.
+        retry_on_race: plan and commit again where somebody else moved the branch meanwhile.
+        verify: download what was pushed into an empty cache, and check it.
+        dry_run: check and plan only.
+        space: ``user/name`` of a Space that shall serve the package; None for none.
+    """
+
+    message: str = "Publish with hub_release"
+    tag: str | None = None
+    allow_contaminated: bool = False
+    retry_on_race: bool = False
+    verify: bool = True
+    dry_run: bool = False
+    space: str | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """The outcome of :func:`push`: of the package, and of its Space if one was asked for."""
+
+    package: Pushed
+    space: Pushed | None = None
+
+
+def push(
+    api: HfApi, source: Path, destination: Destination, options: Options, confirm: Callable[[Destination, Plan], bool]
+) -> Published:
+    """Publish a finished run or a package.
+
+    Args:
+        api: the client, from :func:`hub_release.hub.client.connect`.
+        source: run folder, which is exported to a temporary folder first, or package folder.
+        destination: where to.
+        options: how.
+        confirm: is shown each plan that has something to change; False leaves both repositories untouched.
+
+    Raises:
+        RefusedError: the check found problems, before the push or in what was pushed.
+        HubError: the Hub refused, or it or the network failed.
+        ReleaseError: wrong use: no run or package, no token, no name of a repository, a tag that names another commit.
+
+    Whatever can be refused, of the package, the tag and the Space, is refused before anything is touched.
+    """
+    space = Destination(options.space, "space", private=destination.private) if options.space else None
+    _require_usable(options)
+    with ExitStack() as stack:
+        package = stack.enter_context(_package_of(source))
+        problems = check(package, options.allow_contaminated)
+        if problems:
+            raise RefusedError(f"{source} is not pushed", problems)
+        parts = [_Part(destination, package_files(package))]
+        if space:
+            parts.append(_Part(space, stack.enter_context(_files_of_space(package, destination))))
+        plans = [plan_files(api, part.destination, part.files) for part in parts]
+        if options.tag:
+            _refuse_taken_tag(api, destination, options.tag, plans[0])
+        agreed = not options.dry_run and all(
+            plan.is_empty or confirm(part.destination, plan) for part, plan in zip(parts, plans, strict=True)
+        )
+        if not agreed:
+            urls = [part.destination.url(api) for part in parts]
+            return Published(*(Pushed(None, url, False, plan) for url, plan in zip(urls, plans, strict=True)))
+        return _publish(api, parts, plans, options, confirm)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the two repositories that a push writes: the model, and its Space."""
+
+    destination: Destination
+    files: Mapping[str, Path]
+
+
+def _publish(
+    api: HfApi,
+    parts: list[_Part],
+    plans: list[Plan],
+    options: Options,
+    confirm: Callable[[Destination, Plan], bool],
+) -> Published:
+    """Carry out plans that were agreed to; one that had to be made anew meanwhile is asked about again."""
+
+    def publish(part: _Part, agreed: Plan) -> Pushed:
+        def confirm_other(plan: Plan) -> bool:
+            return plan == agreed or confirm(part.destination, plan)
+
+        return push_files(api, part.destination, part.files, options.message, confirm_other, options.retry_on_race)
+
+    destination, pushed = parts[0].destination, publish(parts[0], plans[0])
+    if pushed.commit is None:
+        return Published(pushed)
+    if options.tag:
+        with _after(pushed, f"is not tagged {options.tag}"):
+            _set_tag(api, destination, options.tag, pushed.commit)
+    if options.verify:
+        with _after(pushed, "what a stranger gets could not be looked at"):
+            _verify(api, destination, pushed, options.allow_contaminated)
+    if len(parts) == 1:
+        return Published(pushed)
+    with _after(pushed, f"its Space {parts[1].destination.repo_id} is not"):
+        return Published(pushed, publish(parts[1], plans[1]))
+
+
+def _require_usable(options: Options) -> None:
+    if not options.message.strip():
+        raise ReleaseError("the message is empty. Remedy: --message with a few words, or leave it out")
+    if options.tag is not None:
+        require_reference(options.tag)
+
+
+@contextmanager
+def _files_of_space(package: Path, model: Destination) -> Iterator[dict[str, Path]]:
+    from hub_release.demo.serve import space_files  # takes torch
+
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, content in space_files(package, model.repo_id).items():
+            Path(temporary, name).write_bytes(content)
+        yield package_files(Path(temporary))
+
+
+@contextmanager
+def _after(pushed: Pushed, what: str) -> Iterator[None]:
+    """Say of an error that comes after the commit that the commit stands."""
+    try:
+        yield
+    except HubError as error:
+        raise HubError(f"{pushed.url} is pushed, but {what}: {error}") from error
+
+
+@contextmanager
+def _package_of(source: Path) -> Iterator[Path]:
+    """A package that nobody else can change: what is checked is what is pushed, however long the answer takes."""
+    with tempfile.TemporaryDirectory() as temporary:
+        package = Path(temporary) / "package"
+        if (source / LAYOUT.config).is_file():
+            problems = copy_files(source, package, package_files(source))
+            if problems:
+                raise RefusedError(f"{source} is not pushed", [words_of(problem) for problem in problems])
+        else:
+            from hub_release.export import export  # takes torch, which a package folder does without
+
+            export(source, package)
+        yield package
+
+
+def _verify(api: HfApi, destination: Destination, pushed: Pushed, allow_contaminated: bool) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "package"
+        pull(api, destination.repo_id, folder, pushed.commit)
+        problems = check(folder, allow_contaminated)
+    if problems:
+        raise RefusedError(f"{pushed.url} is pushed, but what a stranger gets fails the check", problems)
+
+
+def _refuse_taken_tag(api: HfApi, destination: Destination, tag: str, plan: Plan) -> None:
+    """Raise if a tag names another commit than the one that will hold the package, before anything is touched."""
+    tagged = _tagged_commit(api, destination, tag)
+    if tagged is not None and not (plan.is_empty and plan.parent == tagged):
+        raise ReleaseError(_taken(destination, tag, tagged))
+
+
+def _tagged_commit(api: HfApi, destination: Destination, tag: str) -> str | None:
+    with errors_in_words():
+        try:
+            return api.repo_info(destination.repo_id, repo_type=destination.repo_type, revision=tag).sha
+        except (RevisionNotFoundError, RepositoryNotFoundError):
+            return None
+
+
+def _set_tag(api: HfApi, destination: Destination, tag: str, commit: str) -> None:
+    """Tag a commit; nothing happens where it is tagged so already."""
+    with errors_in_words():
+        # A tag that exists is a success here, and then looked at: the answer to an earlier try may have been lost.
+        api.create_tag(destination.repo_id, tag=tag, revision=commit, repo_type=destination.repo_type, exist_ok=True)
+    found = _tagged_commit(api, destination, tag)
+    if found != commit:
+        raise HubError(_taken(destination, tag, str(found)))
+
+
+def _taken(destination: Destination, tag: str, commit: str) -> str:
+    return (
+        f"{tag} of {destination.repo_id} names the commit {commit} already. Remedy: another --tag, or hf repos tag "
+        f"delete {destination.repo_id} {tag}"
+    )

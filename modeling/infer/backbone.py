@@ -1,0 +1,146 @@
+"""The frozen language model: loaded by its name, or built from its configuration."""
+
+import logging
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, MistralConfig, MistralModel, PreTrainedModel
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+
+from modeling.infer.bundled import BUNDLED_BACKBONE, convert_bundled_backbone
+from modeling.infer.config import EmotionConfig
+from modeling.infer.errors import PackageError
+from modeling.infer.one_token import OneTokenMistral
+from modeling.infer.quantization import LANGUAGE_MODEL, check_quantized, quantization_options, refuse_unsupported
+
+logger = logging.getLogger(__name__)
+
+
+class _LowerMistral(MistralModel):
+    """The first layers of a ``MistralModel``; those above them in the checkpoint are left unread."""
+
+    _keys_to_ignore_on_load_unexpected = [r".*"]  # noqa: RUF012  # a list, as the parent declares it
+
+
+def attention_kernel(device: str) -> str:
+    """Transformers' name of what computes attention on a device of this type."""
+    # Sentences are short: a CPU is faster with plain products than with its blocked attention, above all backwards.
+    return "eager" if device == "cpu" else "sdpa"
+
+
+def load_backbone(
+    name: str,
+    revision: str | None = None,
+    quantization: str = "none",
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    one_token: bool = False,
+    num_hidden_layers: int | None = None,
+) -> PreTrainedModel:
+    """Load the language model ``name`` without its output layer, in ``dtype`` or quantised.
+
+    Of a vision-language checkpoint (Mistral Small 3.1) only the language model is read. That quantised weights are so
+    is checked, and logged with their memory.
+
+    Args:
+        name: a Hub id, a folder or ``smollm2-135m``.
+        revision: branch, tag or commit of a Hub id.
+        quantization: ``none``, ``nf4`` (4-bit, double quantisation, bfloat16 compute) or ``8bit``. What a checkpoint
+            that is quantised already leaves in full precision stays so.
+        dtype: precision without quantisation; with it, what is not quantised is bfloat16.
+        device: where to.
+        one_token: load an :class:`OneTokenMistral`.
+        num_hidden_layers: load so many layers, from the first; None loads all.
+
+    Raises:
+        ImportError: quantisation without bitsandbytes.
+        ValueError: the quantisation is unknown, not supported on the device, or not the checkpoint's; the checkpoint
+            lacks weights; or, with ``one_token`` or less than all layers, its architecture is not Mistral's.
+        RuntimeError: weights are not quantised as asked.
+    """
+    device = torch.device(device)
+    refuse_unsupported(quantization, device)
+    source = str(convert_bundled_backbone()) if name == BUNDLED_BACKBONE else name
+    whole = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    config = whole.get_text_config()
+    kind: Any = OneTokenMistral if one_token else AutoModel
+    if num_hidden_layers not in (None, config.num_hidden_layers):
+        config.num_hidden_layers = num_hidden_layers
+        kind = OneTokenMistral if one_token else _LowerMistral
+    if kind is not AutoModel and config.model_type != "mistral":
+        raise ValueError(
+            f"{name} is of the architecture {config.model_type}, not mistral. Remedy: one_token false, and all layers"
+        )
+    baked = getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None)
+    config._attn_implementation = attention_kernel(device.type)
+    options: dict[str, Any] = {"dtype": dtype}
+    if settings := quantization_options(name, baked, quantization):
+        if baked:
+            config.quantization_config = settings
+        else:
+            options["quantization_config"] = BitsAndBytesConfig(**settings)
+        options |= {"dtype": torch.bfloat16, "device_map": {"": device}}
+    model, loaded = kind.from_pretrained(
+        source,
+        config=config,
+        revision=revision,
+        trust_remote_code=False,
+        key_mapping={LANGUAGE_MODEL: ""},
+        output_loading_info=True,
+        **options,
+    )
+    if loaded["missing_keys"]:
+        raise ValueError(f"{name} lacks the weights {', '.join(sorted(loaded['missing_keys'])[:3])} …")
+    if one_token:  # a checkpoint that is quantised already brings its own precision
+        model.apply(lambda module: module.float() if isinstance(module, MistralRMSNorm) else module)
+    if quantization == "none":
+        return cast(PreTrainedModel, model.to(device))
+    logger.info("backbone %s: %s", name, check_quantized(model, quantization))
+    return cast(PreTrainedModel, model)
+
+
+def fetch_backbone(config: EmotionConfig, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:
+    """The frozen backbone that a package's configuration names.
+
+    Raises:
+        PackageError: it cannot be loaded, or has another width.
+    """
+    try:
+        backbone = load_backbone(
+            config.model_name,
+            config.base_model_revision,
+            config.quantization,
+            dtype,
+            device,
+            config.reads_one_token,
+            config.num_hidden_layers,
+        )
+    except (OSError, ValueError) as error:
+        raise PackageError(
+            "config.json",
+            f"names the backbone {config.model_name}, which cannot be loaded: {error}",
+            "look at model_name and base_model_revision, and at the network",
+        ) from error
+    if backbone.config.hidden_size != config.hidden_size:
+        raise PackageError(
+            "config.json", f"has hidden_size {config.hidden_size}, its backbone {backbone.config.hidden_size}"
+        )
+    return backbone
+
+
+def build_backbone(config: EmotionConfig) -> nn.Module:
+    """The language model of a configuration's ``backbone_config``, with random weights."""
+    if config.head == "mlp":
+        return nn.Identity()
+    if config.backbone_config is None:
+        raise ValueError("the configuration has no backbone_config: give the backbone, or use from_pretrained")
+    settings = dict(config.backbone_config)
+    if config.reads_one_token:
+        if settings["model_type"] != "mistral":
+            raise ValueError(f"the backbone is of the architecture {settings['model_type']}, not mistral")
+        return OneTokenMistral(MistralConfig(**settings))
+    backbone = AutoModel.from_config(
+        AutoConfig.for_model(settings.pop("model_type"), **settings), trust_remote_code=False
+    )
+    return getattr(backbone, "language_model", backbone)

@@ -1,0 +1,219 @@
+"""``EmotionClassifier``: texts → labels and probabilities."""
+
+import logging
+import numbers
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from modeling.infer.config import EmotionConfig, is_probability
+from modeling.infer.encoders import Encoder, LoadedEncoder, encode_in_batches, load_encoder
+from modeling.infer.features import Features, check_texts, tokenize
+from modeling.infer.files import local_folder
+from modeling.infer.model import EmotionModel
+from modeling.infer.predict import predict_probabilities
+
+logger = logging.getLogger(__name__)
+
+
+def _choose_device(device: str | torch.device | None) -> tuple[torch.device, str]:
+    if device is not None:
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError) as error:  # unknown, not built into PyTorch, not there, or without values
+            why = str(error).splitlines()[0]
+            raise ValueError(
+                f"device {device} cannot be used ({why:.120}). Remedy: cpu, cuda, cuda:1 …, or none to let it be chosen"
+            ) from None
+        return torch.device(device), "as asked"
+    if torch.cuda.is_available():
+        return torch.device("cuda"), "a CUDA device is available"
+    return torch.device("cpu"), "no CUDA device is available"
+
+
+def _choose_dtype(dtype: torch.dtype | None, device: torch.device) -> tuple[torch.dtype, str]:
+    if dtype is not None:
+        return dtype, "as asked"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16, "the GPU computes in bfloat16"
+    return torch.float32, f"the default on {device.type}"
+
+
+class EmotionClassifier:
+    """Classify texts with a package.
+
+    Args:
+        folder_or_hub_id: a package folder, or ``user/model`` on the Hub.
+        device: where to run; default the GPU where there is one.
+        dtype: precision of the backbone; default bfloat16 on a GPU that has it, else float32.
+        revision: branch, tag or commit on the Hub.
+        batch_size: rows that go through the backbone at once.
+        encoder: a callable texts → [N, E] that stands in for the package's own encoder.
+        fuse: compute the same faster where that is possible: the adapter is merged into a backbone that is not
+            quantised, and one that reads one token becomes a :class:`FusedOneTokenMistral`.
+        quantization: ``none``, ``nf4`` or ``8bit`` in place of the package's own.
+
+    Raises:
+        PackageError: a file of the package is broken, hostile or does not fit the others.
+        FileNotFoundError: neither a folder nor a Hub id.
+    """
+
+    def __init__(
+        self,
+        folder_or_hub_id: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        batch_size: int = 64,
+        encoder: Encoder | None = None,
+        fuse: bool = True,
+        quantization: str | None = None,
+    ) -> None:
+        self.device, device_reason = _choose_device(device)
+        self.dtype, dtype_reason = _choose_dtype(dtype, self.device)
+        logger.info("device %s (%s), dtype %s (%s)", self.device, device_reason, self.dtype, dtype_reason)
+        folder = local_folder(folder_or_hub_id, revision)
+        self.model = EmotionModel.from_pretrained(
+            folder, dtype=self.dtype, device=self.device, fuse=fuse, quantization=quantization
+        )
+        self.config = cast(EmotionConfig, self.model.config)
+        self.labels: list[str] = list(self.config.emotion_labels)
+        self.batch_size = batch_size
+        self._encoder = encoder
+
+    @classmethod
+    def from_model(
+        cls, model: EmotionModel, batch_size: int = 64, encoder: Encoder | None = None
+    ) -> "EmotionClassifier":
+        """Classify with a model that is loaded already, on its own device and in its own precision."""
+        classifier = cls.__new__(cls)
+        parameter = next(model.parameters())
+        classifier.device, classifier.dtype = parameter.device, parameter.dtype
+        classifier.config, classifier.model = cast(EmotionConfig, model.config), model.eval()
+        classifier.labels = list(classifier.config.emotion_labels)
+        classifier.batch_size, classifier._encoder = batch_size, encoder
+        return classifier
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the package's own encoder, which may not be copied between processes, and loads when first needed."""
+        own = isinstance(self._encoder, LoadedEncoder) and self._encoder.name == self.config.encoder
+        return {**self.__dict__, "_encoder": None if own else self._encoder}
+
+    @property
+    def encoder(self) -> Encoder:
+        """The sentence encoder, loaded when first needed."""
+        if self._encoder is None:
+            loaded = load_encoder(self.config.encoder)
+            if self.config.encoder_version not in ("", loaded.version):
+                logger.warning(
+                    "the package was made with version %s of %s, this is %s: probabilities may differ",
+                    self.config.encoder_version,
+                    loaded.name,
+                    loaded.version,
+                )
+            self._encoder = loaded
+        return self._encoder
+
+    def embed(self, texts: Iterable[str]) -> np.ndarray:
+        """Sentence embeddings, float32 [N, E].
+
+        Raises:
+            TypeError: an item is not a string; the message names its index.
+            ValueError: the encoder's width is not the package's.
+        """
+        batches = list(encode_in_batches(self.encoder, check_texts(texts)))
+        embeddings = np.concatenate(batches) if batches else np.zeros((0, self.config.embed_dim), np.float32)
+        if embeddings.shape[1] != self.config.embed_dim:
+            raise ValueError(
+                f"the encoder gives {embeddings.shape[1]} dimensions, the package expects {self.config.embed_dim} "
+                f"({self.config.encoder})"
+            )
+        return embeddings
+
+    def features(self, texts: Iterable[str]) -> Features:
+        """What the model reads of texts: their embeddings, their tokens, or both.
+
+        Raises:
+            TypeError: an item is not a string; the message names its index.
+            ValueError: the encoder's width is not the package's.
+        """
+        checked = check_texts(texts)
+        return Features(self.embed(checked) if self.config.reads_embedding else None, self.tokenize(checked))
+
+    def tokenize(self, texts: Sequence[str]) -> list[np.ndarray] | None:
+        """Token ids of each text; None where the backbone reads no words."""
+        if self.model.tokenizer is None:
+            return None
+        return tokenize(self.model.tokenizer, texts, self.model.backbone.config.bos_token_id)
+
+    def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
+        """Probability of every label, float32 [N, L], in the order of ``labels``."""
+        return predict_probabilities(self.model, self.features(texts), self.batch_size)
+
+    def predict(
+        self,
+        texts: Iterable[str],
+        threshold: float | Mapping[str, float] | None = None,
+        exclude_unreliable: bool = False,
+        top_k: int | None = None,
+    ) -> list[dict[str, float]]:
+        """Labels that reach their threshold, with their probabilities, highest first; one dict per text.
+
+        Args:
+            texts: the texts.
+            threshold: None for the package's thresholds; one probability for all labels (0.0 gives every label);
+                or a mapping that overrides single labels.
+            exclude_unreliable: leave out the labels whose test scores rest on too few rows.
+            top_k: at most so many labels per text, from 1; None for all that reach their threshold.
+
+        Raises:
+            ValueError: a threshold is no number from 0 to 1, names no label of the package, or ``top_k`` is no such
+                number; the message has the value. Nothing has been computed then.
+            TypeError: an item is not a string; the message names its index.
+        """
+        cutoffs = self._thresholds(threshold)
+        if top_k is not None and (not isinstance(top_k, numbers.Integral) or isinstance(top_k, bool) or top_k < 1):
+            raise ValueError(f"top_k is {top_k!r:.80}. Remedy: a whole number from 1, or None for all")
+        probabilities = self.predict_proba(texts)
+        allowed = np.array(
+            [not (exclude_unreliable and label in self.config.unreliable_labels) for label in self.labels]
+        )
+        results = []
+        for row in probabilities:
+            order = np.argsort(-row, kind="stable")
+            chosen = [i for i in order if allowed[i] and row[i] >= cutoffs[i]][:top_k]
+            results.append({self.labels[i]: float(row[i]) for i in chosen})
+        return results
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Add ``emotions`` (names) and ``probabilities`` [N, L] to a dict of columns that has ``text``.
+
+        Fits ``datasets.Dataset.map(classifier, batched=True)`` and ``ray.data.Dataset.map_batches(classifier)``.
+        """
+        if "text" not in batch:
+            raise KeyError(f"the batch has no column 'text', only {sorted(batch)}")
+        probabilities = self.predict_proba(batch["text"])
+        reached = probabilities >= self._thresholds(None)
+        emotions = [[self.labels[i] for i in np.flatnonzero(row)] for row in reached]
+        return {**batch, "emotions": emotions, "probabilities": probabilities}
+
+    def _thresholds(self, threshold: float | Mapping[str, float] | None) -> np.ndarray:
+        if threshold is None or isinstance(threshold, Mapping):
+            overrides = threshold or {}
+        else:
+            overrides = dict.fromkeys(self.labels, threshold)
+        unknown = sorted(map(str, set(overrides) - set(self.labels)))
+        if unknown:
+            raise ValueError(f"unknown labels in threshold: {', '.join(unknown)}; the labels are {self.labels}")
+        for label, value in overrides.items():
+            if not is_probability(value):
+                of = f" of {label}" if isinstance(threshold, Mapping) else ""
+                raise ValueError(
+                    f"the threshold{of} is {value!r:.80}. Remedy: a number from 0 to 1, a mapping of labels to such "
+                    "numbers, or None for the package's own"
+                )
+        values = {**self.config.thresholds, **overrides}
+        return np.array([values.get(label, self.config.threshold) for label in self.labels])

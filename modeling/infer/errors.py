@@ -1,0 +1,20 @@
+"""Errors of a package, and of a part that is not installed."""
+
+import importlib
+from typing import Any
+
+
+class PackageError(ValueError):
+    """A package that is broken, or not what it claims; ``file`` is where, the message adds what and the remedy."""
+
+    def __init__(self, file: str, what: str, remedy: str = "export or download the package again") -> None:
+        super().__init__(f"{file} {what}. Remedy: {remedy}")
+        self.file = file
+
+
+def import_optional(module: str, install: str) -> Any:
+    """Import an optional package, or say what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} cannot be imported ({error}). Remedy: pip install {install}") from error

@@ -1,0 +1,86 @@
+"""What a model reads of texts: sentence embeddings, tokens, and windows of long texts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from modeling.infer.config import EmotionConfig
+
+
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list of strings that UTF-8 can hold.
+
+    Raises:
+        TypeError: an item is not a string; the message names its index.
+    """
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list of strings, got one string: write [text]")
+    if isinstance(texts, Mapping):
+        raise TypeError(f"texts must be a list of strings, got a mapping of {[*texts]}: write mapping['text']")
+    checked = list(texts)
+    for index, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{index}] is {type(text).__name__}, not a string: {text!r:.80}")
+    # Half an emoji (a lone surrogate, legal in JSON) is no UTF-8: it becomes a question mark.
+    return [text.encode("utf-8", "replace").decode() for text in checked]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model reads of N texts.
+
+    Attributes:
+        embeddings: sentence embeddings, float32 [N, E]; None where it reads words alone.
+        tokens: token ids of each text, int64 [T] with T ≥ 1; None where it reads the sentence embedding alone.
+    """
+
+    embeddings: np.ndarray | None = None
+    tokens: Sequence[np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(cast(Any, self.embeddings if self.tokens is None else self.tokens))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, int64 [N]; 1 where it is one embedding."""
+        return np.array([len(row) for row in self.tokens] if self.tokens is not None else [1] * len(self), dtype=int)
+
+    def take(self, rows: np.ndarray) -> "Features":
+        """The features of some rows, by their indices."""
+        embeddings = None if self.embeddings is None else self.embeddings[rows]
+        return Features(embeddings, None if self.tokens is None else [self.tokens[row] for row in rows.tolist()])
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], bos_token_id: int) -> list[np.ndarray]:
+    """Token ids of each text, without special tokens; of a text without any the beginning-of-sequence token alone."""
+    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids or [bos_token_id], dtype=np.int64) for encoding in encodings]
+
+
+def cut_into_windows(features: Features, config: EmotionConfig) -> tuple[Features, np.ndarray]:
+    """Windows of at most ``window_length`` tokens, those of a text one after the other, and where each text's begin, [N].
+
+    The last window ends with the text, so that no window is short where the text is long.
+    """
+    if features.tokens is None:
+        return features, np.arange(len(features))
+    step = config.window_length - config.window_overlap
+    counts = 1 + np.ceil(np.maximum(features.lengths - config.window_length, 0) / step).astype(int)
+    texts = np.repeat(np.arange(len(features)), counts)
+    firsts = np.cumsum(counts) - counts
+    windows = []
+    for window, text in enumerate(texts.tolist()):
+        tokens = features.tokens[text]
+        start = max(min((window - firsts[text]) * step, len(tokens) - config.window_length), 0)
+        windows.append(tokens[start : start + config.window_length])
+    return Features(None if features.embeddings is None else features.embeddings[texts], windows), firsts
+
+
+def pool_windows(logits: np.ndarray, firsts: np.ndarray, windows: str) -> np.ndarray:
+    """Logits of texts, float32 [N, L], from those of their windows; see :func:`cut_into_windows` for ``firsts``."""
+    if windows == "max":
+        return np.maximum.reduceat(logits, firsts)
+    return np.add.reduceat(logits, firsts) / np.diff(firsts, append=len(logits))[:, None].astype(np.float32)

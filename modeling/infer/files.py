@@ -1,0 +1,94 @@
+"""A package's files, which are a stranger's: each is read as data, and refused where reading could do harm."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from modeling.infer.errors import PackageError
+
+_MAX_JSON_BYTES = 2**24
+_MAX_JSON_DEPTH = 32
+
+
+def local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None, **hub: Any) -> Path:
+    """Folder of a package, which is downloaded where a Hub id names it.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a Hub id.
+    """
+    folder = Path(folder_or_hub_id)
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(folder_or_hub_id)):
+        raise FileNotFoundError(f"{folder} is neither a folder nor a Hub id such as user/model")
+    return Path(snapshot_download(str(folder_or_hub_id), revision=revision, **hub))
+
+
+def refuse_unsafe_entries(folder: Path) -> None:
+    """Refuse a folder in which reading could lead out of it, or never end.
+
+    Raises:
+        PackageError: the first of :func:`unsafe_entries`.
+    """
+    for problem in unsafe_entries(folder):
+        raise problem
+
+
+def unsafe_entries(folder: Path) -> Iterator[PackageError]:
+    """Links that leave the folder, and what is neither file nor folder: pipes, sockets, devices, links to nothing.
+
+    The Hub's cache itself links a snapshot's files to its blobs.
+    """
+    root = folder.resolve()
+    homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() and not any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes):
+            yield PackageError(name, "is a link that leaves the package", "delete it")
+        elif not path.is_file() and not path.is_dir():
+            yield PackageError(name, "is no plain file", "delete it")
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a package.
+
+    Raises:
+        PackageError: it is missing, huge, no UTF-8 or no strict JSON; or a key stands twice, which readers resolve
+            differently.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            raise ValueError("a key stands twice")
+        return content
+
+    def no_number(text: str) -> None:
+        raise ValueError(f"{text} is no number of JSON")
+
+    try:
+        if (folder / name).stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"more than {_MAX_JSON_BYTES:,} bytes")
+        text = (folder / name).read_bytes().decode("utf-8")
+        content = json.loads(text, object_pairs_hook=unique, parse_constant=no_number)
+        level = [content]
+        for _ in range(_MAX_JSON_DEPTH):
+            level = [part for whole in level for part in _parts(whole)]
+        if level:
+            raise ValueError(f"nested deeper than {_MAX_JSON_DEPTH} levels")
+    except FileNotFoundError:
+        raise PackageError(name, "is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise PackageError(name, f"cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise PackageError(name, "holds no JSON object")
+    return content
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -1,0 +1,121 @@
+"""Features → logits and probabilities, with the cores of a CPU shared out."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from modeling.infer.config import EmotionConfig
+from modeling.infer.encoders import PROGRESS_BAR_FROM
+from modeling.infer.features import Features, cut_into_windows, pool_windows
+
+SMALL_PRODUCT, SMALL_MATRIX = 2**27, 2**22
+"""Multiplications of the largest product of a layer, and weights of its matrix, below which one CPU thread is fastest.
+
+Waking another thread takes longer than its share of so small a product, while a larger matrix needs several to be read;
+``tests/benchmarks/training_speed.py`` has products on both sides of the first bound.
+"""
+
+ROWS_OF_A_WORKER = 8
+"""Texts from which it is worth while to give a CPU core texts of its own, for which it reads all weights."""
+
+_one_reader = threading.Lock()
+"""PyTorch's number of threads is the process's: whoever changes it for a while must be alone."""
+
+
+@contextmanager
+def at_most(threads: int) -> Iterator[None]:
+    """No more CPU threads than these for the operations within."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(threads, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def suits_one_thread(model: Any, vectors: int) -> bool:
+    """Are the matrix products of a layer with so many vectors so small that one CPU thread computes them fastest?"""
+    inner = getattr(getattr(model.backbone, "config", None), "intermediate_size", model.config.embed_dim)
+    matrix = model.config.hidden_size * inner
+    return bool(matrix <= SMALL_MATRIX and vectors * matrix < SMALL_PRODUCT)
+
+
+@contextmanager
+def share_cores(
+    model: PreTrainedModel, texts: int, batch_size: int
+) -> Iterator[tuple[Callable[..., Iterator[int]], int]]:
+    """How the cores of a CPU share texts: a ``map`` over batches, and the texts of a batch.
+
+    Cores that read texts of their own need not wait for each other at every operation. All together read no more than
+    ``batch_size`` texts at once. bitsandbytes changes its layers as they compute, which allows for one worker.
+    """
+    config, at_once = cast(EmotionConfig, model.config), max(min(batch_size, texts), 1)
+    with _one_reader:
+        threads, workers = torch.get_num_threads(), 1
+        if next(model.parameters()).device.type == "cpu" and config.quantization == "none":
+            workers = min(threads, max(at_once // ROWS_OF_A_WORKER, 1))
+        size, each = at_once // workers, threads // workers
+        if config.reads_one_token and suits_one_thread(model, size):
+            each = 1
+        with at_most(each if workers == 1 else threads):
+            if workers == 1:
+                yield map, size
+            else:
+                with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
+                    yield pool.map, size
+
+
+@torch.inference_mode()
+def predict_logits(model: PreTrainedModel, features: Features, batch_size: int = 64) -> np.ndarray:
+    """Logits, float32 [N, L], of N texts, in the model's own precision; texts of like length share a batch."""
+    was_training = model.training
+    model.eval()
+    config, device = cast(EmotionConfig, model.config), next(model.parameters()).device
+    windows, firsts = cut_into_windows(features, config)
+    logits = np.zeros((len(windows), len(config.emotion_labels)), dtype=np.float32)
+    order = np.argsort(-windows.lengths, kind="stable")
+
+    def read(rows: np.ndarray) -> int:
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):  # no thread inherits them
+            tensors = {name: tensor.to(device) for name, tensor in to_tensors(windows.take(rows)).items()}
+            logits[rows] = model(**tensors).logits.float().cpu().numpy()
+        return len(rows)
+
+    with (
+        share_cores(model, len(order), batch_size) as (map_batches, size),
+        tqdm(total=len(order), unit="text", desc="reading", disable=not _shows_progress(windows)) as bar,
+    ):
+        for count in map_batches(read, [order[start : start + size] for start in range(0, len(order), size)]):
+            bar.update(count)
+    model.train(was_training)
+    return logits if len(windows) == len(features) else pool_windows(logits, firsts, config.windows)
+
+
+def to_tensors(features: Features) -> dict[str, torch.Tensor]:
+    """Arguments of :meth:`EmotionModel.forward`; tokens are padded on the right to the longest text."""
+    found = {}
+    if features.embeddings is not None:
+        found["embeddings"] = torch.from_numpy(np.ascontiguousarray(features.embeddings, dtype=np.float32))
+    if features.tokens is not None:
+        rows = [torch.from_numpy(row) for row in features.tokens]
+        found["input_ids"] = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        found["attention_mask"] = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return found
+
+
+def _shows_progress(features: Features) -> bool:
+    """One embedding a text is read faster than it was made, behind a bar of its own."""
+    return features.tokens is not None and len(features) >= PROGRESS_BAR_FROM
+
+
+def predict_probabilities(model: PreTrainedModel, features: Features, batch_size: int = 64) -> np.ndarray:
+    """Sigmoid probabilities, float32 [N, L], of N texts."""
+    return torch.sigmoid(torch.from_numpy(predict_logits(model, features, batch_size))).numpy()

@@ -1,0 +1,108 @@
+"""4-bit and 8-bit weights: what is supported, how it is asked for, and proof that it was done."""
+
+import platform
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from modeling.infer.errors import import_optional
+
+X86 = ("x86_64", "AMD64")
+"""What ``platform.machine()`` calls the only CPUs that bitsandbytes supports here and oneDNN was tried on."""
+
+_QUANTIZATIONS: dict[str, dict[str, Any]] = {
+    "nf4": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": torch.bfloat16,
+    },
+    "8bit": {"load_in_8bit": True},
+}
+LANGUAGE_MODEL = r"^(?:model\.)?(?:language_model\.)?(?:model\.)?(?=layers\.|norm\.|embed_tokens\.)"
+"""What stands before a layer's name in a checkpoint: nothing, or the places of the headed and the vision models."""
+
+
+def refuse_unsupported(quantization: str, device: torch.device) -> None:
+    """Refuse a quantization that is unknown, or that this machine cannot compute.
+
+    Raises:
+        ValueError: the message names the remedy.
+        ImportError: bitsandbytes is missing.
+    """
+    if quantization != "none" and quantization not in _QUANTIZATIONS:
+        raise ValueError(f"unknown quantization {quantization!r}. Remedy: none, nf4 or 8bit")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"PyTorch sees no GPU for device {device}. Remedy: device cpu, or PyTorch built for your GPU")
+    if quantization == "none":
+        return
+    where = platform.machine() if device.type == "cpu" else device.type
+    if where not in ("cuda", *X86):
+        raise ValueError(
+            f"quantization {quantization} is not supported on {where}. Remedy: quantization none, an x86 CPU or a CUDA GPU"
+        )
+    import_optional("bitsandbytes", "bitsandbytes")
+
+
+def quantization_options(name: str, baked: dict[str, Any] | None, quantization: str) -> dict[str, Any]:
+    """Settings of bitsandbytes: ``baked``, with which a checkpoint was quantised, or those of ``quantization``."""
+    if baked is None:
+        return _QUANTIZATIONS.get(quantization, {})
+    kind = str(baked.get("quant_method", "bitsandbytes"))
+    if kind == "bitsandbytes":
+        kind = "8bit" if baked.get("load_in_8bit") else str(baked.get("bnb_4bit_quant_type", "fp4"))
+    if kind != quantization:
+        remedy = f"quantization {kind}, or a" if kind in _QUANTIZATIONS else "a"
+        raise ValueError(
+            f"the weights of {name} are quantised already, in {kind}; asked for was {quantization}. "
+            f"Remedy: {remedy} checkpoint in full precision"
+        )
+    # The list names modules of the whole checkpoint, of which only the language model is loaded.
+    skipped = [re.sub(LANGUAGE_MODEL, "", module) for module in baked.get("llm_int8_skip_modules") or ()]
+    return {**baked, "llm_int8_skip_modules": skipped or None, "bnb_4bit_compute_dtype": torch.bfloat16}
+
+
+def _nf4_constants(linear: Any, settings: Any) -> list[torch.Tensor] | None:
+    """What a 4-bit weight is multiplied with; None if it is not one, or not as the settings say."""
+    state = getattr(linear.weight, "quant_state", None)
+    if state is None or (state.quant_type, state.nested) != ("nf4", settings.bnb_4bit_use_double_quant):
+        return None
+    return list(state.as_dict(packed=True).values()) if linear.compute_dtype == torch.bfloat16 else None
+
+
+def _8bit_constants(linear: Any) -> list[torch.Tensor] | None:
+    scales = getattr(linear.weight, "SCB", None)
+    return None if scales is None or linear.weight.dtype != torch.int8 else [scales]
+
+
+def check_quantized(model: PreTrainedModel, quantization: str) -> str:
+    """What was quantised, in words; 4-bit weights keep their layout from now on.
+
+    bitsandbytes would repack them at the first forward without gradients on a CPU with AVX512-BF16: after it every
+    gradient is wrong, layers must be multiples of 32 wide, and batches from 64 take 2 to 6 times as long.
+
+    Raises:
+        RuntimeError: a linear layer is not quantised as it should be.
+    """
+    settings: Any = model.config.quantization_config
+    sizes = {name: parameter.nbytes for name, parameter in model.named_parameters()}
+    linear: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    quantized = 0
+    for name, module in linear.items():
+        constants = _nf4_constants(module, settings) if quantization == "nf4" else _8bit_constants(module)
+        if constants is None and should_convert_module(name, settings.llm_int8_skip_modules):
+            raise RuntimeError(
+                f"{name} is not in {quantization}. Remedy: another version of bitsandbytes or checkpoint"
+            )
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+        quantized += constants is not None
+        sizes[f"{name}.constants"] = sum(tensor.nbytes for tensor in constants or ())
+    if not quantized:
+        raise RuntimeError(f"no linear layer is in {quantization}. Remedy: another checkpoint")
+    doubly = " (double quantisation)" if quantization == "nf4" and settings.bnb_4bit_use_double_quant else ""
+    return f"{quantized} of {len(linear)} linear layers in {quantization}{doubly}, {sum(sizes.values()) / 1e6:,.2f} MB"

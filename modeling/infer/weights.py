@@ -1,0 +1,160 @@
+"""Weights and tokenizer of a package, read as data."""
+
+import pickletools
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from modeling.infer.config import EmotionConfig
+from modeling.infer.errors import PackageError
+from modeling.infer.heads import build_heads
+
+HEAD_FILES = ("head.safetensors", "head_weights.pt")
+BASELINE_FILE = "model.safetensors"
+"""All weights of a model without a backbone, as ``save_pretrained`` writes them."""
+_ENTRY_OF_TORCH = (
+    r"([^/]+)/(?:data\.pkl|data/\d+|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id)"
+)
+_GLOBAL_OF_TENSORS = r"torch\._utils _rebuild_(?:tensor_v2|parameter)|collections OrderedDict|torch \w+Storage"
+_MAX_PICKLE = 10_000
+"""Operations; the pickle of a head has about 270."""
+_MAX_HEADER_BYTES = 2**22
+"""An adapter of a model of 24 billion parameters has 0.1 MB."""
+
+TOKENIZER_FILE = "tokenizer.json"
+MAX_TOKENIZER_BYTES = 2**26
+
+
+def read_head(folder: Path, config: EmotionConfig) -> dict[str, torch.Tensor]:
+    """The weights of the heads, under keys such as ``projection.0.weight``; no pickle is executed.
+
+    Raises:
+        PackageError: see :func:`read_head_file`; or the two files differ, or both are missing.
+    """
+    heads = [read_head_file(folder, name, config) for name in HEAD_FILES if (folder / name).exists()]
+    if not heads:
+        raise PackageError(" and ".join(HEAD_FILES), "are missing")
+    # Bits, not values: a zero has two signs.
+    bits = [{key: value.contiguous().view(torch.uint8) for key, value in head.items()} for head in heads]
+    if any(not torch.equal(bits[0][key], bits[-1][key]) for key in bits[0]):
+        raise PackageError(" and ".join(HEAD_FILES), "hold different weights")
+    return heads[0]
+
+
+def read_head_file(folder: Path, name: str, config: EmotionConfig) -> dict[str, torch.Tensor]:
+    """The weights in one of :data:`HEAD_FILES` or in :data:`BASELINE_FILE`.
+
+    Raises:
+        PackageError: it is missing or damaged, holds anything but plain tensors, or names, shapes or values are not a head's.
+    """
+    with torch.device("meta"):
+        head = build_heads(config)
+    try:
+        read = load_safetensors if name.endswith(".safetensors") else _load_tensors_of_pickle
+        tensors = read(folder / name)
+    except Exception as error:  # a hostile file can make its parser raise anything
+        kind = type(error).__name__
+        raise PackageError(
+            name, f"is missing or damaged, or holds something other than plain tensors ({kind})"
+        ) from None
+    refuse_other_tensors(name, tensors, {key: value.shape for key, value in head.state_dict().items()})
+    return tensors
+
+
+def refuse_large_header(path: Path) -> None:
+    """Refuse a safetensors file that names far more tensors than a package has; a million take 20 s and 2 GB to read.
+
+    Raises:
+        ValueError: its header is larger than that of any package.
+    """
+    with path.open("rb") as file:
+        if (size := int.from_bytes(file.read(8), "little")) > _MAX_HEADER_BYTES:
+            raise ValueError(f"the header has {size:,} bytes, more than {_MAX_HEADER_BYTES:,}")
+
+
+def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file whose header is of a sane size."""
+    refuse_large_header(path)
+    return load_file(path)
+
+
+def _load_tensors_of_pickle(path: Path) -> dict[str, torch.Tensor]:
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("compressed")  # which torch.save never does: what expands could fill the memory
+        names = {match[0]: match[1] for entry in entries if (match := re.fullmatch(_ENTRY_OF_TORCH, entry.filename))}
+        if len(names) < len(entries) or len(set(names.values())) != 1:
+            raise ValueError("an entry stands twice, or is none of torch.save's")
+        _refuse_other_pickle(archive.read(f"{names.popitem()[1]}/data.pkl"))
+    nested = torch.load(path, map_location="cpu", weights_only=True)
+    return {f"{part}.{key}": value for part, weights in nested.items() for key, value in weights.items()}
+
+
+def _refuse_other_pickle(content: bytes) -> None:
+    """Refuse what dictionaries of tensors do not need.
+
+    PyTorch's own list of harmless functions is longer, and a tuple that is used again and again, within others, takes
+    for ever to hash.
+    """
+    tuples: set[Any] = set()
+    before = ""
+    for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        name = operation.name
+        if number > _MAX_PICKLE or (name == "GLOBAL" and not re.fullmatch(_GLOBAL_OF_TENSORS, str(argument))):
+            raise ValueError("more than tensors")
+        if "PUT" in name and before.startswith("TUPLE"):
+            tuples.add(argument)
+        elif ("GET" in name and argument in tuples) or name == "MEMOIZE":
+            raise ValueError("a tuple that is used twice")
+        before = name
+
+
+def refuse_other_tensors(file: str, tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Refuse tensors other than plain finite ones of these names and shapes.
+
+    Raises:
+        PackageError: the message names the file and the tensor.
+    """
+    for what, keys in (("lacks", set(shapes) - set(tensors)), ("has unknown", set(tensors) - set(shapes))):
+        if keys:
+            raise PackageError(file, f"{what} tensors: {', '.join(sorted(map(str, keys))[:3])} (of {len(keys)})")
+    for key, tensor in tensors.items():
+        if (
+            not isinstance(tensor, torch.Tensor)
+            or tensor.layout != torch.strided
+            or tensor.is_meta
+            or not tensor.is_contiguous()  # without it a few bytes could stand for more than the memory holds
+        ):
+            raise PackageError(file, f"holds no plain tensor under {key}")
+        if tensor.shape != tuple(shapes[key]):
+            raise PackageError(file, f"has {key} of shape {[*tensor.shape]}, not {[*shapes[key]]}")
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise PackageError(file, f"has values in {key} that are no finite floating-point numbers")
+
+
+def read_tokenizer(folder: Path, config: EmotionConfig) -> Tokenizer:
+    """The tokenizer of a package whose backbone reads words.
+
+    Raises:
+        PackageError: it is missing, huge, damaged, or has tokens that the backbone does not.
+    """
+    try:
+        if (folder / TOKENIZER_FILE).stat().st_size > MAX_TOKENIZER_BYTES:
+            raise ValueError(f"more than {MAX_TOKENIZER_BYTES:,} bytes")
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    except Exception as error:  # the library raises bare exceptions
+        raise PackageError(TOKENIZER_FILE, f"is missing or damaged: {error}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    known = (config.backbone_config or {}).get("vocab_size", 0)
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=known)
+    if highest >= known:
+        raise PackageError(TOKENIZER_FILE, f"has the token {highest}, the backbone {known} tokens, counted from 0")
+    return tokenizer

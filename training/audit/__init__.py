@@ -1,0 +1,1 @@
+"""What the data of a run hide: copies across splits, exchanged labels, foreign parents."""

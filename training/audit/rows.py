@@ -1,0 +1,250 @@
+"""The audit of a run: copies across splits, label noise, labels without rows, and where each training row comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from training.data.balance import Rows
+from training.data.copies import KINDS, Copy, find_copies, find_copies_both_ways, match_key, summarise
+from training.data.corpus import Corpus, Split, label_counts
+from training.data.reading import SPLITS
+
+logger = logging.getLogger(__name__)
+
+POLICIES = ("report", "drop-from-train", "fail")
+"""What becomes of copies across splits: they are reported; or their training rows go; or the run ends."""
+EXAMPLES = 5
+
+
+class LeakError(RuntimeError):
+    """A training row stems from outside the training split, or stands in validation or test and must not."""
+
+
+@dataclass(frozen=True)
+class CorpusAudit:
+    """What :func:`audit_corpus` found.
+
+    Attributes:
+        copies: for each split, boolean [N]: the validation and test rows that have a copy in train, and the training
+            rows that have one in validation or test.
+        report: the counts, for ``audit.json``; its keys are none of :func:`audit_rows`.
+    """
+
+    copies: dict[str, np.ndarray]
+    report: dict[str, Any]
+
+
+def audit_corpus(corpus: Corpus) -> CorpusAudit:
+    """Look for copies across splits, for label noise between copies, and for labels without positive rows.
+
+    Copies are those of :func:`training.data.copies.find_copies`. Each is compared with its best match only: where train
+    holds a text twice with different labels, with the first.
+    """
+    train, validation, test = (corpus[split] for split in SPLITS)
+    evaluation = validation.texts + test.texts
+    found, copied = find_copies_both_ways(evaluation, train.texts)
+    start = len(validation)
+    in_train = {
+        "validation": [copy for copy in found if copy.row < start],
+        "test": [dataclasses.replace(copy, row=copy.row - start) for copy in found if copy.row >= start],
+    }
+    copies = {split: _mask(in_train[split], len(corpus[split])) for split in in_train}
+    # Not the best matches of these: a training row may be a copy without being the best of any.
+    copies["train"] = _mask(copied, len(train))
+    for split, matches in in_train.items():
+        if matches:
+            logger.warning("%s: %s in train", split, summarise(matches, len(corpus[split])))
+    report = {
+        "copies": {
+            "validation_in_train": _describe(in_train["validation"], validation, train, corpus.labels),
+            "test_in_train": _describe(in_train["test"], test, train, corpus.labels),
+            "validation_in_test": _describe(find_copies(validation.texts, test.texts), validation, test, corpus.labels),
+            "train_rows_copied": int(copies["train"].sum()),
+        },
+        "repeated_in_train": _repeated(train, corpus.labels),
+        "labels_without_positives": {
+            split: [label for label, count in label_counts(corpus[split].labels, corpus.labels).items() if not count]
+            for split in SPLITS
+        },
+    }
+    return CorpusAudit(copies, report)
+
+
+def _mask(copies: Sequence[Copy], size: int) -> np.ndarray:
+    mask = np.zeros(size, dtype=bool)
+    mask[[copy.row for copy in copies]] = True
+    return mask
+
+
+def _describe(copies: Sequence[Copy], split: Split, reference: Split, names: Sequence[str]) -> dict[str, Any]:
+    """Counts, labels and examples of the copies of one split in another."""
+    rows, others = ([getattr(copy, side) for copy in copies] for side in ("row", "reference_row"))
+    differ = int((split.labels[rows] != reference.labels[others]).any(axis=1).sum())
+    counts = Counter(copy.kind for copy in copies)
+    # Long texts are what nobody writes twice by chance.
+    examples = sorted(copies, key=lambda copy: -len(split.texts[copy.row]))[:EXAMPLES]
+    return {
+        **{kind: counts[kind] for kind in KINDS},
+        "rows": len(copies),
+        "positives": label_counts(split.labels[rows], names),
+        "labels_differ": differ,
+        "labels_differ_share": differ / len(copies) if copies else None,
+        "examples": [
+            {
+                "kind": copy.kind,
+                "similarity": round(copy.similarity, 3),
+                "text": split.texts[copy.row],
+                "copy": reference.texts[copy.reference_row],
+                "labels": _names(split.labels[copy.row], names),
+                "labels_of_copy": _names(reference.labels[copy.reference_row], names),
+            }
+            for copy in examples
+        ],
+    }
+
+
+def _repeated(split: Split, names: Sequence[str]) -> dict[str, Any]:
+    """Texts that stand more than once in one split (but for case, spaces and punctuation), and whether labels agree."""
+    groups: dict[str, list[int]] = {}
+    for row, text in enumerate(split.texts):
+        groups.setdefault(match_key(text), []).append(row)
+    repeated = [rows for rows in groups.values() if len(rows) > 1]
+    noisy = [rows for rows in repeated if (split.labels[rows] != split.labels[rows[0]]).any()]
+    return {
+        "groups": len(repeated),
+        "rows": sum(map(len, repeated)),
+        "groups_with_different_labels": len(noisy),
+        "examples": [
+            {"text": split.texts[rows[0]], "labels": [_names(split.labels[row], names) for row in rows[:EXAMPLES]]}
+            for rows in sorted(noisy, key=lambda rows: -len(split.texts[rows[0]]))[:EXAMPLES]
+        ],
+    }
+
+
+def _names(row: np.ndarray, names: Sequence[str]) -> list[str]:
+    return [name for name, value in zip(names, row, strict=True) if value]
+
+
+def apply_policy(corpus: Corpus, audit: CorpusAudit, policy: str) -> Corpus:
+    """The corpus to train on, after the policy for copies across splits.
+
+    ``report`` changes nothing. ``drop-from-train`` removes the training rows that have a copy in validation or test,
+    which stay as they are; embeddings and parents must then be those of the new corpus.
+
+    Raises:
+        LeakError: the policy is ``fail`` and train shares copies with validation or test, or nothing of train is left.
+        ValueError: an unknown policy.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"unknown policy {policy!r} for copies across splits: use one of {', '.join(POLICIES)}")
+    dropped = int(audit.copies["train"].sum())
+    if policy == "report" or not dropped:
+        return corpus
+    if policy == "fail":
+        counts = audit.report["copies"]
+        shared = "; ".join(
+            f"{split}: " + ", ".join(f"{counts[f'{split}_in_train'][kind]} {kind}" for kind in KINDS)
+            for split in ("validation", "test")
+        )
+        raise LeakError(
+            f"train holds copies of evaluation rows ({shared}). Remedy: policy drop-from-train removes the {dropped} "
+            "training rows, report only counts them; or take them out of the files (python -m training.audit.rows FILE FILE)"
+        )
+    train = corpus["train"].take(np.flatnonzero(~audit.copies["train"]))
+    if not len(train):
+        raise LeakError("every training row is a copy of a validation or test row. Remedy: split the corpus anew")
+    logger.info("train: %d of %d rows dropped: copies of validation or test rows", dropped, len(corpus["train"]))
+    for label, count in label_counts(train.labels, corpus.labels).items():
+        if not count and corpus["train"].labels[:, corpus.labels.index(label)].any():
+            logger.warning("train: no positive row for %s is left after dropping copies", label)
+    return dataclasses.replace(corpus, splits=corpus.splits | {"train": train})
+
+
+def audit_rows(
+    corpus: Corpus, embeddings: np.ndarray, rows: Rows, mlsmote_labels: str | None = None, contaminated: bool = False
+) -> dict[str, Any]:
+    """Check the balanced training rows against the corpus, and describe both.
+
+    Args:
+        corpus: the splits.
+        embeddings: float32 [N, E] of all splits, one after the other.
+        rows: the rows that will be trained on.
+        mlsmote_labels: the rule of ``mlsmote`` that gave rows between two parents their labels; None where every row
+            has the labels of its first parent. See :func:`_refuse_foreign_labels` for what can be known of it.
+        contaminated: does the split protocol put children of evaluation rows into train? They are then counted.
+
+    Raises:
+        LeakError: a parent outside train, a row that is not what its parents and step give, or foreign labels.
+    """
+    outside = (rows.parents >= len(corpus["train"])).any(axis=1)
+    if rows.parents.min() < 0 or rows.parents.max() >= len(embeddings):
+        raise LeakError("a training row has a parent that is no row of the corpus")
+    if outside.any() and not contaminated:
+        raise LeakError(f"{outside.sum()} training rows have a parent outside the training split")
+    first, second = embeddings[rows.parents[:, 0]], embeddings[rows.parents[:, 1]]
+    if not np.allclose(rows.embeddings, first + rows.steps[:, None] * (second - first), atol=1e-5):
+        raise LeakError("a training row is not what its parents give")
+    labels = np.concatenate([corpus[split].labels for split in SPLITS])
+    _refuse_foreign_labels(rows, labels, mlsmote_labels)
+    known = set(corpus["train"].texts)
+    return {
+        "corpus": corpus.name,
+        "revision": corpus.revision,
+        "labels": list(corpus.labels),
+        "splits": {
+            split: {
+                "rows": len(corpus[split]),
+                "sha256": corpus[split].fingerprint(),
+                "rows_without_label": corpus[split].without_label,
+                "positives": label_counts(corpus[split].labels, corpus.labels),
+                "texts_also_in_train": None if split == "train" else sum(text in known for text in corpus[split].texts),
+            }
+            for split in SPLITS
+        },
+        "training_rows": {
+            "real": int((~rows.synthetic).sum()),
+            "synthetic": int(rows.synthetic.sum()),
+            "positives": label_counts(rows.labels, corpus.labels),
+            "synthetic_with_parent_outside_train": int(outside.sum()),
+        },
+    }
+
+
+def _refuse_foreign_labels(rows: Rows, labels: np.ndarray, mlsmote_labels: str | None) -> None:
+    """Refuse labels that cannot stem from the parents.
+
+    ``mlsmote`` lets all k neighbours of the first parent vote, of which one is recorded. So a row of ``union`` must have
+    at least what its two parents have, a row of ``intersection`` at most what both have, and each row, whatever the
+    rule, a label of both: the one that was oversampled. What the other neighbours voted for is not known: labels that
+    ``union`` and ``ranking`` add to those, and labels that ``ranking`` and ``intersection`` leave out, are not checked.
+
+    Args:
+        rows: the rows.
+        labels: 0/1 [N, L] of the whole corpus, which parents index.
+        mlsmote_labels: the rule; None where every row has the labels of its first parent.
+
+    Raises:
+        LeakError: the labels of a row.
+    """
+    first, second = labels[rows.parents[:, 0]], labels[rows.parents[:, 1]]
+    own = (rows.labels == first).all(axis=1)
+    if mlsmote_labels is None:
+        if not own.all():
+            raise LeakError("a training row has other labels than its first parent")
+        return
+    both = first & second
+    voted = (rows.labels & both).any(axis=1)
+    if mlsmote_labels == "union":
+        voted &= (rows.labels >= (first | second)).all(axis=1)
+    elif mlsmote_labels == "intersection":
+        voted &= (rows.labels <= both).all(axis=1)
+    # A real row and a copy have one parent, and nobody voted.
+    if not np.where(rows.parents[:, 0] == rows.parents[:, 1], own, voted).all():
+        raise LeakError(f"a training row has labels that mlsmote by {mlsmote_labels} does not give its parents")

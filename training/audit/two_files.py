@@ -1,0 +1,117 @@
+"""Copies between two files: ``python -m training.audit.rows FILE_A FILE_B``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.data.copies import Copy, find_copies, summarise
+from training.data.reading import label_text, read_goemotions, split_labels
+from training.data.tables import SUFFIXES, CorpusError, read_table
+
+
+@dataclass(frozen=True)
+class _File:
+    """Rows of one file: where each stands, its text, and its labels where the file has some."""
+
+    path: Path
+    places: list[str]
+    texts: list[str]
+    labels: list[set[str]] | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare two files. Returns the exit code: 0 no copies, 1 copies, 2 bad input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        first, second = (_read_file(path, arguments) for path in (arguments.file_a, arguments.file_b))
+    except (CorpusError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    copies = find_copies(first.texts, second.texts)
+    sys.stdout.write("\n".join(_lines(first, second, copies, arguments.examples)) + "\n")
+    return 1 if copies else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.audit.rows",
+        description="Which rows of FILE_A stand in FILE_B: letter for letter (exact), but for case, spaces and "
+        "punctuation (normalised), or nearly (70 % of their character 5-grams in common; texts of 34 characters and "
+        "more). Where both files have labels, it also counts the copies whose labels differ, and names the labels "
+        "that only one file has.",
+        epilog="Example: python -m training.audit.rows data/test.csv data/train.csv. Exit code: 0 no copies, 1 copies "
+        "found, 2 a file cannot be read.",
+    )
+    parser.add_argument("file_a", type=Path, metavar="FILE_A", help="rows to look for, such as test.csv")
+    parser.add_argument("file_b", type=Path, metavar="FILE_B", help="rows to look in, such as train.csv")
+    parser.add_argument("--text_column", default="text", help="column of the texts (default: %(default)s)")
+    parser.add_argument(
+        "--label_column", help="column with label names, ids or lists of them (default: labels, where a file has it)"
+    )
+    parser.add_argument(
+        "--dataset",
+        choices=("files", "goemotions"),
+        default="files",
+        help="files: CSV, TSV, JSONL or Parquet with column names; goemotions: its own TSV (text, label ids, comment "
+        "id; no column names), beside labels.txt (default: %(default)s)",
+    )
+    parser.add_argument("--examples", type=int, default=5, help="how many copies to show (default: %(default)s)")
+    return parser
+
+
+def _read_file(path: Path, arguments: argparse.Namespace) -> _File:
+    if arguments.dataset == "goemotions":
+        rows = read_goemotions(path)
+        return _File(path, [r.place for r in rows], [r.text for r in rows], [set(map(str, r.labels)) for r in rows])
+    if path.suffix not in SUFFIXES:
+        raise CorpusError(f"{path}: unknown kind of file. Remedy: one of {', '.join(SUFFIXES)}")
+    table, places = read_table(path)
+    for column in (arguments.text_column, arguments.label_column):
+        if column is not None and column not in table.columns:
+            raise CorpusError(
+                f"{path}: no column {column!r}, only {', '.join(map(str, table.columns))}. Remedy: set --text_column "
+                "or --label_column; for the TSV files of GoEmotions: --dataset goemotions"
+            )
+    texts = table[arguments.text_column].tolist()
+    for place, text in zip(places, texts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise CorpusError(
+                f"{place}, column {arguments.text_column!r}: the text is {text!r}. Remedy: delete the row or fill it in"
+            )
+    column = arguments.label_column or "labels"
+    if column not in table.columns:
+        return _File(path, places, texts, None)
+    cells = zip(table[column], places, strict=True)
+    labels = [
+        {label_text(label) for label in split_labels(cell, f"{place}, column {column!r}")} for cell, place in cells
+    ]
+    return _File(path, places, texts, labels)
+
+
+def _lines(first: _File, second: _File, copies: Sequence[Copy], examples: int) -> list[str]:
+    """The report on two files."""
+    lines = [f"{first.path}: {summarise(copies, len(first.texts))} in {second.path}"]
+    labels, others = first.labels, second.labels
+    if labels is None or others is None:
+        lines.append("labels: not compared, a file has no column of labels (--label_column)")
+    else:
+        differ = sum(labels[copy.row] != others[copy.reference_row] for copy in copies)
+        lines.append(f"labels: {differ:,} of {len(copies):,} copies have other labels in {second.path}")
+        counts = Counter(label for copy in copies for label in labels[copy.row])
+        if counts:
+            lines.append("  of the copies: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
+        names, other_names = set[str]().union(*labels), set[str]().union(*others)
+        for alone, path in ((names - other_names, second.path), (other_names - names, first.path)):
+            if alone:
+                lines.append(f"  no row of {path} has: {', '.join(sorted(alone))}")
+    for copy in sorted(copies, key=lambda copy: -len(first.texts[copy.row]))[: max(examples, 0)]:
+        lines.append(f"\n{copy.kind}, similarity {copy.similarity:.2f}")
+        for file, row in ((first, copy.row), (second, copy.reference_row)):
+            named = f" [{', '.join(sorted(file.labels[row]))}]" if file.labels else ""
+            lines.append(f"  {file.places[row]}{named}\n    {file.texts[row]!r}")
+    return lines

@@ -1,0 +1,1 @@
+"""One verb each of ``training/run.py``."""

@@ -1,0 +1,319 @@
+"""Which setting helps on these data? A grid of runs over recipe fields and seeds, in one table and one plot."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from training.data.splits import CONTAMINATED
+from training.fit.distillation import given
+from training.options import RunOptions, Train, override
+from training.recipe import Recipe, RecipeError
+from training.run_folder import LOG_LOSSES, RunFolder
+from training.scores.plots import plot_comparison
+from training.scores.scoring import DRAWS, bootstrap_weights, weighted_scores
+
+LOSSES = {
+    "bce": {"alpha": "uniform", "gamma": "0"},
+    "focal-uniform": {"alpha": "uniform", "gamma": "2"},
+    "focal-r2": {"alpha": "r2", "gamma": "2"},
+}
+"""Values of the axis ``loss``, which sets alpha and gamma together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One setting of the grid: its name, its overrides, and a run folder for each seed."""
+
+    name: str
+    overrides: dict[str, Any]
+    runs: dict[int, RunFolder]
+
+
+def compare(recipe: Recipe, options: RunOptions, train: Train) -> int:
+    """Run the grid and write ``comparison.md``, ``.csv`` and ``.png``.
+
+    A run that is there with the same settings and the same rows is not run again, so a stopped comparison goes on where
+    it was; ``--overwrite`` runs all of them anew.
+
+    Raises:
+        RecipeError: an axis or a value that no recipe has.
+    """
+    folder = Path(str(options.output_dir))
+    cells = build_cells(options.compare, options.seeds or [recipe.seed], folder)
+    settings = {(cell.name, seed): _settings(recipe, cell, seed) for cell in cells for seed in cell.runs}
+    inputs = {key: given(setting) for key, setting in settings.items()}  # all before the first run: one may be missing
+    todo = [
+        (cell, seed)
+        for cell in cells
+        for seed in cell.runs
+        if options.overwrite or not _is_done(cell.runs[seed], settings[cell.name, seed], inputs[cell.name, seed])
+    ]
+    sys.stdout.write(f"{len(todo)} of {len(settings)} runs are to be made\n")
+    for number, (cell, seed) in enumerate(todo, start=1):
+        run = cell.runs[seed]
+        code = train(
+            settings[cell.name, seed],
+            dataclasses.replace(options, output_dir=str(run.path), overwrite=True, resume=False),
+        )
+        if code:
+            return code
+        shutil.rmtree(run.checkpoints)
+        sys.stdout.write(f"{number} of {len(todo)} is done: {cell.name}, seed {seed}\n")
+    _report(cells, folder)
+    return 0
+
+
+def compare_runs(folders: list[str], output: Path | None) -> int:
+    """Compare runs that are there by paired bootstrap, print the table, and write it only into ``output``.
+
+    Args:
+        folders: run folders; of a folder with one run for each seed (``seed-0``, …) the runs are averaged.
+        output: folder of ``comparison.md``, ``.csv`` and ``.png``; None writes nothing.
+
+    Raises:
+        RecipeError: a run is not finished, or was tested on other rows than the first.
+    """
+    cells = [Cell(folder, {}, dict(enumerate(_finished_runs(Path(folder))))) for folder in folders]
+    tested = {run.path: describe_rows(run, "test") for cell in cells for run in cell.runs.values()}
+    first = next(iter(tested))
+    for path, split in tested.items():
+        if split != tested[first]:
+            raise RecipeError(
+                f"--compare_runs: {path} was tested on other rows or labels than {first}, and the rows cannot be "
+                "paired. Remedy: train both with the same data, split, seed of the split and labels"
+            )
+    _report(cells, output)
+    return 0
+
+
+def _finished_runs(folder: Path) -> list[RunFolder]:
+    runs = [folder] if (folder / "recipe.yaml").is_file() else sorted(folder.glob("seed-*"))
+    for run in runs or [folder]:
+        if not (run / "timing.json").is_file():  # written last
+            raise RecipeError(
+                f"--compare_runs: {run} is not a finished run. Remedy: train to the end, or another folder"
+            )
+    return [RunFolder(run) for run in runs]
+
+
+def describe_rows(run: RunFolder, split: str) -> tuple[list[str], str, bytes]:
+    """Labels, texts and references of a split, to hold against another run's."""
+    audit, arrays = run.read_json("audit.json"), run.read_arrays("predictions.npz")
+    return audit["labels"], audit["splits"][split]["sha256"], arrays[f"{split}_references"].tobytes()
+
+
+def _report(cells: list[Cell], folder: Path | None) -> None:
+    """Print the table; and write table and plot into ``folder``."""
+    table = summarise(cells)
+    sys.stdout.write(to_markdown(table))
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    result = RunFolder(folder)
+    result.write_text("comparison.csv", table.round(5).to_csv(index=False))
+    result.write_text("comparison.md", to_markdown(table))
+    with result.replacing("comparison.png") as path:
+        plot_comparison(path, table, {cell.name: _scores(cell, "test") for cell in cells})
+    sys.stdout.write(f"the comparison is in {folder}\n")
+
+
+def build_cells(axes: list[str], seeds: list[int], folder: Path) -> list[Cell]:
+    """The grid of ``field=value,value`` axes; a value that is a list or a mapping stands in brackets, as in YAML.
+
+    Raises:
+        RecipeError: an axis that is not of this form, is given twice, or sets what another one sets; equal values, or
+            two settings that would share a folder.
+    """
+    values: dict[str, list[Any]] = {}
+    for axis in axes:
+        field, chosen = _parse_axis(axis)
+        if field in values:
+            raise RecipeError(f"--compare {axis}: {field} is given twice. Remedy: list all its values in one axis")
+        twice = [value for index, value in enumerate(chosen) if value in chosen[:index]]
+        if twice:
+            raise RecipeError(f"--compare {axis}: {field} {twice[0]} is given twice. Remedy: list each value once")
+        values[field] = chosen
+    if "loss" in values and {"alpha", "gamma"} & set(values):
+        raise RecipeError("--compare: loss sets alpha and gamma; give either loss, or alpha and gamma")
+    cells: list[Cell] = []
+    for choice in itertools.product(*values.values()):
+        settings = dict(zip(values, choice, strict=True))
+        name = ", ".join(f"{field} {value}" for field, value in settings.items())
+        place = folder / _shorten(
+            "_".join(re.sub(r"[^\w.=+-]+", "-", f"{f}={v}").strip("-") for f, v in settings.items())
+        )
+        clash = next((cell.name for cell in cells if place in {run.path.parent for run in cell.runs.values()}), None)
+        if clash:
+            raise RecipeError(
+                f"--compare: {clash!r} and {name!r} would share the folder {place}. Remedy: compare them with two "
+                "commands, each with an --output_dir of its own"
+            )
+        overrides = settings | LOSSES[settings["loss"]] if "loss" in settings else settings
+        overrides.pop("loss", None)
+        cells.append(Cell(name, overrides, {seed: RunFolder(place / f"seed-{seed}") for seed in seeds}))
+    return cells
+
+
+def _shorten(name: str, longest: int = 120) -> str:
+    """A folder's name that file systems take; of a longer one the beginning, and a hash of all."""
+    return name if len(name) <= longest else f"{name[:longest]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _parse_axis(axis: str) -> tuple[str, list[Any]]:
+    field, _, listed = axis.partition("=")
+    try:
+        values = yaml.safe_load(f"[{listed}]")
+    except yaml.YAMLError:
+        values = []
+    if not values:
+        raise RecipeError(f"--compare {axis}: write field=value,value, such as balance=none,smote")
+    if field == "seed":
+        raise RecipeError(f"--compare {axis}: the seeds of every setting are --seeds 0 1 2")
+    unknown = sorted({str(value) for value in values} - set(LOSSES)) if field == "loss" else []
+    if unknown:
+        raise RecipeError(f"--compare {axis}: unknown loss {', '.join(unknown)}; accepted: {', '.join(LOSSES)}")
+    return field, values
+
+
+def _settings(recipe: Recipe, cell: Cell, seed: int) -> Recipe:
+    return override(recipe, {**cell.overrides, "seed": seed})
+
+
+def _is_done(run: RunFolder, recipe: Recipe, inputs: dict[str, str]) -> bool:
+    if not (run.path / "timing.json").is_file():  # written last
+        return False
+    stored = yaml.safe_load((run.path / "recipe.yaml").read_text(encoding="utf-8"))
+    # A field that the run's version did not have was as it is by default.
+    return dataclasses.asdict(Recipe()) | stored == dataclasses.asdict(recipe) and run.inputs_sha256() == inputs
+
+
+def summarise(cells: list[Cell]) -> pd.DataFrame:
+    """One row for each cell: log loss and macro F1 over the seeds, and their paired differences to the first cell.
+
+    Thresholds are each run's own, from validation (of which validation's own score is tuned on itself); the log loss of
+    validation is cross-fitted. Intervals are of 1,000 bootstrap samples of the rows, the same samples for every cell, of
+    the mean over the seeds; a difference is paired by rows, and given where both cells have the same labels.
+    """
+    first, first_references = _draws(cells[0], "test")
+    first_losses, first_rows = _log_losses(cells[0])
+    rows: list[dict[str, Any]] = []
+    for cell in cells:
+        metrics = [run.read_json("metrics.json") for run in cell.runs.values()]
+        test = np.array(_scores(cell, "test"))
+        draws, references = _draws(cell, "test")
+        validation = _interval(_draws(cell, "validation")[0])
+        losses, losses_rows = _log_losses(cell)
+        row = {
+            "setting": cell.name,
+            "seeds": len(test),
+            "log_loss": np.nan if losses is None else losses.mean(),
+            **_no_difference("log_loss_difference"),
+            "validation": np.mean(_scores(cell, "validation")),
+            "validation_low": validation[0],
+            "validation_high": validation[1],
+            "test": test.mean(),
+            "test_sd": test.std(ddof=1) if len(test) > 1 else np.nan,
+            **dict(zip(("test_low", "test_high"), _interval(draws), strict=True)),
+            "test_at_0.5": np.mean([entry["test"]["fixed"]["macro_f1"] for entry in metrics]),
+            "contaminated": any(entry["protocol"] == CONTAMINATED for entry in metrics),
+            **_no_difference("difference"),
+        }
+        if rows and np.array_equal(references, first_references):
+            row |= _with_interval("difference", test.mean() - rows[0]["test"], draws - first)
+        if rows and losses is not None and first_losses is not None and np.array_equal(losses_rows, first_rows):
+            paired = losses - first_losses
+            drawn = bootstrap_weights(len(paired)) @ paired / len(paired)
+            row |= _with_interval("log_loss_difference", paired.mean(), drawn)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _log_losses(cell: Cell) -> tuple[np.ndarray | None, np.ndarray]:
+    """Cross-fitted log loss of each validation row, the mean over the seeds, [N], and the rows' labels.
+
+    The first is None where a run has none on record.
+    """
+    arrays = [run.read_arrays("predictions.npz") for run in cell.runs.values()]
+    found = (
+        np.mean([each[LOG_LOSSES] for each in arrays], axis=0) if all(LOG_LOSSES in each for each in arrays) else None
+    )
+    return found, arrays[0]["validation_references"]
+
+
+def _no_difference(name: str) -> dict[str, float]:
+    return dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
+
+
+def _with_interval(name: str, value: float, draws: np.ndarray) -> dict[str, float]:
+    low, high = _interval(draws)
+    return {name: float(value), f"{name}_low": low, f"{name}_high": high}
+
+
+def _scores(cell: Cell, split: str) -> list[float]:
+    return [run.read_json("metrics.json")[split]["per_label"]["macro_f1"] for run in cell.runs.values()]
+
+
+def _interval(draws: np.ndarray) -> list[float]:
+    return [float(value) for value in np.percentile(draws, [2.5, 97.5])]
+
+
+def _draws(cell: Cell, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Macro F1 of bootstrap samples, the mean over the seeds, [draws]; and the labels of the split."""
+    draws = []
+    for run in cell.runs.values():
+        arrays = run.read_arrays("predictions.npz")
+        references = arrays[f"{split}_references"]
+        own = run.read_json("thresholds.json")["per_label"]
+        predictions = arrays[f"{split}_probabilities"] >= np.array(list(own.values()))
+        whole, _ = weighted_scores(predictions, references, bootstrap_weights(len(references)))
+        draws.append(whole["macro_f1"])
+    return np.mean(draws, axis=0), references
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The table for people; a difference whose interval leaves out 0 is bold."""
+    fewest, most = table["seeds"].min(), table["seeds"].max()
+    seeds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    lines = [
+        f"Log loss of validation, which chooses, cross-fitted, and macro F1, mean over {seeds} "
+        f"{'seed' if most == 1 else 'seeds'}. Intervals are of {DRAWS:,} bootstrap samples of "
+        "the rows, with the seeds as they are: they do not say how far other seeds would fall apart"
+        + (", which the standard deviation (sd) over the seeds does." if most > 1 else ", and one seed cannot."),
+        "",
+        "| setting | seeds | validation log loss | against the first [95 %] | validation macro F1 [95 %] | "
+        "test (sd) [95 %] | test at 0.5 | against the first [95 %] |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in table.to_dict("records"):
+        spread = "" if np.isnan(row["test_sd"]) else f" ({row['test_sd']:.3f})"
+        cells = [
+            row["setting"] + (" (contaminated)" if row["contaminated"] else ""),
+            str(row["seeds"]),
+            "–" if np.isnan(row["log_loss"]) else f"{row['log_loss']:.4f}",
+            _difference(row, "log_loss_difference", 4),
+            f"{row['validation']:.3f} [{row['validation_low']:.3f}, {row['validation_high']:.3f}]",
+            f"{row['test']:.3f}{spread} [{row['test_low']:.3f}, {row['test_high']:.3f}]",
+            f"{row['test_at_0.5']:.3f}",
+            _difference(row, "difference", 3),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _difference(row: dict[Any, Any], name: str, digits: int) -> str:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if np.isnan(value):
+        return "–"
+    text = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text

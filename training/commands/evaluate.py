@@ -1,0 +1,210 @@
+"""Score a package or a run on any labelled file: read, map the label sets onto each other, score, and say what is left.
+
+Nothing is tuned here: the decisions are those of the model's own thresholds, and of 0.5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from sklearn.metrics import roc_auc_score
+
+from modeling.infer import EmotionClassifier, Features, LoadedEncoder, cache_folder, predict_probabilities
+from training.data.encoding import encode
+from training.data.label_mapping import LabelMatch, match_labels, read_mapping
+from training.data.labelled_file import LabelledRow, read_rows
+from training.data.tables import SUFFIXES, CorpusError
+from training.run_folder import RunFolder
+from training.scores.plots import plot_evaluation
+from training.scores.scoring import scores_with_intervals
+from training.trained import load_classifier
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    model: str,
+    data: str,
+    mapping: str | None = None,
+    text_column: str = "text",
+    label_column: str = "labels",
+    output: Path | None = None,
+    dataset: str = "files",
+) -> int:
+    """Score a model on a file, print the tables, and write them into ``output``. Returns the exit code 0.
+
+    Args:
+        model: a package folder, ``user/model`` on the Hub, or the folder of a finished run.
+        data: a CSV, TSV, JSONL or Parquet file.
+        mapping: a mapping that ships, or a YAML file; None where the file's labels are the model's.
+        text_column: column of the texts.
+        label_column: column with names, ids or lists; where it is absent, each column of 0 and 1 is a label.
+        output: folder of ``evaluation.json``, ``.csv`` and ``.png``; None writes nothing.
+        dataset: ``goemotions`` for a TSV file of GoEmotions, which has no header and has ``labels.txt`` beside it.
+
+    Raises:
+        CorpusError: bad data, a bad mapping, or labels that no mapping explains.
+        RunFolderError: the run is not finished.
+        OSError: a folder is missing or cannot be written.
+    """
+    if not PartialState(cpu=not torch.cuda.is_available()).is_main_process:
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("training", "modeling"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    path = Path(data)
+    if not path.is_file() or path.suffix not in SUFFIXES:
+        raise CorpusError(f"--data {path}: no such file, or not one of {', '.join(SUFFIXES)}")
+    chosen = read_mapping(mapping) if mapping else None
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    classifier = load_classifier(model)
+    rows = read_rows(path, chosen, classifier.labels, text_column, label_column, dataset)
+    counts = Counter(label for row in rows for label in row.labels)
+    match = match_labels(chosen, classifier.labels, counts, data)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    inputs = {"model": model, "data": data, "data_sha256": sha256, "mapping": mapping}
+    result = inputs | score(classifier, rows, match)
+    sys.stdout.write(describe(result) + "\n")
+    if output is not None:
+        write(result, RunFolder(output))
+    return 0
+
+
+# Scores
+
+
+def score(classifier: EmotionClassifier, rows: Sequence[LabelledRow], match: LabelMatch) -> dict[str, Any]:
+    """The content of ``evaluation.json`` but for the names of its inputs.
+
+    A target's probability is the highest of its labels'; it is predicted where one of them reaches its own threshold.
+    Scored are the rows with at least one mapped label, and those without any label, which every label is wrong for.
+    """
+    left = set(match.file_left)
+    scored = [row for row in rows if not row.labels or set(row.labels) - left]
+    some = sum(bool(set(row.labels) & left) for row in scored)
+    without = sum(not row.labels for row in rows)
+    places = {target: [classifier.labels.index(label) for label in match.model[target]] for target in match.model}
+    truth = np.array([[bool(set(row.labels) & set(match.file[t])) for t in places] for row in scored], dtype=np.int8)
+    config, texts, vectors = classifier.config, [row.text for row in scored], None
+    if config.reads_embedding:
+        vectors = encode(texts, cast(LoadedEncoder, classifier.encoder), cache_folder() / "embeddings")
+    features = Features(vectors, classifier.tokenize(texts))
+    probabilities = predict_probabilities(classifier.model, features, classifier.batch_size)
+    thresholds = {label: config.thresholds.get(label, config.threshold) for label in classifier.labels}
+    policies = {"package": np.array(list(thresholds.values())), "fixed": np.full(len(thresholds), 0.5)}
+    results = {}
+    for policy, cutoffs in policies.items():
+        reached = probabilities >= cutoffs
+        predictions = np.stack([reached[:, indices].any(axis=1) for indices in places.values()], axis=1)
+        results[policy] = scores_with_intervals(predictions.astype(np.int8), truth, list(places))
+    highest = np.stack([probabilities[:, indices].max(axis=1) for indices in places.values()], axis=1)
+    return {
+        "rows": {
+            "file": len(rows),
+            "scored": len(scored),
+            "fraction_scored": len(scored) / len(rows),
+            "all_labels_mapped": len(scored) - some - without,
+            "some_labels_mapped": some,
+            "no_label_mapped": len(rows) - len(scored),
+            "without_label": without,
+        },
+        "targets": {target: {"model": match.model[target], "file": match.file[target]} for target in places},
+        "file_labels_not_mapped": match.file_left,
+        "model_labels_not_mapped": match.model_left,
+        "thresholds": thresholds,
+        "scores": results,
+        "without_thresholds": {t: _without_thresholds(highest[:, i], truth[:, i]) for i, t in enumerate(places)},
+    }
+
+
+def _without_thresholds(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
+    """What puts an F1 in its place: the F1 of saying the label of every row, and the area under the ROC curve.
+
+    Thresholds that were tuned on other rows may fit badly where the model still ranks well; 0.5 is chance.
+    """
+    positives = int(truth.sum())
+    area = float(roc_auc_score(truth, probabilities)) if 0 < positives < len(truth) else None
+    return {"f1_always": 2 * positives / (len(truth) + positives), "roc_auc": area}
+
+
+# Tables
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The scores, and what could not be mapped, as text."""
+    package, fixed, free = result["scores"]["package"], result["scores"]["fixed"], result["without_thresholds"]
+    lines = [
+        f"{'label':<16}{'support':>8}{'precision':>11}{'recall':>8}{'F1':>8}  {'95 % of F1':<16}{'F1@0.5':>8}{'always':>8}{'ROC':>7}"
+    ]
+    for label, row in package["per_label"].items():
+        lines.append(
+            f"{label:<16}{row['support']:>8}{row['precision']:>11.3f}{row['recall']:>8.3f}{row['f1']:>8.3f}  "
+            f"{_range(row['f1_95']):<16}{fixed['per_label'][label]['f1']:>8.3f}{free[label]['f1_always']:>8.3f}"
+            + ("      –" if free[label]["roc_auc"] is None else f"{free[label]['roc_auc']:>7.3f}")
+        )
+    for scores, name in ((package, "the model's thresholds"), (fixed, "at 0.5")):
+        lines.append(
+            f"{name:<24}macro F1 {scores['macro_f1']:.3f} {_range(scores['intervals_95']['macro_f1'])}  "
+            f"micro F1 {scores['micro_f1']:.3f} {_range(scores['intervals_95']['micro_f1'])}"
+        )
+    always = np.mean([values["f1_always"] for values in free.values()])
+    lines.append(
+        f"{'every label, every row':<24}macro F1 {always:.3f} (column always); ROC: area under it, 0.5 is chance"
+    )
+    return "\n".join([*lines, "", *_describe_mapping(result)])
+
+
+def _range(ends: Sequence[float]) -> str:
+    return f"[{ends[0]:.3f}, {ends[1]:.3f}]"
+
+
+def _describe_mapping(result: dict[str, Any]) -> list[str]:
+    lines = [f"mapping: {result['mapping'] or 'none, the labels are the same'}"]
+    if empty := [label for label, row in result["scores"]["package"]["per_label"].items() if not row["support"]]:
+        lines.append(f"no row of the file has {', '.join(empty)}: their F1 is 0, in macro F1 too, as in training")
+    lines += [
+        f"  {t:<16} model: {', '.join(s['model'])}; file: {', '.join(s['file'])}" for t, s in result["targets"].items()
+    ]
+    lines.append("labels of the file that could not be mapped:")
+    lines += [f"  {k:<16}{v['rows']:>8} rows  {v['why']}" for k, v in result["file_labels_not_mapped"].items()] or [
+        "  none"
+    ]
+    lines.append("labels of the model that could not be mapped:")
+    lines += [f"  {k:<16} {v}" for k, v in result["model_labels_not_mapped"].items()] or ["  none"]
+    rows = result["rows"]
+    lines.append(f"rows of the file: {rows['file']:,}")
+    for key in ("all_labels_mapped", "some_labels_mapped", "no_label_mapped", "without_label"):
+        lines.append(f"  {key.replace('_', ' '):<20}{rows[key]:>8,}  {rows[key] / rows['file']:>6.1%}")
+    left = "rows whose labels could not be mapped are left out of every score"
+    lines.append(f"scored: {rows['scored']:,} rows ({rows['fraction_scored']:.1%}); {left}")
+    return lines
+
+
+def write(result: dict[str, Any], folder: RunFolder) -> None:
+    """Write ``evaluation.json``, ``evaluation.csv`` and ``evaluation.png``, each whole or not at all."""
+    table = []
+    for policy, scores in result["scores"].items():
+        for label, values in scores["per_label"].items():
+            row = {"thresholds": policy, "label": label, "support": values["support"]}
+            for name in ("precision", "recall", "f1"):
+                low, high = values[f"{name}_95"]
+                row |= {name: values[name], f"{name}_low": low, f"{name}_high": high}
+            table.append(row)
+    with folder.replacing("evaluation.csv") as path:
+        pd.DataFrame(table).to_csv(path, index=False, float_format="%.4f")
+    package, fixed = (result["scores"][policy]["per_label"] for policy in ("package", "fixed"))
+    with folder.replacing("evaluation.png") as path:
+        plot_evaluation(path, package, fixed, f"{Path(result['model']).name} on {Path(result['data']).name}")
+    folder.write_json("evaluation.json", result)
+    logger.info("evaluation.json, .csv and .png are in %s", folder.path)

@@ -1,0 +1,87 @@
+"""The null test: a recipe that finds something where there is nothing measures itself, not a model.
+
+The same recipe is run twice, once with noise in place of the embeddings, once with the training labels dealt out at
+random. Either way train says nothing of a test row, and a score above chance can only come from a leak.
+
+Chance is what readouts that were never trained score: the test embeddings times random directions, one for each
+label, with thresholds tuned on validation in the same way. (A random direction of real embeddings goes with some
+labels by accident, and the thresholds use that; dealing predictions out to rows at random would set chance too low.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+
+from training.fit.prepare import NULL_TESTS, Prepared, prepare
+from training.options import RunOptions, Train
+from training.recipe import Recipe
+from training.run_folder import RunFolder
+from training.scores.scoring import weighted_scores
+from training.scores.thresholds import choose_thresholds
+
+logger = logging.getLogger(__name__)
+
+READOUTS = 100
+DEVIATIONS = 4
+"""A score is at chance up to so many standard deviations above the mean of the readouts."""
+
+
+def chance_scores(data: Prepared, seed: int, readouts: int = READOUTS) -> np.ndarray:
+    """Test macro F1, thresholds per label from validation, of untrained readouts, [readouts]."""
+    generator = np.random.default_rng(seed)
+    mean, deviation = data.embeddings["train"].mean(axis=0), data.embeddings["train"].std(axis=0) + 1e-9
+    inputs = {split: (data.embeddings[split] - mean) / deviation for split in ("validation", "test")}
+    references = {split: data.corpus[split].labels for split in inputs}
+    once = np.ones((1, len(references["test"])), dtype=np.float32)
+    found = []
+    for _ in range(readouts):
+        directions = generator.standard_normal((len(mean), len(data.corpus.labels))) / np.sqrt(len(mean))
+        said = {split: expit(values @ directions) for split, values in inputs.items()}
+        cutoffs = choose_thresholds(said["validation"], references["validation"]).own
+        whole, _ = weighted_scores(said["test"] >= cutoffs, references["test"], once)
+        found.append(float(whole["macro_f1"][0]))
+    return np.array(found)
+
+
+def run_null_tests(recipe: Recipe, options: RunOptions, train: Train) -> int:
+    """Run the recipe on noise and on shuffled training labels; 1 where a score is above chance.
+
+    The two runs and ``null_test.json`` go to ``null_test/`` in the run folder.
+    """
+    folder = Path(str(options.output_dir)) / "null_test"
+    outcome: dict[str, Any] = {"protocol": recipe.split, "chance": chance_in_words()}
+    for name in NULL_TESTS:
+        run = RunFolder(folder / name)
+        train(recipe, dataclasses.replace(options, output_dir=str(run.path), overwrite=True, resume=False), name)
+        score = run.read_json("metrics.json")["test"]["per_label"]["macro_f1"]
+        chance = chance_scores(prepare(recipe, name), recipe.seed)
+        limit = float(chance.mean() + DEVIATIONS * chance.std())
+        outcome[name] = {
+            "macro_f1": score,
+            "chance_mean": float(chance.mean()),
+            "chance_limit": limit,
+            "passed": bool(score <= limit),
+        }
+    RunFolder(folder).write_json("null_test.json", outcome)
+    failed = [name for name in NULL_TESTS if not outcome[name]["passed"]]
+    for name in NULL_TESTS:
+        result = outcome[name]
+        line = "null test %s: macro F1 %.3f, chance %.3f, limit %.3f: %s"
+        verdict = "FAILED, evaluation rows leak into training" if name in failed else "passed"
+        figures = (result["macro_f1"], result["chance_mean"], result["chance_limit"])
+        logger.log(logging.ERROR if name in failed else logging.INFO, line, name, *figures, verdict)
+    return 1 if failed else 0
+
+
+def chance_in_words() -> str:
+    """How chance is computed."""
+    return (
+        f"{READOUTS} untrained random readouts of the test inputs, thresholds tuned on validation in the same way; the "
+        f"limit is {DEVIATIONS} standard deviations above their mean"
+    )

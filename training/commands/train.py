@@ -1,0 +1,85 @@
+"""Train a recipe: the stages of a run, in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from training.fit.batch import fit_batch
+from training.fit.build import build_model, build_trainer, fit_precision
+from training.fit.distillation import distil, given
+from training.fit.emissions import start_tracking, stop_tracking
+from training.fit.prepare import Prepared, prepare
+from training.fit.results import finish, warning_of
+from training.options import RunOptions
+from training.recipe import Recipe
+from training.run_folder import RunFolder, describe_environment
+from training.scores.plots import plot_label_frequencies
+
+logger = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> int:
+    """The stages of a run."""
+    run = RunFolder(str(options.output_dir))
+    # The main process prepares while the others wait: for teachers longer than the ten minutes that torch allows.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+    opened, tracker = time.perf_counter(), start_tracking(options.co2_country if state.is_main_process else None)
+    with state.main_process_first():
+        if state.is_main_process:
+            if options.resume and (run.path / "recipe.yaml").exists():
+                run.refuse_other_recipe(dataclasses.asdict(recipe))
+            run.open(options.resume, options.overwrite)
+        log_to(run, state)
+        if state.is_main_process and options.resume:
+            run.refuse_other_inputs(given(recipe))
+        fitted = fit_precision(recipe)
+        data = distil(prepare(recipe, null_test), fitted)
+    started = time.perf_counter()
+    fitted = fit_batch(fitted, state)
+    trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
+    if state.is_main_process:  # only now: neither bad data nor a bad setting must cost the run that is there
+        run.clear(checkpoints=options.overwrite)
+        describe_run(run, recipe, data, describe_environment(recipe.seed, state.num_processes, fitted.bf16))
+    checkpoint = run.last_checkpoint() if options.resume else None
+    if options.resume:
+        logger.info("resuming from %s", checkpoint or "the start: no complete checkpoint is there")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if state.is_main_process:
+        timing = {
+            "seconds_of_preparation": round(started - opened, 1),
+            "seconds_of_training": round(time.perf_counter() - started, 1),
+            "resumed": checkpoint is not None,
+            **stop_tracking(tracker),
+        }
+        finish(run, trainer, data, recipe, null_test, timing)
+    return 0
+
+
+def log_to(run: RunFolder, state: PartialState) -> None:
+    """Plain lines on the screen and in ``train.log``, from the main process."""
+    for handler in logging.getLogger().handlers[:]:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    handlers: list[logging.Handler] = [logging.NullHandler()]
+    if state.is_main_process:
+        handlers = [logging.StreamHandler(), logging.FileHandler(run.path / "train.log", encoding="utf-8")]
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
+    for name in ("training", "modeling"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def describe_run(run: RunFolder, recipe: Recipe, data: Prepared, environment: dict[str, Any]) -> None:
+    """Write what is known before training: recipe, environment, audit, label frequencies."""
+    run.write_recipe(dataclasses.asdict(recipe))
+    run.write_json("environment.json", environment)
+    run.write_json("audit.json", data.audit)
+    before, after = data.corpus["train"].labels.sum(axis=0), data.rows.labels.sum(axis=0)
+    with run.replacing("label_frequencies.png") as path:
+        plot_label_frequencies(path, before, after, data.corpus.labels, warning_of(recipe))

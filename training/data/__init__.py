@@ -1,0 +1,1 @@
+"""Files and Hub datasets → rows, splits, balanced rows and embeddings."""

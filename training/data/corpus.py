@@ -1,0 +1,234 @@
+"""Load and validate labelled texts: the starter corpus, GoEmotions, your own files, or a Hub dataset.
+
+Every problem ends with a :class:`CorpusError` that names the file, the row, the column, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from training.data.reading import (
+    SPLITS,
+    Columns,
+    Row,
+    declared_labels,
+    file_rows,
+    goemotions_rows,
+    hub_rows,
+    label_text,
+    out_of_range,
+    refuse_bad_texts,
+)
+from training.data.tables import CorpusError
+from training.data.taxonomy import GOEMOTIONS_28, Taxonomy, build_taxonomy
+
+logger = logging.getLogger(__name__)
+
+GOEMOTIONS_HUB = "google-research-datasets/go_emotions"
+GOEMOTIONS_REVISION = "add492243ff905527e67aeb8b80b082af02207c3"
+STARTER_FOLDER = Path(__file__).parent / "starter"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split.
+
+    Attributes:
+        ids: N row ids.
+        texts: N texts.
+        labels: int8 multi-hot [N, L].
+        without_label: how many rows have no label of the run (counted before they were dropped, where they were).
+    """
+
+    ids: list[str]
+    texts: list[str]
+    labels: np.ndarray
+    without_label: int = 0
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: np.ndarray) -> Split:
+        """The rows at ``indices``, int64 [M]."""
+        labels = self.labels[indices]
+        gone = int((~self.labels.any(axis=1)).sum() - (~labels.any(axis=1)).sum())
+        texts, ids = [self.texts[i] for i in indices], [self.ids[i] for i in indices]
+        return Split(ids, texts, labels, self.without_label - gone)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the texts and labels, in order."""
+        digest = hashlib.sha256()
+        for text, row in zip(self.texts, self.labels, strict=True):
+            digest.update(text.encode() + b"\x00" + row.tobytes() + b"\x01")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Three splits that share one label order."""
+
+    name: str
+    revision: str
+    labels: tuple[str, ...]
+    splits: dict[str, Split] = field(repr=False)
+
+    def __getitem__(self, split: str) -> Split:
+        return self.splits[split]
+
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of each split."""
+        return {name: split.fingerprint() for name, split in self.splits.items()}
+
+    def require_splits(self) -> None:
+        """Refuse a corpus of one file, which has no splits.
+
+        Raises:
+            CorpusError: a split is missing.
+        """
+        if set(self.splits) != set(SPLITS):
+            raise CorpusError(f"{self.name}: one file holds no splits. Remedy: --split stratified, or three files")
+
+
+def load_corpus(
+    dataset: str,
+    labels: Sequence[str],
+    data_dir: str | None = None,
+    revision: str | None = None,
+    config: str | None = None,
+    text_column: str = "text",
+    label_column: str = "labels",
+    id_column: str | None = None,
+    unlabelled: str = "keep",
+) -> Corpus:
+    """Load a corpus.
+
+    Args:
+        dataset: ``starter``, ``goemotions``, ``files`` (train, validation and test as CSV, TSV, JSONL or Parquet in
+            the folder ``data_dir``, or one such file with all rows), or a dataset id on the Hub.
+        labels: a label set's name or your own labels.
+        data_dir: folder; for GoEmotions the environment variable ``GOEMOTIONS_DIR`` stands in for it, and without
+            either the rows come from the Hub.
+        revision: revision of a Hub dataset.
+        config: configuration (subset) of a Hub dataset.
+        text_column: column of the texts.
+        label_column: column with names, ids or lists of them (in text: separated by commas); where it is absent, one
+            0/1 column a label.
+        id_column: column of the row ids, which must then be unique over all splits.
+        unlabelled: ``keep`` rows without a label of the run as all-zero rows, or ``drop`` them.
+
+    Raises:
+        CorpusError: bad data.
+    """
+    columns = Columns(text_column, label_column, id_column)
+    own = None if len(labels) == 1 else tuple(labels)
+    if dataset == "starter":
+        return _build(
+            dataset, "1", labels, GOEMOTIONS_28, file_rows(STARTER_FOLDER, None, Columns(id="id")), unlabelled
+        )
+    if dataset == "files":
+        if data_dir is None:
+            raise CorpusError("dataset files has no rows. Remedy: --data_dir with train, validation and test files")
+        return _build("files", "", labels, None, file_rows(Path(data_dir), own, columns), unlabelled)
+    if dataset == "goemotions":
+        folder = data_dir or os.environ.get("GOEMOTIONS_DIR")
+        if folder:
+            rows = goemotions_rows(Path(folder))
+            return _build(GOEMOTIONS_HUB, "official simplified TSV", labels, GOEMOTIONS_28, rows, unlabelled)
+        dataset, revision, config = GOEMOTIONS_HUB, GOEMOTIONS_REVISION, "simplified"
+        columns = Columns(id="id")
+    try:
+        loaded = datasets.load_dataset(dataset, config, revision=revision)
+    except (OSError, ValueError) as error:
+        remedy = "give the folder with --data_dir, or check the id and the network"
+        raise CorpusError(f"dataset {dataset!r} cannot be loaded ({error}). Remedy: {remedy}") from error
+    names = declared_labels(loaded, label_column)
+    return _build(dataset, revision or "", labels, names, hub_rows(dataset, loaded, own, columns), unlabelled)
+
+
+# Rows → splits
+
+
+def _build(
+    name: str,
+    revision: str,
+    labels: Sequence[str],
+    corpus_labels: Sequence[str] | None,
+    rows: dict[str, list[Row]],
+    unlabelled: str,
+) -> Corpus:
+    try:
+        taxonomy = build_taxonomy(labels, corpus_labels)
+    except ValueError as error:
+        raise CorpusError(str(error)) from None
+    _refuse_duplicate_ids(itertools.chain.from_iterable(rows.values()))
+    splits = {split: _build_split(f"{name}, {split}", rows[split], taxonomy, unlabelled) for split in rows}
+    for split, content in splits.items():
+        for label in np.array(taxonomy.labels)[content.labels.sum(axis=0) == 0]:
+            logger.warning("%s, %s: no positive row for %s; its scores there mean nothing", name, split, label)
+    return Corpus(name, revision, taxonomy.labels, splits)
+
+
+def _build_split(split: str, rows: list[Row], taxonomy: Taxonomy, unlabelled: str) -> Split:
+    if not rows:
+        raise CorpusError(f"{split}: no rows. Remedy: add some; --split stratified makes splits of one file")
+    vectors = np.array([_vector(row, taxonomy) for row in rows], dtype=np.int8)
+    refuse_bad_texts(rows)
+    has_label = vectors.any(axis=1)
+    without = int((~has_label).sum())
+    kept = np.flatnonzero(has_label) if unlabelled == "drop" else np.arange(len(rows))
+    if without:
+        logger.info("%s: %d of %d rows have no label of this run: %s", split, without, len(rows), unlabelled)
+    if not len(kept):
+        raise CorpusError(
+            f"{split}: no row, of {len(rows)}, has a label of this run ({', '.join(taxonomy.labels)}). Remedy: other "
+            "--labels, or --unlabelled keep"
+        )
+    return Split([rows[i].id for i in kept], [rows[i].text for i in kept], vectors[kept], without)
+
+
+def _vector(row: Row, taxonomy: Taxonomy) -> list[int]:
+    names: list[str] = []
+    place = f"{row.place}, column {row.columns.labels!r}"
+    for label in row.labels:
+        name = label_text(label)
+        if name not in taxonomy.sources and name.lstrip("-").isdigit():
+            if not 0 <= int(name) < len(taxonomy.ids):
+                raise CorpusError(out_of_range(place, name, len(taxonomy.ids)))
+            name = taxonomy.ids[int(name)]
+        names.append(name)
+    try:
+        return taxonomy.vector(names)
+    except KeyError as error:
+        known = ", ".join([*taxonomy.sources, *sorted(taxonomy.ignored)])
+        raise CorpusError(
+            f"{place}: unknown label {error}. Remedy: correct it, or add it to labels ({known})"
+        ) from None
+
+
+def _refuse_duplicate_ids(rows: Iterable[Row]) -> None:
+    """An id names one row of the whole corpus: two splits that share one share a row, or mix up two numberings."""
+    places: dict[str, str] = {}
+    for row in rows:
+        if row.columns.id is None:  # rows that were counted, in each split from 0
+            continue
+        if row.id in places:
+            raise CorpusError(
+                f"{row.place}, column {row.columns.id!r}: id {row.id!r} stands already at {places[row.id]}. Remedy: make "
+                "ids unique over all splits, or give no --id_column"
+            )
+        places[row.id] = row.place
+
+
+def label_counts(labels: np.ndarray, names: Sequence[str]) -> Counter[str]:
+    """Positive rows per label."""
+    return Counter(dict(zip(names, (int(count) for count in labels.sum(axis=0)), strict=True)))

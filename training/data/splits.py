@@ -1,0 +1,101 @@
+"""Split protocols: the corpus's own, stratified for your own rows, and the reference's, which leaks.
+
+``official`` keeps the splits as they come. ``stratified`` makes them anew. ``pooled-r2`` repeats the reference's order:
+it oversamples before it splits, so that rows made from test rows are trained on. Its scores are contaminated; it exists
+to show by how much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+
+import numpy as np
+from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+
+from training.data.balance import Rows
+from training.data.copies import match_key
+from training.data.corpus import Corpus, Split
+from training.data.reading import SPLITS
+from training.data.tables import CorpusError
+
+logger = logging.getLogger(__name__)
+
+PROTOCOLS = ("official", "stratified", "pooled-r2")
+CONTAMINATED = "pooled-r2"
+_FOLDS = 10
+"""A stratified split gives eight tenths to train, one to validation, one to test."""
+_POOLED_SHARES = (0.6, 0.8)
+"""Where the reference cuts its shuffled rows: 60 % train, 20 % validation, 20 % test."""
+
+
+def pool(corpus: Corpus) -> Split:
+    """All rows of a corpus in one split; an id is made unique by its split's name."""
+    return Split(
+        [f"{name}:{row_id}" for name, split in corpus.splits.items() for row_id in split.ids],
+        [text for split in corpus.splits.values() for text in split.texts],
+        np.concatenate([split.labels for split in corpus.splits.values()]),
+        sum(split.without_label for split in corpus.splits.values()),
+    )
+
+
+def stratified(corpus: Corpus, seed: int) -> Corpus:
+    """Split all rows anew, 80:10:10, with each label's share alike in every split.
+
+    Iterative stratification (Sechidis et al., ECML PKDD 2011) over groups of rows with the same normalised text, so
+    that copies stay together.
+
+    Raises:
+        CorpusError: fewer different texts than folds.
+    """
+    rows = pool(corpus)
+    groups = np.unique([match_key(text) for text in rows.texts], return_inverse=True)[1]
+    labels = np.zeros((groups.max() + 1, rows.labels.shape[1]), dtype=np.int8)
+    np.maximum.at(labels, groups, rows.labels)
+    if len(labels) < _FOLDS:
+        raise CorpusError(f"{len(labels)} different texts cannot be split; at least {_FOLDS} are needed")
+    folds = MultilabelStratifiedKFold(_FOLDS, shuffle=True, random_state=seed).split(labels, labels)
+    fold_of = np.empty(len(labels), dtype=np.int64)
+    for number, (_, members) in enumerate(folds):
+        fold_of[members] = number
+    fold = fold_of[groups]
+    return _resplit(corpus, rows, {"train": fold >= 2, "validation": fold == 1, "test": fold == 0})
+
+
+def pooled_r2(
+    corpus: Corpus, embeddings: np.ndarray, balance: Callable[[np.ndarray, np.ndarray], Rows], seed: int
+) -> tuple[Corpus, np.ndarray, Rows]:
+    """The reference's order: pool, balance, and only then split the real rows; every synthetic row goes to train.
+
+    Args:
+        corpus: any splits; they are pooled.
+        embeddings: embeddings of all rows in the order of :data:`SPLITS`, float32 [N, E].
+        balance: embeddings and labels → balanced rows whose parents index them.
+        seed: seed of the split.
+
+    Returns:
+        The new corpus, the embeddings of its rows in the order of its splits, and the training rows, whose parents
+        index those embeddings: one at or beyond ``len(corpus["train"])`` lies outside the training split.
+    """
+    rows = pool(corpus)
+    balanced = balance(embeddings, rows.labels)
+    real = np.flatnonzero(~balanced.synthetic)
+    order = np.random.default_rng(seed).permutation(balanced.parents[real, 0])
+    parts = dict(zip(SPLITS, np.split(order, [int(len(order) * share) for share in _POOLED_SHARES]), strict=True))
+    place = np.full(len(rows), -1)
+    place[order] = np.arange(len(order))
+    in_train = np.isin(balanced.parents[:, 0], parts["train"])
+    kept = balanced.take(np.flatnonzero(in_train | balanced.synthetic))
+    moved = Rows(kept.embeddings, kept.labels, place[kept.parents], kept.steps, kept.synthetic)
+    logger.warning("protocol %s: rows made from test rows are trained on; its scores are contaminated", CONTAMINATED)
+    return _resplit(corpus, rows, parts), embeddings[order], moved
+
+
+def _resplit(corpus: Corpus, rows: Split, parts: dict[str, np.ndarray]) -> Corpus:
+    counted = dataclasses.replace(rows, without_label=int((~rows.labels.any(axis=1)).sum()))
+
+    def take(chosen: np.ndarray) -> Split:
+        return counted.take(np.flatnonzero(chosen) if chosen.dtype == bool else chosen)
+
+    return Corpus(corpus.name, corpus.revision, corpus.labels, {split: take(chosen) for split, chosen in parts.items()})

@@ -1,0 +1,121 @@
+"""How a step is cut: into as few micro-batches as fit the free memory, by the memory plan of the recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from modeling.backbones import MISTRAL_SMALL_3_1, SMOLLM2_135M, read_backbone_config
+from modeling.infer import BUNDLED_BACKBONE, EmotionConfig
+from modeling.memory import GIB, RESERVE, Setting, plan_memory
+from training.data.taxonomy import build_taxonomy
+from training.fit.build import holds_bfloat16, use_layers
+from training.recipe import Recipe, RecipeError
+
+logger = logging.getLogger(__name__)
+
+KNOWN_SHAPES = {BUNDLED_BACKBONE: SMOLLM2_135M, "Mistral-Small-3.1-24B": MISTRAL_SMALL_3_1}
+"""Backbones whose shapes need no file and no network, by a part of their names."""
+
+ENCODER_WIDTHS = {"use-multilingual-v3": 512, "use-v4": 512, "minilm": 384}
+OTHER_WIDTH = 768
+"""Taken for the other encoders; the width moves the sum by some MiB at most."""
+
+
+def read_setting(recipe: Recipe) -> Setting:
+    """What the memory of a recipe depends on, without its rows, its encoder or its weights.
+
+    Raises:
+        RecipeError: the shapes of its backbone cannot be read.
+    """
+    config = EmotionConfig(
+        model_name=recipe.model_name,
+        hidden_size=recipe.mlp_hidden_size,
+        embed_dim=ENCODER_WIDTHS.get(recipe.encoder, OTHER_WIDTH),
+        input=recipe.input,
+        pooling=recipe.pooling,
+        attention=recipe.attention,
+        window_length=recipe.window_length,
+        emotion_labels=build_taxonomy(recipe.labels).labels,
+        prefix=recipe.prefix,
+        head=recipe.head,
+        quantization=recipe.quantization,
+        one_token=recipe.one_token,
+    )
+    if recipe.head == "backbone":
+        config.backbone_config = use_layers(recipe, _read_shapes(recipe))
+        config.hidden_size = config.backbone_config["hidden_size"]
+    half = recipe.quantization != "none" or holds_bfloat16(recipe, config)
+    return Setting(
+        config=config,
+        dtype=torch.bfloat16 if half else torch.float32,
+        scoring_dtype=torch.bfloat16 if recipe.quantization != "none" else torch.float32,
+        lora_rank=recipe.lora_rank,
+        lora_dropout=recipe.lora_dropout,
+        lora_target_modules=tuple(recipe.lora_target_modules),
+        batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        bf16=recipe.bf16,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        fused_layers=recipe.fused_layers and not recipe.torch_compile,
+        optim=recipe.optim,
+    )
+
+
+def _read_shapes(recipe: Recipe) -> dict[str, Any]:
+    for part, shapes in KNOWN_SHAPES.items():
+        if part in recipe.model_name and not Path(recipe.model_name).is_dir():
+            return dict(shapes)
+    try:
+        read = read_backbone_config(recipe.model_name, recipe.model_revision)
+    except OSError as error:
+        raise RecipeError(
+            f"model_name: the shapes of {recipe.model_name} cannot be read ({type(error).__name__}). Remedy: give a "
+            "folder with its config.json, or connect to the Hub; the weights are not needed"
+        ) from None
+    return read.to_diff_dict() | {"model_type": read.model_type, "hidden_size": read.hidden_size}
+
+
+def fit_batch(recipe: Recipe, state: PartialState) -> Recipe:
+    """The recipe with its accumulation chosen, where it is 0: as few equal micro-batches as fit the free memory.
+
+    A step keeps its ``batch_size`` rows a process, and what it learns does not depend on how they are cut.
+
+    Raises:
+        RecipeError: not even single rows fit, or the plan does not know the recipe's optimizer.
+    """
+    if recipe.gradient_accumulation_steps:
+        return recipe
+    # The least of all processes: they must cut their steps alike.
+    free, rows = min(gather_object([free_memory(state)])), recipe.batch_size
+    needed: dict[int, int] = {}
+    for steps in (number for number in range(1, rows + 1) if rows % number == 0):
+        cut = dataclasses.replace(recipe, batch_size=rows // steps, gradient_accumulation_steps=steps)
+        try:
+            plan = plan_memory(dataclasses.replace(read_setting(cut), device=state.device.type))
+        except ValueError as error:
+            raise RecipeError(f"{error}; or give gradient_accumulation_steps a number") from None
+        needed[steps] = plan.training_peak + RESERVE
+        if needed[steps] <= free:
+            tried = "; ".join(f"{rows // n} x {n} needs {size / GIB:.2f}" for n, size in needed.items())
+            logger.info("a step of %d x %d rows: of %.2f GiB free, %s", cut.batch_size, steps, free / GIB, tried)
+            return cut
+    raise RecipeError(
+        f"batch_size: a row at a time needs {needed[rows] / GIB:.2f} GiB, {free / GIB:.2f} are free. Remedy: "
+        "gradient_checkpointing true, quantization nf4, a smaller backbone, or gradient_accumulation_steps "
+        f"{rows} and batch_size 1 to try all the same"
+    )
+
+
+def free_memory(state: PartialState) -> int:
+    """Bytes that this process may fill: of its GPU, or its share of the machine's available memory."""
+    if state.device.type == "cuda":
+        return torch.cuda.mem_get_info(state.device)[0]
+    return psutil.virtual_memory().available // state.num_processes

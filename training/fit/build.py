@@ -1,0 +1,228 @@
+"""Model and trainer of a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
+
+from modeling.adapters import attach_lora, count_parameters
+from modeling.backbones import compile_layers, load_frozen_backbone, load_unsloth_backbone, read_backbone_config
+from modeling.focal import alpha_per_label
+from modeling.fused_layer import fuse_layers
+from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel
+from modeling.memory import evaluation_rows
+from modeling.projection import standardise_projection
+from training.fit.prepare import Prepared
+from training.fit.trainer import CheckpointByTime, FeatureDataset, FocalTrainer
+from training.recipe import Recipe, RecipeError, first_line
+from training.run_folder import RunFolder
+from training.scores.scoring import build_compute_metrics
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftModel | EmotionModel:
+    """Projection, frozen backbone with LoRA, classifier; or the baseline without a backbone.
+
+    Raises:
+        RecipeError: ``model_name`` cannot be loaded, or lacks a layer of ``lora_target_modules``.
+    """
+    try:
+        config = _build_config(recipe, data)
+        backbone = _load_backbone(recipe, config, state) if recipe.head == "backbone" else None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RecipeError(
+            f"model_name: {recipe.model_name!r} cannot be loaded ({first_line(error)}). Remedy: {BUNDLED_BACKBONE}, the "
+            "folder of a Mistral-architecture model, or its Hub id (for which the network, model_revision and access "
+            "must be right)"
+        ) from error
+    set_seed(recipe.seed)
+    model = EmotionModel(config, backbone)
+    model.tokenizer = data.tokenizer
+    if recipe.token_norm and config.reads_embedding:
+        standardise_projection(model.projection, data.rows.embeddings, recipe.token_norm, recipe.seed)
+    trained = _attach_lora(model, recipe) if backbone is not None else model
+    if recipe.torch_compile:
+        _compile(model)
+    elif recipe.fused_layers and holds_bfloat16(recipe, config) and state.device.type == "cpu":
+        kept = "they are: one function takes one token alone, and plain LoRA on all matrices"
+        logger.info("layers train as %s", "one function each" if fuse_layers(model.backbone) else kept)
+    logger.info("%s", count_parameters(trained))
+    return trained
+
+
+def _load_backbone(recipe: Recipe, config: EmotionConfig, state: PartialState) -> nn.Module:
+    if recipe.loader == "unsloth":
+        try:
+            return load_unsloth_backbone(
+                recipe.model_name,
+                recipe.model_revision,
+                recipe.lora_rank,
+                recipe.lora_alpha,
+                recipe.lora_dropout,
+                recipe.lora_target_modules,
+            )
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+    return load_frozen_backbone(
+        recipe.model_name,
+        recipe.model_revision,
+        recipe.quantization,
+        state.device,
+        config.reads_one_token,
+        torch.bfloat16 if holds_bfloat16(recipe, config) else torch.float32,
+        config.num_hidden_layers,
+    )
+
+
+def fit_precision(recipe: Recipe) -> Recipe:
+    """The recipe without bf16 where oneDNN has no such products for the CPU, and torch's own take several times as long.
+
+    What is quantised stays as it is: its matrices become bfloat16 ones for every product anyway.
+    """
+    on_onednn = torch.backends.mkldnn.is_available() and not torch.cuda.is_available()
+    if not recipe.bf16 or recipe.quantization != "none" or not on_onednn:
+        return recipe
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return recipe
+    logger.info("bf16: oneDNN has no bfloat16 products for this CPU, and float32 is faster; training in float32")
+    return dataclasses.replace(recipe, bf16=False)
+
+
+def holds_bfloat16(recipe: Recipe, config: EmotionConfig) -> bool:
+    """Are the frozen weights held in bfloat16 while training? See :func:`modeling.backbones.restore_float32`."""
+    short = config.reads_one_token or config.reads_words
+    return recipe.bf16 and recipe.head == "backbone" and recipe.quantization == "none" and short
+
+
+def _build_config(recipe: Recipe, data: Prepared) -> EmotionConfig:
+    config = EmotionConfig(
+        hidden_size=recipe.mlp_hidden_size,
+        embed_dim=data.rows.embeddings.shape[1] if data.reads_embedding else 0,
+        emotion_labels=data.corpus.labels,
+        input=recipe.input,
+        pooling=recipe.pooling,
+        attention=recipe.attention,
+        window_length=recipe.window_length,
+        window_overlap=recipe.window_overlap,
+        windows=recipe.windows,
+        encoder=recipe.encoder if data.reads_embedding else "",
+        encoder_version=data.encoder_version if data.reads_embedding else "",
+        prefix=recipe.prefix,
+        embedding_noise=recipe.embedding_noise,
+        head_dropout=recipe.head_dropout,
+        head=recipe.head,
+        quantization=recipe.quantization,
+        one_token=recipe.one_token,
+        dataset=data.corpus.name,
+        dataset_revision=data.corpus.revision,
+    )
+    if recipe.head == "backbone":
+        backbone = read_backbone_config(recipe.model_name, recipe.model_revision)
+        config.model_name, config.base_model_revision = recipe.model_name, recipe.model_revision
+        config.hidden_size = backbone.hidden_size
+        config.backbone_config = use_layers(recipe, backbone.to_diff_dict() | {"model_type": backbone.model_type})
+    return config
+
+
+def use_layers(recipe: Recipe, backbone: dict[str, Any]) -> dict[str, Any]:
+    """A backbone's configuration with as many layers as the recipe uses.
+
+    Raises:
+        RecipeError: it does not have so many.
+    """
+    there = AutoConfig.for_model(**backbone).num_hidden_layers
+    if recipe.num_hidden_layers > there:
+        raise RecipeError(f"num_hidden_layers: {recipe.model_name} has {there} layers; accepted: 0 (all) to {there}")
+    return backbone | {"num_hidden_layers": recipe.num_hidden_layers or there}
+
+
+def _attach_lora(model: EmotionModel, recipe: Recipe) -> PeftModel:
+    try:
+        peft_model = attach_lora(
+            model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, recipe.lora_target_modules
+        )
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    if recipe.gradient_checkpointing:
+        # The re-entrant kind trains nothing where the backbone's input needs no gradient.
+        cast(Any, model.backbone).gradient_checkpointing_enable({"use_reentrant": False})
+    return peft_model
+
+
+def _compile(model: EmotionModel) -> None:
+    try:
+        compile_layers(model.backbone)
+    except OSError as error:
+        raise RecipeError(f"torch_compile: {error}, or torch_compile false") from None
+
+
+def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepared, run: RunFolder) -> FocalTrainer:
+    """The trainer of a recipe."""
+    arguments = TrainingArguments(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=evaluation_rows(recipe.input != "embedding"),
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        learning_rate=recipe.learning_rate_lora,
+        lr_scheduler_type=recipe.lr_scheduler_type,
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optim=recipe.optim,
+        bf16=recipe.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model=recipe.metric_for_best_model,
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=recipe.early_stopping_patience > 0,
+        save_total_limit=recipe.save_total_limit,
+        logging_steps=50,
+        report_to=recipe.report_to,
+        seed=recipe.seed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+    )
+    rows, labels, validation = data.rows, data.corpus.labels, data.features("validation")
+    by_length = np.argsort(-validation.lengths, kind="stable")  # scored in batches that waste no padding
+    callbacks: list[TrainerCallback] = []
+    if recipe.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
+    if recipe.checkpoint_minutes:
+        callbacks.append(CheckpointByTime(recipe.checkpoint_minutes))
+    positives = rows.labels.sum(axis=0).tolist()
+    try:
+        alpha = alpha_per_label(recipe.alpha, labels, positives, len(rows))
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    return FocalTrainer(
+        model=model,
+        args=arguments,
+        alpha=alpha,
+        gamma=recipe.gamma,
+        learning_rates={
+            "projection": recipe.learning_rate_projection,
+            "classifier": recipe.learning_rate_classifier,
+            "lora": recipe.learning_rate_lora,
+        },
+        train_dataset=FeatureDataset(
+            data.training_features(), rows.labels if data.targets is None else data.targets, recipe.window_length
+        ),
+        eval_dataset=FeatureDataset(
+            validation.take(by_length), data.corpus["validation"].labels[by_length], recipe.window_length
+        ),
+        compute_metrics=build_compute_metrics(),
+        callbacks=callbacks,
+    )

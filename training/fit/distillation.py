@@ -1,0 +1,129 @@
+"""Knowledge distillation: half of each training target is what finished models say of the text.
+
+Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015; here per label on sigmoid outputs, at
+temperature 1. A teacher reads texts, so that it may read words, an embedding or both whatever its student reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+import logging
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from scipy.special import expit
+
+from modeling.infer import LoadedEncoder, cache_folder, predict_logits
+from training.data.encoding import encode
+from training.data.reading import SPLITS
+from training.fit.prepare import Prepared, load_rows
+from training.recipe import Recipe, RecipeError, first_line
+from training.run_folder import RunFolder, RunFolderError
+from training.trained import is_run_folder, load_classifier
+
+logger = logging.getLogger(__name__)
+
+
+def distil(data: Prepared, recipe: Recipe) -> Prepared:
+    """The data with soft targets: half the labels, half the sigmoid of the mean logits of ``recipe.teachers``.
+
+    What a teacher says of a text is kept on disk, so that resumed runs, grids and other processes read it again.
+
+    Raises:
+        RecipeError: a teacher cannot be loaded, or was not trained on the same splits and labels.
+    """
+    if not recipe.teachers:
+        return data
+    for teacher in recipe.teachers:
+        _refuse_other_data(teacher, data)
+    known, dtype = fingerprints(recipe.teachers), torch.bfloat16 if recipe.bf16 else torch.float32
+    texts, logits = data.training_texts(), []
+    for teacher, sha256 in zip(recipe.teachers, known.values(), strict=True):
+        logits.append(_read(teacher, f"{sha256}-{str(dtype).removeprefix('torch.')}", dtype, texts))
+        gc.collect()
+        torch.cuda.empty_cache()  # what a teacher took would look taken to the plan of the student's step
+    targets = (data.rows.labels + expit(np.mean(logits, axis=0))) / 2
+    logger.info("half of each training target is what %d teachers say, the sigmoid of their mean logits", len(logits))
+    return dataclasses.replace(data, targets=targets, audit=data.audit | {"teachers": known})
+
+
+def given(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of all that a run is given: of the rows of each split, and of each teacher.
+
+    Raises:
+        CorpusError: bad data.
+        RecipeError: a teacher is not there.
+    """
+    return load_rows(recipe).fingerprints() | fingerprints(recipe.teachers)
+
+
+def fingerprints(teachers: list[str]) -> dict[str, str]:
+    """SHA-256 of each teacher's files, by the teacher's number.
+
+    Raises:
+        RecipeError: a teacher is not there.
+    """
+    return {f"teacher {number}": _fingerprint(Path(folder)) for number, folder in enumerate(teachers, start=1)}
+
+
+def _fingerprint(folder: Path) -> str:
+    model = folder / "model" if is_run_folder(folder) else folder
+    if not (model / "config.json").is_file():
+        raise RecipeError(
+            f"teachers: {folder} is neither a finished run nor a package. Remedy: train it to the end; or `hub_release pull` "
+            "for one from the Hub"
+        )
+    files = sorted(path for path in model.rglob("*") if path.suffix in (".json", ".safetensors", ".pt"))
+    digests = [f"{path.relative_to(model)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _refuse_other_data(teacher: str, data: Prepared) -> None:
+    """Refuse what was not trained on the same rows: it may have learned the labels of this run's evaluation rows."""
+    try:
+        audit, metrics = (RunFolder(teacher).read_json(f"{name}.json") for name in ("audit", "metrics"))
+        labels, protocol = audit["labels"], audit["protocol"]
+        rows = {split: audit["splits"][split]["sha256"] for split in SPLITS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f"teachers: {teacher} has no audit.json and metrics.json of a finished run ({first_line(error)}). Remedy: train "
+            "it to the end, or another teacher"
+        ) from None
+    if metrics.get("null_test"):
+        raise RecipeError(
+            f"teachers: {teacher} is a null test: it was trained on nothing. Remedy: the run that it tests"
+        )
+    if labels != list(data.corpus.labels):
+        raise RecipeError(
+            f"teachers: {teacher} has other labels: {', '.join(labels)}. Remedy: a teacher of this run's labels, in this "
+            "run's order"
+        )
+    other = [split for split in SPLITS if rows[split] != data.audit["splits"][split]["sha256"]]
+    if other or protocol != data.audit["protocol"]:
+        raise RecipeError(
+            f"teachers: {teacher} was trained with other rows in {', '.join(other) or 'another order'}, and may know the "
+            "labels of this run's evaluation rows. Remedy: train both with the same data, split, seed of a split that is "
+            "drawn, and audit_policy"
+        )
+
+
+def _read(teacher: str, version: str, dtype: torch.dtype, texts: list[str]) -> np.ndarray:
+    """Logits of a teacher, float32 [N, L]; it is loaded where not all of them are known."""
+    load = cache(load_classifier)
+
+    def ask(batch: list[str]) -> np.ndarray:
+        classifier = load(teacher, dtype)
+        return predict_logits(classifier.model, classifier.features(batch), classifier.batch_size)
+
+    try:
+        return encode(texts, LoadedEncoder("teacher", version, ask), cache_folder() / "teachers")
+    except (OSError, ValueError, SafetensorError, RunFolderError) as error:
+        raise RecipeError(
+            f"teachers: {teacher} cannot be asked ({first_line(error)}). Remedy: another teacher, or export or download "
+            "this one again"
+        ) from error

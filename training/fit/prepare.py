@@ -1,0 +1,288 @@
+"""What a run learns from: corpus, embeddings, balanced training rows, and the audit of all three."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+
+from modeling.backbones import read_backbone_config, read_tokenizer
+from modeling.infer import ENCODERS, Features, cache_folder, load_encoder, tokenize
+from training.audit.label_order import suspect_labels
+from training.audit.rows import CorpusAudit, apply_policy, audit_corpus, audit_rows
+from training.data.balance import Rows, imbalance, oversample, real_rows, thin_label
+from training.data.corpus import Corpus, load_corpus
+from training.data.encoding import encode
+from training.data.reading import SPLITS
+from training.data.splits import CONTAMINATED, pooled_r2, stratified
+from training.recipe import Recipe, RecipeError, first_line
+
+logger = logging.getLogger(__name__)
+
+NULL_TESTS = ("noise", "labels")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a run.
+
+    Attributes:
+        corpus: the splits; ``train`` has its rows before balancing.
+        embeddings: float32 [N, E] of each split's rows.
+        rows: the training rows after balancing.
+        audit: the content of ``audit.json``.
+        copies: bool [N] for each evaluation split: does the row's text stand in train too?
+        encoder_version: what identifies the encoder's weights.
+        tokenizer: of the words, where the backbone reads them.
+        tokens: token ids of each split's texts, where the backbone reads them.
+        reads_embedding: does the backbone read the embeddings? Where not, they serve the audit alone.
+        targets: float [N, L], what the training rows are trained towards, where it is not their labels.
+    """
+
+    corpus: Corpus
+    embeddings: dict[str, np.ndarray]
+    rows: Rows
+    audit: dict[str, Any]
+    copies: dict[str, np.ndarray]
+    encoder_version: str
+    tokenizer: Tokenizer | None = None
+    tokens: dict[str, list[np.ndarray]] | None = None
+    reads_embedding: bool = True
+    targets: np.ndarray | None = None
+
+    def features(self, split: str) -> Features:
+        """What the model reads of a split's rows."""
+        return Features(
+            self.embeddings[split] if self.reads_embedding else None,
+            None if self.tokens is None else self.tokens[split],
+        )
+
+    def training_texts(self) -> list[str]:
+        """Texts of the training rows after balancing; a copy has that of its parent."""
+        every = [text for split in SPLITS for text in self.corpus[split].texts]
+        return [every[parent] for parent in self.rows.parents[:, 0]]
+
+    def training_features(self) -> Features:
+        """What the model reads of the training rows after balancing; a copy has the words of its parent."""
+        tokens = None
+        if self.tokens is not None:
+            every = [row for split in SPLITS for row in self.tokens[split]]
+            tokens = [every[parent] for parent in self.rows.parents[:, 0]]
+        return Features(self.rows.embeddings if self.reads_embedding else None, tokens)
+
+
+def prepare(recipe: Recipe, null_test: str | None = None) -> Prepared:
+    """Load, encode, audit and balance.
+
+    Args:
+        recipe: the recipe.
+        null_test: ``noise`` puts noise in place of the embeddings, ``labels`` deals the training labels out at random;
+            either leaves nothing in train that says anything of another row.
+
+    Raises:
+        CorpusError: bad data.
+        RecipeError: the encoder cannot be loaded.
+        BalanceError: a label that cannot be oversampled.
+        LeakError: an evaluation row, a copy or a child of one in train, where the recipe does not accept it.
+    """
+    corpus, vectors, version, audit = read_corpus(**_corpus_key(recipe))
+    contaminated = recipe.split == CONTAMINATED
+    if null_test == "noise":
+        vectors = np.random.default_rng(recipe.seed).standard_normal(vectors.shape, dtype=np.float32) * vectors.std()
+    if null_test == "labels":  # before a pooled split every row is a training row
+        corpus = _shuffle_labels(corpus, SPLITS if contaminated else ("train",), recipe.seed)
+    if contaminated:
+        corpus, vectors, rows = pooled_r2(
+            corpus, vectors, lambda embeddings, labels: balance(embeddings, labels, corpus.labels, recipe), recipe.seed
+        )
+        audit = audit_corpus(corpus)
+    else:
+        rows = balance(vectors[: len(corpus["train"])], corpus["train"].labels, corpus.labels, recipe)
+    ends = np.cumsum([len(corpus[split]) for split in SPLITS])[:-1]
+    embeddings = dict(zip(SPLITS, np.split(vectors, ends), strict=True))
+    report = {
+        **audit.report,
+        **audit_rows(
+            corpus, vectors, rows, recipe.mlsmote_labels if recipe.balance == "mlsmote" else None, contaminated
+        ),
+        "corpus_sha256": load_rows(recipe).fingerprints(),
+        "protocol": recipe.split,
+        "imbalance": {"before": imbalance(corpus["train"].labels), "after": imbalance(rows.labels)},
+        "suspected_label_permutations": {s: _suspects(embeddings, corpus, s) for s in ("validation", "test")},
+    }
+    tokenizer, tokens = None, None
+    if recipe.input != "embedding":
+        tokenizer, tokens = _read_words(recipe, corpus, null_test)
+        report["truncation"] = _truncation(tokens, recipe.window_length)
+    return Prepared(
+        corpus, embeddings, rows, report, audit.copies, version, tokenizer, tokens, recipe.input != "tokens"
+    )
+
+
+def _read_words(recipe: Recipe, corpus: Corpus, null_test: str | None) -> tuple[Tokenizer, dict[str, list[np.ndarray]]]:
+    try:
+        tokenizer = read_tokenizer(recipe.model_name, recipe.model_revision)
+        config = read_backbone_config(recipe.model_name, recipe.model_revision)
+    except (OSError, ValueError, AttributeError) as error:
+        raise RecipeError(
+            f"model_name: the tokenizer of {recipe.model_name!r} cannot be read ({first_line(error)}). Remedy: a backbone "
+            "with a tokenizer.json, or input embedding"
+        ) from error
+    tokens = {split: tokenize(tokenizer, corpus[split].texts, config.bos_token_id) for split in SPLITS}
+    if null_test == "noise":  # as long as the texts, in another order: length alone says something of the labels
+        generator = np.random.default_rng(recipe.seed)
+        tokens = {
+            split: [
+                generator.integers(config.vocab_size, size=size) for size in generator.permutation([*map(len, rows)])
+            ]
+            for split, rows in tokens.items()
+        }
+    return tokenizer, tokens
+
+
+def _truncation(tokens: dict[str, list[np.ndarray]], window_length: int) -> dict[str, dict[str, int]]:
+    """How much of each split is longer than ``window_length`` tokens: cut off in training, read in windows when scored."""
+    found = {}
+    for split, rows in tokens.items():
+        beyond = np.maximum(np.array([len(row) for row in rows]) - window_length, 0)
+        found[split] = {
+            "texts": len(rows),
+            "tokens": int(sum(map(len, rows))),
+            "texts_longer": int((beyond > 0).sum()),
+            "tokens_beyond": int(beyond.sum()),
+        }
+        logger.info(
+            "%s: %s tokens in %s texts; %s of them have more than %d tokens, %s tokens beyond that",
+            split,
+            *(f"{found[split][name]:,}" for name in ("tokens", "texts", "texts_longer")),
+            window_length,
+            f"{found[split]['tokens_beyond']:,}",
+        )
+    return found
+
+
+def balance(embeddings: np.ndarray, labels: np.ndarray, names: tuple[str, ...], recipe: Recipe) -> Rows:
+    """Thin neutral and oversample rare labels, as the recipe says."""
+    rows = real_rows(embeddings, labels)
+    if recipe.neutral_keep != 1 and "neutral" in names:
+        alone = recipe.split != CONTAMINATED
+        rows = thin_label(rows, names.index("neutral"), recipe.neutral_keep, recipe.seed, alone)
+    rows = oversample(
+        rows,
+        names,
+        recipe.balance,
+        recipe.seed,
+        recipe.balance_target,
+        recipe.balance_ratio,
+        recipe.balance_neighbours,
+        recipe.balance_labels,
+        recipe.mlsmote_labels,
+    )
+    logger.info("training rows: %d real, %d synthetic", (~rows.synthetic).sum(), rows.synthetic.sum())
+    return rows
+
+
+_ROW_FIELDS = (
+    "dataset",
+    "labels",
+    "data_dir",
+    "dataset_revision",
+    "dataset_config",
+    "text_column",
+    "label_column",
+    "id_column",
+    "unlabelled",
+)
+
+
+def forget_rows() -> None:
+    """Read files anew from here on: the many runs of a command share its rows, the next command's must not."""
+    _load_rows.cache_clear()
+
+
+def load_rows(recipe: Recipe) -> Corpus:
+    """The corpus as it was read, before splits are made anew or copies dropped.
+
+    Raises:
+        CorpusError: bad data.
+    """
+    return _load_rows(_row_key(recipe))
+
+
+def _row_key(recipe: Recipe) -> tuple[Any, ...]:
+    values = (getattr(recipe, name) for name in _ROW_FIELDS)
+    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+@cache
+def _load_rows(key: tuple[Any, ...]) -> Corpus:
+    return load_corpus(*key)
+
+
+def _corpus_key(recipe: Recipe) -> dict[str, Any]:
+    """What decides corpus and embeddings; a stratified split depends on the seed too."""
+    return {
+        "row_key": _row_key(recipe),
+        "fingerprints": tuple(load_rows(recipe).fingerprints().values()),
+        "seed": recipe.seed if recipe.split == "stratified" else None,
+        "audit_policy": recipe.audit_policy,
+        "encoder_name": recipe.encoder,
+    }
+
+
+@lru_cache(maxsize=1)
+def read_corpus(
+    row_key: tuple[Any, ...], fingerprints: tuple[str, ...], seed: int | None, audit_policy: str, encoder_name: str
+) -> tuple[Corpus, np.ndarray, str, CorpusAudit]:
+    """Corpus, embeddings of its splits one after the other, encoder version and audit; runs of a grid share them.
+
+    ``fingerprints`` are for the cache alone: a file that changed has other rows under the same name.
+    """
+    corpus = _load_rows(row_key)
+    if seed is not None:
+        corpus = stratified(corpus, seed)
+    corpus.require_splits()
+    audit = audit_corpus(corpus)
+    kept = apply_policy(corpus, audit, audit_policy)
+    dropped = len(corpus["train"]) - len(kept["train"])
+    before = audit.report["copies"]
+    if dropped:
+        corpus, audit = kept, audit_corpus(kept)
+    policy = {"policy": audit_policy, "rows_dropped": dropped}
+    audit.report["audit_policy"] = {**policy, "copies_before": before} if dropped else policy
+    sizes = ", ".join(f"{split} {len(corpus[split]):,}" for split in SPLITS)
+    logger.info("corpus %s, %d labels: %s", corpus.name, len(corpus.labels), sizes)
+    try:
+        encoder = load_encoder(encoder_name)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RecipeError(
+            f"encoder: {encoder_name!r} cannot be loaded ({first_line(error)}). Remedy: one of {', '.join(ENCODERS)}, or "
+            "sentence-transformers/<Hub id or folder> of a model that is there"
+        ) from error
+    texts = [text for split in SPLITS for text in corpus[split].texts]
+    return corpus, encode(texts, encoder, cache_folder() / "embeddings"), encoder.version, audit
+
+
+def _shuffle_labels(corpus: Corpus, splits: Iterable[str], seed: int) -> Corpus:
+    generator = np.random.default_rng(seed)
+    shuffled = {
+        name: dataclasses.replace(split, labels=generator.permutation(split.labels)) if name in splits else split
+        for name, split in corpus.splits.items()
+    }
+    return dataclasses.replace(corpus, splits=shuffled)
+
+
+def _suspects(embeddings: dict[str, np.ndarray], corpus: Corpus, split: str) -> list[dict[str, Any]]:
+    found = suspect_labels(
+        embeddings["train"], corpus["train"].labels, embeddings[split], corpus[split].labels, corpus.labels
+    )
+    for suspect in found:
+        logger.warning("%s: labels that look exchanged against those of train: %s", split, suspect)
+    return [dataclasses.asdict(suspect) for suspect in found]

@@ -1,0 +1,274 @@
+"""What a trained model leaves behind: calibration, thresholds, scores, pictures, and the best weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from peft import PeftModel
+from scipy.special import expit
+
+from modeling.backbones import restore_float32
+from modeling.infer import (
+    BUNDLED_BACKBONE,
+    ENCODERS,
+    TOKENIZER_FILE,
+    EmotionClassifier,
+    EmotionConfig,
+    EmotionModel,
+    load_encoder,
+    predict_logits,
+)
+from training.data.corpus import GOEMOTIONS_HUB
+from training.data.splits import CONTAMINATED
+from training.fit.build import holds_bfloat16
+from training.fit.prepare import Prepared
+from training.fit.trainer import FocalTrainer
+from training.recipe import Recipe
+from training.run_folder import LOG_LOSSES, RunFolder
+from training.scores import plots
+from training.scores.calibration import choose_calibration, describe_calibration, fold_into
+from training.scores.published import Published, read_published, to_markdown
+from training.scores.scoring import (
+    DRAWS,
+    LOW_SUPPORT,
+    POLICIES,
+    WIDE_INTERVAL,
+    Scored,
+    score_policies,
+    scores,
+    unreliable_labels,
+)
+from training.scores.thresholds import choose_thresholds
+
+logger = logging.getLogger(__name__)
+
+GOLDEN_TEXTS = (
+    "I passed the exam!",
+    "He left without a word, and I still wait for him every evening.",
+    "Why was I charged twice for the same parcel? This is ridiculous.",
+    "Thank you so much, you saved my weekend 😀",
+    "The meeting is on Tuesday at ten.",
+    "Che bella sorpresa, non me l'aspettavo!",
+    "What?!",
+    "I am scared of what they will say. " * 40,
+)
+"""Texts of our own: a package is published, and the rows that it was tested on may be private."""
+_POLICY_NAMES = {"fixed": "at 0.5", "global": "one threshold", "per_label": "threshold per label"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Scores of a run: the content of ``metrics.json``, ``per_label.csv`` and ``thresholds.json``."""
+
+    metrics: dict[str, Any]
+    per_label: pd.DataFrame
+    thresholds: dict[str, Any]
+
+
+def finish(
+    run: RunFolder, trainer: FocalTrainer, data: Prepared, recipe: Recipe, null_test: str | None, timing: dict[str, Any]
+) -> None:
+    """Calibrate and score the best model, write the results, and say what to type next."""
+    started = time.perf_counter()
+    # The base model's own forward: the wrapped one computes under autocast, what is published does not.
+    assert isinstance(trainer.model, (PeftModel, EmotionModel))
+    model = trainer.model
+    plain = cast(EmotionModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    if holds_bfloat16(recipe, cast(EmotionConfig, plain.config)):
+        restore_float32(plain)
+    uncalibrated, scored, log_losses, calibration = calibrate(plain, data, recipe.seed)
+    found = build_report(scored, data)
+    found.metrics.update(protocol=recipe.split, null_test=null_test)
+    run.write_json("calibration.json", calibration)
+    run.write_json("metrics.json", found.metrics)
+    run.write_json("thresholds.json", found.thresholds)
+    run.write_text("per_label.csv", found.per_label.to_csv(index=False))
+    published = comparable(data)
+    run.write_text("scores.md", to_markdown(found.per_label, found.metrics, published))
+    run.write_json("context.json", describe_context(recipe, data, published))
+    predictions = {
+        f"{split}_{name}": getattr(s, name) for split, s in scored.items() for name in ("probabilities", "references")
+    }
+    run.write_arrays("predictions.npz", predictions | {LOG_LOSSES: log_losses})
+    draw(run, found, uncalibrated["test"], scored, data, recipe, published)
+    write_model(run, trainer, model, cast(EmotionConfig, plain.config), found, data)
+    run.write_json("golden.json", golden_rows(plain, recipe))
+    timing = timing | {"seconds_of_scoring": round(time.perf_counter() - started, 1), "epochs": trainer.state.epoch}
+    run.write_json("timing.json", timing)
+    print_results(run, found, timing["seconds_of_training"], recipe)
+
+
+def comparable(data: Prepared) -> list[Published]:
+    """Published systems that were scored on the same corpus and labels; none on a corpus other than GoEmotions."""
+    return read_published(data.corpus.labels) if data.corpus.name == GOEMOTIONS_HUB else []
+
+
+def describe_context(recipe: Recipe, data: Prepared, published: Sequence[Published]) -> dict[str, Any]:
+    """What a reader of the scores needs beside them, and which parts of the run are folders of this machine."""
+    encoder = recipe.encoder.removeprefix("sentence-transformers/")
+    local = {
+        "backbone": recipe.model_name != BUNDLED_BACKBONE and Path(recipe.model_name).exists(),
+        "encoder": recipe.encoder not in ENCODERS and Path(encoder).exists(),
+        "dataset": recipe.dataset not in ("starter", "goemotions") and Path(recipe.dataset).exists(),
+    }
+    return {
+        "bootstrap_draws": DRAWS,
+        "unreliable": {"positives_below": LOW_SUPPORT, "f1_interval_wider_than": WIDE_INTERVAL},
+        "published": [dataclasses.asdict(system) for system in published],
+        "local": local,
+    }
+
+
+def calibrate(
+    model: EmotionModel, data: Prepared, seed: int
+) -> tuple[dict[str, Scored], dict[str, Scored], np.ndarray, dict[str, Any]]:
+    """Fit a calibration on validation and fold it into the classifier.
+
+    Returns:
+        What the model said of validation and test before, what it says after; the cross-fitted log loss of each
+        validation row, [N]; and the content of ``calibration.json``: per split and before and after, how well
+        probabilities are calibrated, and macro F1 at 0.5 and at each label's own threshold. Own thresholds are tuned
+        anew after calibration: drawn towards a common one, they may move a few decisions, which the scores before and
+        after show.
+    """
+    references = {split: data.corpus[split].labels for split in ("validation", "test")}
+    logits = {split: predict_logits(model, data.features(split)).astype(float) for split in references}
+    calibration, log_losses, record = choose_calibration(logits["validation"], references["validation"], seed)
+    fold_into(model.classifier, calibration)
+    before = {split: Scored(expit(values), references[split]) for split, values in logits.items()}
+    after = {split: Scored(calibration(values), references[split]) for split, values in logits.items()}
+    record |= {split: {} for split in references}
+    for when, scored in (("before", before), ("after", after)):
+        cutoffs = {
+            "0.5": 0.5,
+            "own_thresholds": choose_thresholds(scored["validation"].probabilities, references["validation"]).own,
+        }
+        for split, rows in scored.items():
+            record[split][when] = describe_calibration(rows.probabilities, rows.references) | {
+                f"macro_f1_at_{name}": scores(rows.probabilities >= cuts, rows.references)["macro_f1"]
+                for name, cuts in cutoffs.items()
+            }
+    return before, after, log_losses, record | {"scale": calibration.scale.tolist(), "bias": calibration.bias.tolist()}
+
+
+def golden_rows(model: EmotionModel, recipe: Recipe) -> dict[str, Any]:
+    """A few fixed texts and what the finished model says of them, for whoever loads it to reproduce."""
+    encoder = load_encoder(recipe.encoder) if cast(EmotionConfig, model.config).reads_embedding else None
+    said = EmotionClassifier.from_model(model, encoder=encoder).predict_proba(GOLDEN_TEXTS).tolist()
+    rows = [{"text": text, "probabilities": row} for text, row in zip(GOLDEN_TEXTS, said, strict=True)]
+    return {"labels": list(model.config.emotion_labels), "rows": rows}
+
+
+def build_report(scored: dict[str, Scored], data: Prepared) -> Report:
+    """Thresholds from validation, applied to validation, test, and test without the texts that stand in train."""
+    labels = data.corpus.labels
+    chosen = choose_thresholds(scored["validation"].probabilities, scored["validation"].references)
+    constant = [np.full(len(labels), value) for value in (0.5, chosen.common)]
+    cutoffs = dict(zip(POLICIES, (*constant, chosen.own), strict=True))
+    parts = dict(scored)
+    if data.copies["test"].any() and not data.copies["test"].all():
+        parts["test_without_copies"] = scored["test"].take(~data.copies["test"])
+    metrics, tables = {}, []
+    for split, rows in parts.items():
+        metrics[split], table = score_policies(rows, cutoffs, labels)
+        tables.append(table.assign(split=split))
+    thresholds = {
+        "source": "tuned on the validation split: one for all labels by macro F1; per label by F1, drawn towards the "
+        "common one where positives are few",
+        "global": chosen.common,
+        "per_label": dict(zip(labels, chosen.own.tolist(), strict=True)),
+        "per_label_unshrunk": dict(zip(labels, chosen.best.tolist(), strict=True)),
+    }
+    return Report(metrics, pd.concat(tables, ignore_index=True), thresholds)
+
+
+def warning_of(recipe: Recipe) -> str:
+    """What every picture of a contaminated run says; empty for an honest one."""
+    if recipe.split == CONTAMINATED:
+        return "CONTAMINATED: oversampled before the split; these scores do not measure the model"
+    return ""
+
+
+def draw(
+    run: RunFolder,
+    found: Report,
+    uncalibrated: Scored,
+    scored: dict[str, Scored],
+    data: Prepared,
+    recipe: Recipe,
+    published: Sequence[Published],
+) -> None:
+    """Pictures of the scores."""
+    labels, note = data.corpus.labels, warning_of(recipe)
+    own = found.thresholds["per_label"]
+    cutoffs = np.array([own[label] for label in labels])
+    pictures: dict[str, Callable[[Path], None]] = {
+        "per_label.png": lambda path: plots.plot_per_label(path, found.per_label, published, note),
+        "precision_recall.png": lambda path: plots.plot_precision_recall(path, scored["test"], labels, note),
+        "thresholds.png": lambda path: plots.plot_threshold_curves(path, scored["validation"], labels, own, note),
+        "confusions.png": lambda path: plots.plot_confusions(path, scored["test"], cutoffs, labels, note),
+        "reliability.png": lambda path: plots.plot_reliability(path, uncalibrated, scored["test"], note),
+    }
+    for name, picture in pictures.items():
+        with run.replacing(name) as path:
+            picture(path)
+
+
+def write_model(
+    run: RunFolder,
+    trainer: FocalTrainer,
+    model: PeftModel | EmotionModel,
+    config: EmotionConfig,
+    found: Report,
+    data: Prepared,
+) -> None:
+    """Write the best model (trained weights only) and its configuration with thresholds into ``model/``."""
+    config.thresholds = found.thresholds["per_label"]
+    config.threshold_source = found.thresholds["source"]
+    config.unreliable_labels = unreliable_labels(found.per_label)
+    config.architectures = ["EmotionModel"]
+    with run.replacing("model") as folder:
+        model.save_pretrained(str(folder))
+        (folder / "README.md").unlink(missing_ok=True)
+        config.to_json_file(folder / "config.json", use_diff=False)
+        if data.tokenizer is not None:
+            data.tokenizer.save(str(folder / TOKENIZER_FILE))
+    alpha = dict(zip(config.emotion_labels, trainer.alpha, strict=True))
+    run.write_json("focal_config.json", {"alpha": alpha, "gamma": trainer.gamma})
+
+
+def print_results(run: RunFolder, found: Report, seconds: float, recipe: Recipe) -> None:
+    """The per-label table, the scores, and the next commands."""
+    test = found.per_label[found.per_label["split"] == "test"]
+    own = test[test["thresholds"] == "per_label"].assign(
+        **{"F1@0.5": test.loc[test["thresholds"] == "fixed", "f1"].to_numpy()}
+    )
+    columns = ["label", "support", "threshold", "precision", "recall", "f1", "f1_low", "f1_high", "F1@0.5"]
+    lines = [own[columns].to_string(index=False, float_format="{:.3f}".format)]
+    for split, name in (("test", "test"), ("test_without_copies", "test without texts of train")):
+        for policy in POLICIES if split in found.metrics else ():
+            score = found.metrics[split][policy]
+            low, high = score["intervals_95"]["macro_f1"]
+            lines.append(
+                f"{name}, {_POLICY_NAMES[policy]:<20} macro F1 {score['macro_f1']:.3f} [{low:.3f}, {high:.3f}]  "
+                f"micro F1 {score['micro_f1']:.3f}"
+            )
+    logger.info("trained in %.1f min; everything is in %s\n%s", seconds / 60, run.path, "\n".join(lines))
+    if warning_of(recipe):
+        logger.warning("%s", warning_of(recipe))
+    package = Path("packages") / run.path.name
+    if recipe.head == "backbone":
+        logger.info(
+            'next:\n  hub_release export %s %s\n  hub_release check %s\n  python %s/infer.py "Thank you so much, this made my day!"',
+            run.path,
+            package,
+            package,
+            package,
+        )

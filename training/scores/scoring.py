@@ -1,0 +1,241 @@
+"""Multi-label scores: an offline ``evaluate.Metric`` for training, and full reports with intervals at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from transformers import EvalPrediction
+
+from training.scores.thresholds import tune_per_label
+
+AVERAGES = ("macro", "micro", "samples")
+POLICIES = ("fixed", "global", "per_label")
+LOW_SUPPORT = 100
+"""Positives under which a label's scores rest on too few rows, as in the reference."""
+WIDE_INTERVAL = 0.2
+DRAWS = 1_000
+
+
+def scores(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """Exact accuracy, and precision, recall and F1 by macro, micro and samples average.
+
+    Args:
+        predictions: 0/1 [N, L].
+        references: 0/1 [N, L].
+    """
+    result = {"exact_accuracy": float(accuracy_score(references, predictions))}
+    for average in AVERAGES:
+        values = precision_recall_fscore_support(references, predictions, average=average, zero_division=0)
+        for name, value in zip(("precision", "recall", "f1"), values, strict=False):
+            result[f"{average}_{name}"] = float(value)
+    return result
+
+
+class MultiLabelScores(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
+    """:func:`scores` as a metric of the ``evaluate`` library that needs no download."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        rows = datasets.Sequence(datasets.Value("int32"))
+        return evaluate.MetricInfo(
+            description="Multi-label accuracy, precision, recall and F1",
+            citation="Pedregosa et al., Scikit-learn: Machine Learning in Python, JMLR 12, 2011",
+            inputs_description="predictions and references: 0/1 lists of equal length",
+            features=datasets.Features({"predictions": rows, "references": rows}),
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return scores(np.asarray(predictions), np.asarray(references))
+
+
+def build_compute_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
+    """Scores of an evaluation during training: sigmoid ≥ 0.5, and macro F1 with thresholds tuned on the same rows."""
+    metric = MultiLabelScores(keep_in_memory=True)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        probabilities = expit(np.asarray(prediction.predictions, dtype=np.float64))
+        references = np.asarray(prediction.label_ids).astype(np.int32)
+        result = metric.compute(predictions=(probabilities >= 0.5).astype(np.int32), references=references)
+        assert result is not None
+        tuned = tune_per_label(probabilities, references, fallback=0.5)
+        result["macro_f1_tuned"] = scores((probabilities >= tuned).astype(np.int32), references)["macro_f1"]
+        return result
+
+    return compute_metrics
+
+
+# Intervals
+
+
+def bootstrap_weights(rows: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """How often each row is drawn in each bootstrap sample, float32 [draws, rows]."""
+    counts = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), draws)
+    return np.asarray(counts, dtype=np.float32)
+
+
+def weighted_scores(
+    predictions: np.ndarray, references: np.ndarray, weights: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The scores of :func:`scores` for many weightings of the rows at once, as matrix products.
+
+    Args:
+        predictions: 0/1 [N, L].
+        references: 0/1 [N, L].
+        weights: [D, N]; a row of ones gives the plain scores.
+
+    Returns:
+        Scores of the whole, each [D], and precision, recall and f1 per label, each [D, L].
+    """
+    predicted, actual = predictions.astype(np.float32), references.astype(np.float32)
+    hits = predicted * actual
+    counts = [weights @ values for values in (hits, predicted, actual)]
+    labels = dict(zip(("precision", "recall", "f1"), _ratios(*counts), strict=True))
+    whole = {f"macro_{name}": values.mean(axis=1) for name, values in labels.items()}
+    micro = _ratios(*(count.sum(axis=1) for count in counts))
+    samples = _ratios(*(values.sum(axis=1) for values in (hits, predicted, actual)))
+    size = weights.sum(axis=1)
+    for name, one, each in zip(("precision", "recall", "f1"), micro, samples, strict=True):
+        whole[f"micro_{name}"], whole[f"samples_{name}"] = one, weights @ each / size
+    whole["exact_accuracy"] = weights @ (predicted == actual).all(axis=1).astype(np.float32) / size
+    return whole, labels
+
+
+def _ratios(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall and F1, 0 where they are not defined; hits are 0 there."""
+    return (
+        hits / np.maximum(predicted, 1e-9),
+        hits / np.maximum(actual, 1e-9),
+        2 * hits / np.maximum(predicted + actual, 1e-9),
+    )
+
+
+def weighted_average_precision(probabilities: np.ndarray, references: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Average precision per label for many weightings of the rows, [D, L]; rows of equal probability enter together.
+
+    Args:
+        probabilities: float [N, L].
+        references: 0/1 [N, L].
+        weights: [D, N].
+    """
+    result = np.zeros((len(weights), references.shape[1]), dtype=np.float32)
+    by_row = np.ascontiguousarray(weights.T)
+    for label in range(references.shape[1]):
+        order = np.argsort(-probabilities[:, label], kind="stable")
+        falling = -probabilities[order, label]
+        hits = np.flatnonzero(references[order, label])
+        if not len(hits):
+            continue
+        drawn = by_row[order]
+        # Precision is needed at the positives alone: rows between two of them are summed in one piece.
+        last_equal = np.searchsorted(falling, falling[hits], side="right") - 1
+        ends, place = np.unique(last_equal, return_inverse=True)
+        pieces = np.add.reduceat(drawn[: ends[-1] + 1], np.append(0, ends[:-1] + 1), axis=0)
+        above = np.cumsum(pieces, axis=0)[place]
+        positives = drawn[hits]
+        hits_above = np.cumsum(positives, axis=0)[np.searchsorted(hits, last_equal, side="right") - 1]
+        precision = hits_above / np.maximum(above, 1e-9)
+        result[:, label] = (positives * precision).sum(axis=0) / np.maximum(positives.sum(axis=0), 1e-9)
+    return result
+
+
+def _interval(draws: np.ndarray) -> list[Any]:
+    """95 % percentile interval over the first axis."""
+    return np.percentile(draws, [2.5, 97.5], axis=0).astype(float).tolist()
+
+
+# Reports
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Probabilities of one split, float [N, L], and its labels, 0/1 [N, L]."""
+
+    probabilities: np.ndarray
+    references: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Scored:
+        """The rows of a mask or an index."""
+        return Scored(self.probabilities[rows], self.references[rows])
+
+
+def score_policies(
+    scored: Scored, cutoffs: dict[str, np.ndarray], labels: Sequence[str]
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Scores of one split under each threshold policy, with 95 % bootstrap intervals.
+
+    Args:
+        scored: the split.
+        cutoffs: policy → thresholds [L].
+        labels: the L names.
+
+    Returns:
+        Scores by policy, each with ``intervals_95``; and one row for each policy and label. Where some labels have at
+        least :data:`LOW_SUPPORT` positives and others do not, ``macro_f1_frequent`` is the mean over the former.
+    """
+    weights = bootstrap_weights(len(scored.references))
+    once = np.ones((1, len(scored.references)), dtype=np.float32)
+    support = scored.references.sum(axis=0).astype(int)
+    frequent = support >= LOW_SUPPORT
+    precision = {
+        "average_precision": tuple(
+            weighted_average_precision(scored.probabilities, scored.references, w) for w in (once, weights)
+        )
+    }
+    result: dict[str, Any] = {}
+    tables = []
+    for policy, thresholds in cutoffs.items():
+        predictions = scored.probabilities >= thresholds
+        (whole, each), (draws, each_draws) = (
+            weighted_scores(predictions, scored.references, w) for w in (once, weights)
+        )
+        if frequent.any() and not frequent.all():
+            whole["macro_f1_frequent"] = each["f1"][:, frequent].mean(axis=1)
+            draws["macro_f1_frequent"] = each_draws["f1"][:, frequent].mean(axis=1)
+        result[policy] = {name: float(value[0]) for name, value in whole.items()}
+        result[policy]["intervals_95"] = {name: _interval(value) for name, value in draws.items()}
+        table = pd.DataFrame({"thresholds": policy, "label": labels, "support": support, "threshold": thresholds})
+        columns = {name: (value, each_draws[name]) for name, value in each.items()} | precision
+        for name, (value, value_draws) in columns.items():
+            table[name] = value[0]
+            table[f"{name}_low"], table[f"{name}_high"] = _interval(value_draws)
+        tables.append(table)
+    return result, pd.concat(tables, ignore_index=True)
+
+
+def scores_with_intervals(predictions: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+    """Macro and micro F1, and precision, recall and F1 of each label, with 95 % bootstrap intervals.
+
+    Args:
+        predictions: 0/1 [N, L].
+        references: 0/1 [N, L].
+        labels: the L names.
+
+    Returns:
+        ``macro_f1``, ``micro_f1``, their ``intervals_95``, and ``per_label``: label → ``support`` (rows) and
+        ``precision``, ``recall``, ``f1``, each with its ``…_95``.
+    """
+    once = np.ones((1, len(references)), dtype=np.float32)
+    whole, each = weighted_scores(predictions, references, once)
+    draws, each_draws = weighted_scores(predictions, references, bootstrap_weights(len(references)))
+    per_label: dict[str, dict[str, Any]] = {}
+    for i, label in enumerate(labels):
+        per_label[label] = {"support": int(references[:, i].sum())}
+        for name, values in each.items():
+            per_label[label] |= {name: float(values[0, i]), f"{name}_95": _interval(each_draws[name][:, i])}
+    names = ("macro_f1", "micro_f1")
+    intervals = {name: _interval(draws[name]) for name in names}
+    return {**{name: float(whole[name][0]) for name in names}, "intervals_95": intervals, "per_label": per_label}
+
+
+def unreliable_labels(table: pd.DataFrame) -> list[str]:
+    """Labels whose test scores say little: few positives, or a wide interval of F1 with their own thresholds."""
+    own = table[(table["split"] == "test") & (table["thresholds"] == "per_label")]
+    wide = own["f1_high"] - own["f1_low"] > WIDE_INTERVAL
+    return own.loc[(own["support"] < LOW_SUPPORT) | wide, "label"].tolist()

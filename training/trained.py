@@ -1,0 +1,53 @@
+"""What was trained, as a classifier: a package, or the model of a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+
+from modeling.backbones import load_frozen_backbone
+from modeling.infer import EmotionClassifier, EmotionConfig, EmotionModel, read_tokenizer
+from training.run_folder import RunFolderError
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Is this the folder of a run? A package records the recipe too, but its configuration lies beside it."""
+    return (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file()
+
+
+def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> EmotionClassifier:
+    """A package (folder or Hub id), or the model of a finished run, in float32 on every machine unless told otherwise.
+
+    Raises:
+        RunFolderError: the run is not finished.
+        FileNotFoundError: neither a folder nor a Hub id.
+    """
+    if not is_run_folder(Path(model)):
+        return EmotionClassifier(model, dtype=dtype)
+    folder = Path(model) / "model"
+    if not (folder / "config.json").is_file():
+        raise RunFolderError(f"{model} is not a finished run: model/config.json is missing. Remedy: train to the end")
+    if not (folder / "adapter_config.json").is_file():
+        return EmotionClassifier(folder, dtype=torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = EmotionConfig.from_pretrained(folder)
+    backbone = load_frozen_backbone(
+        config.model_name,
+        config.base_model_revision,
+        config.quantization,
+        device,
+        config.reads_one_token,
+        num_hidden_layers=config.num_hidden_layers,
+    )
+    whole = cast(Any, EmotionModel(config, backbone)).to(device)
+    with_adapter = PeftModel.from_pretrained(whole, str(folder))
+    trained = cast(EmotionModel, with_adapter.get_base_model())
+    if dtype != torch.float32 and config.quantization == "none":
+        trained = cast(EmotionModel, cast(Any, with_adapter).merge_and_unload())
+        trained.backbone.to(dtype)
+    if config.reads_words:
+        trained.tokenizer = read_tokenizer(folder, config)
+    return EmotionClassifier.from_model(trained)
