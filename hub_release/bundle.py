@@ -1,4 +1,4 @@
-"""One file made of many: the modules of ``modeling/infer`` become the ``infer.py`` that a package carries.
+"""One file made of many: ``modeling/infer`` becomes the ``infer.py`` of a package, ``demo/page`` the ``app.py`` of a Space.
 
 A package ships one file, because relative imports fail for ``from infer import …`` and plain ones for the Auto classes.
 The bundle is the modules' own text in the order of their imports. A line before each part says which module it is, so
@@ -14,71 +14,75 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import modeling.infer
 from hub_release.package import ReleaseError
 
-FOLDER = Path(str(modeling.infer.__file__)).parent
-PACKAGE = "modeling.infer"
+ROOT = Path(__file__).resolve().parents[1]
+"""Where the folders of the code lie, in a checkout and in an installed wheel."""
+INFER = "modeling.infer"
 SHIPPED = ("pipeline", "shell")
-"""Modules that nothing else imports; with what they import they are all of ``infer.py``."""
+"""Modules of ``modeling/infer`` that nothing else imports; with what they import they are all of ``infer.py``."""
 _LOGGER = "logger = logging.getLogger(__name__)"
 _WIDTH = 120
 
 
 @dataclass(frozen=True)
 class Module:
-    """A module of ``modeling/infer``, taken apart.
+    """A module, taken apart.
 
     Attributes:
         docstring: what it is.
         needs: modules of the folder that it imports, in the order of its imports.
         imports: its other imports at the top, as (module, name, alias); name is "" for ``import module``.
         body: its text without docstring, imports and logger.
+        logs: does it have a logger?
     """
 
     docstring: str
     needs: tuple[str, ...]
     imports: frozenset[tuple[str, str, str]]
     body: str
+    logs: bool
 
 
 @cache
-def bundle(roots: Sequence[str] = SHIPPED) -> str:
-    """The text of one file with these modules and all that they import; its docstring is the last root's.
+def bundle(roots: Sequence[str] = SHIPPED, package: str = INFER) -> str:
+    """The text of one file with these modules of a package and all that they import; its docstring is the last root's.
 
     Raises:
         ReleaseError: a module imports in a form that cannot be bundled, or two modules define the same name.
     """
     modules: dict[str, Module] = {}
     for root in roots:
-        _collect(root, modules)
+        _collect(root, package, modules)
     imports = sorted(set[tuple[str, str, str]]().union(*(module.imports for module in modules.values())))
-    parts = [f'"""{modules[roots[-1]].docstring}\n"""', *_import_lines(imports), _LOGGER]
+    parts = [f'"""{modules[roots[-1]].docstring}\n"""', *_import_lines(imports)]
+    if any(module.logs for module in modules.values()):
+        parts.append(_LOGGER)
     for name, module in modules.items():
-        title = f"# {PACKAGE.replace('.', '/')}/{name}.py: {module.docstring.partition(chr(10))[0]}"
+        title = f"# {package.replace('.', '/')}/{name}.py: {module.docstring.partition(chr(10))[0]}"
         parts.append(f"{'# ' + '-' * (_WIDTH - 2)}\n{title}\n\n\n{module.body}")
     text = "\n\n\n".join(parts) + "\n"
-    _refuse_repeated(text)
+    _refuse_repeated(text, package)
     return text
 
 
-def _collect(name: str, modules: dict[str, Module]) -> None:
+def _collect(name: str, package: str, modules: dict[str, Module]) -> None:
     """Add a module after those that it needs."""
     if name in modules:
         return
-    module = read_module(name)
+    module = read_module(name, package)
     for needed in module.needs:
-        _collect(needed, modules)
+        _collect(needed, package, modules)
     modules[name] = module
 
 
-def read_module(name: str) -> Module:
-    """Take a module of ``modeling/infer`` apart.
+def read_module(name: str, package: str = INFER) -> Module:
+    """Take a module apart.
 
     Raises:
         ReleaseError: it imports in a form that cannot be bundled.
     """
-    path = FOLDER / f"{name}.py"
+    path = ROOT.joinpath(*package.split("."), f"{name}.py")
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     lines = text.splitlines()
@@ -86,17 +90,17 @@ def read_module(name: str) -> Module:
     imports: set[tuple[str, str, str]] = set()
     for node in tree.body:
         is_docstring = node is tree.body[0] and isinstance(node, ast.Expr)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE}."):
-            needs.append(str(node.module).removeprefix(f"{PACKAGE}."))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
+            needs.append(str(node.module).removeprefix(f"{package}."))
         elif isinstance(node, ast.Import | ast.ImportFrom):
             imports |= set(_names(node))
         elif not is_docstring and ast.unparse(node) != _LOGGER:
             continue
         for number in range(node.lineno - 1, node.end_lineno or node.lineno):
             lines[number] = ""
-    _refuse_other_imports(path, tree)
+    _refuse_other_imports(path, tree, package)
     body = "\n".join(lines).strip("\n")
-    return Module(ast.get_docstring(tree) or "", tuple(needs), frozenset(imports), body)
+    return Module(ast.get_docstring(tree) or "", tuple(needs), frozenset(imports), body, _LOGGER in text)
 
 
 def _names(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str, str]]:
@@ -107,19 +111,19 @@ def _names(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str, str]]:
             yield str(node.module), alias.name, alias.asname or ""
 
 
-def _refuse_other_imports(path: Path, tree: ast.Module) -> None:
+def _refuse_other_imports(path: Path, tree: ast.Module, package: str) -> None:
     top = set(map(id, tree.body))
     for node in ast.walk(tree):
         if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
         sources = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-        own = any(source.split(".")[0] == PACKAGE.split(".")[0] for source in sources)
-        plain = isinstance(node, ast.ImportFrom) and str(node.module).startswith(f"{PACKAGE}.") and id(node) in top
+        own = any(source.split(".")[0] in ("modeling", "training", "hub_release") for source in sources)
+        plain = isinstance(node, ast.ImportFrom) and str(node.module).startswith(f"{package}.") and id(node) in top
         renamed = any(alias.asname or alias.name == "*" for alias in node.names)
         if (isinstance(node, ast.ImportFrom) and node.level) or (own and (renamed or not plain)):
             raise ReleaseError(
                 f"{path}, line {node.lineno}: {ast.unparse(node)!r} cannot be bundled. Remedy: write "
-                f"'from {PACKAGE}.module import name' at the top of the module"
+                f"'from {package}.module import name' at the top of the module"
             )
         if "__future__" in sources:  # the strict configuration reads annotations, which this would turn into text
             raise ReleaseError(f"{path}, line {node.lineno}: imports from __future__. Remedy: quote forward references")
@@ -159,8 +163,8 @@ def definitions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
                         yield part.id, node
 
 
-def _refuse_repeated(text: str) -> None:
+def _refuse_repeated(text: str, package: str) -> None:
     names = [name for name, _ in definitions(ast.parse(text))]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ReleaseError(f"{PACKAGE} defines {', '.join(repeated)} in two modules. Remedy: rename one of them")
+        raise ReleaseError(f"{package} defines {', '.join(repeated)} in two modules. Remedy: rename one of them")

@@ -14,9 +14,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from hub_release.hub.client import HubError, connect, local_error_in_words
+from hub_release.hub.client import HubError, connect, describe_local_error
 from hub_release.hub.commit import Destination, Pushed
-from hub_release.hub.diff import Plan
+from hub_release.hub.diff import CommitPlan
 from hub_release.package import LAYOUT, RefusedError, ReleaseError
 
 # The verbs' own modules are imported where they are used: torch takes seconds, --help should not.
@@ -73,7 +73,7 @@ def _errors(as_json: bool) -> Iterator[None]:
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), WRONG_USE)
         _fail(as_json, code, str(error), problems)
     except OSError as error:  # of the file system: what the Hub's client raises is a ReleaseError by now
-        _fail(as_json, WRONG_USE, local_error_in_words(error))
+        _fail(as_json, WRONG_USE, describe_local_error(error))
     except KeyboardInterrupt:
         _fail(as_json, INTERRUPTED, "interrupted. Remedy: run the same command again; nothing is left half done")
 
@@ -165,7 +165,7 @@ def push(
         bool, typer.Option("--verify/--no-verify", help="Afterwards download into an empty cache, and check that.")
     ] = True,
     retry_on_race: Annotated[
-        bool, typer.Option("--retry-on-race", help="Plan and commit again if somebody else commits meanwhile.")
+        bool, typer.Option("--retry-on-race", help="CommitPlan and commit again if somebody else commits meanwhile.")
     ] = False,
     space: Annotated[
         str | None, typer.Option(metavar="SPACE_ID", help="Also publish the demo page, as this Space: user/name.")
@@ -186,10 +186,9 @@ def push(
         _refuse_combinations(tag, create_pr, space, revision)
         if not (yes or dry_run or sys.stdin.isatty()):
             raise ReleaseError("nobody is here to be asked. Remedy: --yes to push, --dry-run to look only")
-        from hub_release.hub.push import Options
-        from hub_release.hub.push import push as push_package
+        from hub_release.hub.push import Options, push as push_package
 
-        def confirm(target: Destination, plan: Plan) -> bool:
+        def confirm(target: Destination, plan: CommitPlan) -> bool:
             if not (yes and as_json):
                 typer.echo(_describe(plan, target), err=as_json)
             return yes or _ask(f"Push to {target.repo_id}?")
@@ -234,7 +233,7 @@ def _outcome(pushed: Pushed, what: str) -> str:
     return pushed.url if pushed.changed else f"Nothing to push: {pushed.url} holds this {what} already."
 
 
-def _describe(plan: Plan, target: Destination) -> str:
+def _describe(plan: CommitPlan, target: Destination) -> str:
     state = "does not exist and will be made" if plan.parent is None else f"stands at {plan.parent}"
     lines = [f"{target.repo_type} {target.repo_id}: {state}"]
     if plan.parent is not None and not plan.branch_exists:

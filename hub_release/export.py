@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from hub_release.bundle import bundle
 from hub_release.card.render import render_card, replace_file, write_card
 from hub_release.check.integrity import hash_problems, layout_problems, unreadable_problems
-from hub_release.package import HANDLER, LAYOUT, RECORDED, RefusedError, ReleaseError, require_free, words_of
+from hub_release.package import HANDLER, LAYOUT, RefusedError, ReleaseError, printable, require_free
 from hub_release.requirements import VERSION_KEY, project_version, requirements_of
 from modeling.adapters import split_trained_weights
 from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES
+from modeling.recipe import hide_local_paths
+from modeling.records import ADAPTER_WEIGHTS, BASELINE_WEIGHTS, MODEL, MODEL_CONFIG, RECORDED
 
 
 def export(run: Path, package: Path) -> None:
@@ -30,11 +32,11 @@ def export(run: Path, package: Path) -> None:
     Raises:
         ReleaseError: the run is not finished, or the package folder is a file or not empty.
     """
-    if (run / "model" / "model.safetensors").is_file():
+    if (run / BASELINE_WEIGHTS).is_file():
         raise ReleaseError(
             f"{run} is a baseline without a backbone, for comparison only. Remedy: train with head backbone"
         )
-    missing = [name for name in (*RECORDED, "model/config.json") if not (run / name).is_file()]
+    missing = [name for name in (*RECORDED, MODEL_CONFIG) if not (run / name).is_file()]
     if missing:
         raise ReleaseError(f"{run} is not a finished run: {', '.join(missing)} is missing. Remedy: train to the end")
     if json.loads((run / LAYOUT.metrics).read_text(encoding="utf-8")).get("null_test"):
@@ -58,7 +60,7 @@ def _write(run: Path, package: Path) -> None:
     _hide_examples(package / LAYOUT.audit)
     (package / LAYOUT.code).write_text(bundle(), encoding="utf-8")
     shutil.copyfile(HANDLER, package / LAYOUT.handler)
-    config = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((run / MODEL_CONFIG).read_text(encoding="utf-8"))
     config = _without_origins(config) | {
         "auto_map": AUTO_MAP,
         "custom_pipelines": CUSTOM_PIPELINES,
@@ -68,7 +70,7 @@ def _write(run: Path, package: Path) -> None:
     requirements = requirements_of(config["model_name"], config["encoder"], config["quantization"])
     (package / LAYOUT.requirements).write_text(requirements, encoding="utf-8")
     (package / LAYOUT.config).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    head, adapter = split_trained_weights(load_file(run / "model" / "adapter_model.safetensors"))
+    head, adapter = split_trained_weights(load_file(run / ADAPTER_WEIGHTS))
     head = {
         part: {name: value.float().contiguous() for name, value in weights.items()} for part, weights in head.items()
     }
@@ -78,7 +80,7 @@ def _write(run: Path, package: Path) -> None:
         package / LAYOUT.safe_head,
     )
     if config["input"] != "embedding":
-        shutil.copyfile(run / "model" / LAYOUT.tokenizer, package / LAYOUT.tokenizer)
+        shutil.copyfile(run / MODEL / LAYOUT.tokenizer, package / LAYOUT.tokenizer)
     (package / LAYOUT.adapter).parent.mkdir()
     save_file({key: value.contiguous() for key, value in adapter.items()}, package / LAYOUT.adapter)
     _write_adapter_config(run, package, config["model_name"])
@@ -89,7 +91,7 @@ def _write(run: Path, package: Path) -> None:
 
 def _write_adapter_config(run: Path, package: Path, model_name: str) -> None:
     """The LoRA configuration as the bare backbone needs it: no prefix of ours, no heads."""
-    trained = LoraConfig.from_pretrained(str(run / "model"))
+    trained = LoraConfig.from_pretrained(str(run / MODEL))
     trained.target_modules = str(trained.target_modules).removeprefix(r"backbone\.")
     trained.modules_to_save = None
     trained.base_model_name_or_path = model_name
@@ -118,8 +120,7 @@ def _hide_examples(audit: Path) -> None:
 
 def _hide_local_paths(recipe: Path) -> None:
     fields = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    fields |= {"data_dir": None, "teachers": []}
-    recipe.write_text(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    recipe.write_text(yaml.safe_dump(hide_local_paths(fields), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def renew_card(package: Path) -> None:
@@ -138,7 +139,7 @@ def renew_card(package: Path) -> None:
     if problems:
         raise RefusedError(
             f"the card of {package} is left as it is: other files are not those of its seal",
-            [words_of(problem) for problem in problems],
+            [printable(problem) for problem in problems],
         )
     card = render_card(package)
     replace_file(package, LAYOUT.card, card)

@@ -8,6 +8,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from modeling import records
+
 _LONGEST_MESSAGE = 1_000
 
 
@@ -39,7 +41,7 @@ def require_free(folder: Path) -> None:
         raise ReleaseError(f"{folder} exists already, and is not empty. Remedy: delete it, or name another folder")
 
 
-def words_of(problem: Exception) -> str:
+def printable(problem: Exception) -> str:
     """The message of a problem, for a terminal: what a stranger's files made of it can be long, or no text."""
     text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(problem))
     return (
@@ -53,29 +55,29 @@ class Layout:
 
     card: str = "README.md"
     config: str = "config.json"
-    focal: str = "focal_config.json"
+    focal: str = records.FOCAL
     head: str = "head_weights.pt"
     code: str = "infer.py"
     adapter: str = "lora_adapter/adapter_model.safetensors"
     adapter_config: str = "lora_adapter/adapter_config.json"
     safe_head: str = "head.safetensors"
     tokenizer: str = "tokenizer.json"
-    golden: str = "golden.json"
-    metrics: str = "metrics.json"
-    thresholds: str = "thresholds.json"
-    per_label: str = "per_label.csv"
-    calibration: str = "calibration.json"
-    audit: str = "audit.json"
-    recipe: str = "recipe.yaml"
-    environment: str = "environment.json"
-    timing: str = "timing.json"
-    context: str = "context.json"
-    label_frequencies_plot: str = "label_frequencies.png"
-    per_label_plot: str = "per_label.png"
-    precision_recall_plot: str = "precision_recall.png"
-    thresholds_plot: str = "thresholds.png"
-    confusions_plot: str = "confusions.png"
-    reliability_plot: str = "reliability.png"
+    golden: str = records.GOLDEN
+    metrics: str = records.METRICS
+    thresholds: str = records.THRESHOLDS
+    per_label: str = records.PER_LABEL
+    calibration: str = records.CALIBRATION
+    audit: str = records.AUDIT
+    recipe: str = records.RECIPE
+    environment: str = records.ENVIRONMENT
+    timing: str = records.TIMING
+    context: str = records.CONTEXT
+    label_frequencies_plot: str = records.LABEL_FREQUENCIES_PLOT
+    per_label_plot: str = records.PER_LABEL_PLOT
+    precision_recall_plot: str = records.PRECISION_RECALL_PLOT
+    thresholds_plot: str = records.THRESHOLDS_PLOT
+    confusions_plot: str = records.CONFUSIONS_PLOT
+    reliability_plot: str = records.RELIABILITY_PLOT
     requirements: str = "requirements.txt"
     handler: str = "handler.py"
     sums: str = "SHA256SUMS"
@@ -88,28 +90,6 @@ class Layout:
 LAYOUT = Layout()
 HANDLER = Path(__file__).with_name(LAYOUT.handler)
 """What ships as a package's ``handler.py``."""
-
-RECORDED = (
-    LAYOUT.focal,
-    LAYOUT.golden,
-    LAYOUT.metrics,
-    LAYOUT.thresholds,
-    LAYOUT.per_label,
-    LAYOUT.calibration,
-    LAYOUT.audit,
-    LAYOUT.recipe,
-    LAYOUT.environment,
-    LAYOUT.timing,
-    LAYOUT.context,
-    LAYOUT.label_frequencies_plot,
-    LAYOUT.per_label_plot,
-    LAYOUT.precision_recall_plot,
-    LAYOUT.thresholds_plot,
-    LAYOUT.confusions_plot,
-    LAYOUT.reliability_plot,
-)
-"""Files that the package takes from the run folder as they are."""
-
 
 OF_THE_HUB = frozenset({".gitattributes"})
 """Written by the Hub itself into every repository: which files are large. Never checked, pushed or removed."""

@@ -14,11 +14,9 @@ from torch import nn
 from torch.nn import functional
 
 from modeling.infer import EmotionModel, OneTokenMistral
+from modeling.recipe import ALL_LINEAR
 
 logger = logging.getLogger(__name__)
-
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The reference's LoRA targets."""
 
 IDLE = frozenset(["q_proj", "k_proj"])
 """What attention over a single key never uses."""

@@ -20,11 +20,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
-from modeling.adapters import ALL_LINEAR, HEAD_PARTS, IDLE, attach_lora
+from modeling.adapters import HEAD_PARTS, IDLE, attach_lora
 from modeling.backbones import build_on_meta, hold_bfloat16, holds_matrices_alone
 from modeling.focal import focal_loss
 from modeling.infer import EmotionConfig, EmotionModel, attention_kernel
 from modeling.meter import Meter, QuantisedLinear, without_content
+from modeling.recipe import ALL_LINEAR
 
 GIB = 2**30
 
@@ -107,7 +108,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Bytes by part, at each of the moments where the peak may lie.
 
     Attributes:
@@ -303,7 +304,7 @@ def _classify(setting: Setting, dtype: torch.dtype, rows: int) -> int:
     return meter.peak
 
 
-def plan_memory(setting: Setting) -> Plan:
+def plan_memory(setting: Setting) -> MemoryPlan:
     """The memory plan of a setting. Takes seconds, and memory for shapes alone.
 
     Raises:
@@ -330,7 +331,7 @@ def plan_memory(setting: Setting) -> Plan:
     classifier = weigh(_build(setting, dtype)[1])[1]
     # A package's heads are not held twice.
     classifier.pop(_COPY, None)
-    return Plan(
+    return MemoryPlan(
         parameters,
         training,
         inference=classifier | {"workspace": _classify(setting, dtype, INFERENCE_ROWS)},

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from modeling.infer import cache_folder, load_encoder
+from modeling.recipe import choices
 from tests.conftest import ROOT
 from training.audit.label_order import suspect_labels
-from training.audit.rows import POLICIES, CorpusAudit, LeakError, apply_policy, audit_corpus, audit_rows
-from training.audit.two_files import main
-from training.data.balance import MLSMOTE_LABELS, oversample, real_rows
+from training.audit.rows import CorpusAudit, LeakError, apply_policy, audit_corpus, audit_rows
+from training.data.balance import oversample, real_rows
 from training.data.copies import MIN_SHINGLES, NEAR, SHINGLE, find_copies, match_key, normalise
 from training.data.corpus import Corpus, Split, load_corpus
 from training.data.encoding import encode
+from training.run import main
 
 NAMES = ("joy", "anger", "fear")
 LONG = "we drove all night through the rain and nobody in the car said a single word until the sun came up"
@@ -202,13 +202,11 @@ def test_policies(planted: Corpus, caplog: pytest.LogCaptureFixture) -> None:
     assert not any(mask.any() for mask in audit_corpus(dropped).copies.values())
     with pytest.raises(LeakError, match=r"test: 0 exact, 1 normalised, 1 near.*Remedy: policy drop-from-train"):
         apply_policy(planted, audit, "fail")
-    with pytest.raises(ValueError, match=r"unknown policy 'drop'.*report, drop-from-train, fail"):
-        apply_policy(planted, audit, "drop")
 
 
 def test_policies_leave_a_clean_corpus_alone() -> None:
     clean = corpus_of([("a cake", "joy")], [("a door", "anger")], [("a cellar", "fear")])
-    for policy in POLICIES:
+    for policy in choices("audit_policy"):
         assert apply_policy(clean, audit_corpus(clean), policy) is clean
     everything = {"train": np.array([True]), "validation": np.array([True]), "test": np.array([False])}
     with pytest.raises(LeakError, match="every training row is a copy"):
@@ -260,7 +258,7 @@ def test_training_rows_stem_from_train() -> None:
         audit_rows(corpus, embeddings, dataclasses.replace(rows, embeddings=child))
 
 
-@pytest.mark.parametrize("rule", MLSMOTE_LABELS)
+@pytest.mark.parametrize("rule", choices("mlsmote_labels"))
 def test_labels_that_mlsmote_cannot_have_given(rule: str) -> None:
     generator = np.random.default_rng(1)
     embeddings = generator.normal(size=(62, 5)).astype(np.float32)
@@ -342,14 +340,14 @@ def test_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     test = write(tmp_path / "a.jsonl", [{"text": "Well,  DONE", "labels": "joy"}, {"text": "no", "labels": "fear"}])
     train = tmp_path / "b.csv"
     train.write_text('text,labels\n"well done!",anger\nyes,joy\n', encoding="utf-8")
-    assert main([test, str(train)]) == 1
+    assert main(["audit", test, str(train)]) == 1
     out = capsys.readouterr().out
     assert f"{test}: 1 of 2 rows have a copy (0 exact, 1 normalised, 0 near) in {train}" in out
     assert "1 of 1 copies have other labels" in out
     assert f"no row of {train} has: fear" in out and f"no row of {test} has: anger" in out
     assert f"{test}, line 1 [joy]\n    'Well,  DONE'" in out and f"{train}, line 2 [anger]\n    'well done!'" in out
     unlabelled = write(tmp_path / "c.jsonl", [{"text": "something else"}])
-    assert main([test, unlabelled]) == 0
+    assert main(["audit", test, unlabelled]) == 0
     assert "0 of 2 rows have a copy" in (out := capsys.readouterr().out) and "labels: not compared" in out
 
 
@@ -364,14 +362,14 @@ def test_two_files_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ([good, good, "--dataset", "goemotions"], "labels.txt is missing"),
         ([good, empty], "line 1, column 'text': the text is ' '"),
     ):
-        assert main(arguments) == 2
+        assert main(["audit", *arguments]) == 2
         assert message in capsys.readouterr().err
 
 
 def test_the_command_explains_itself() -> None:
-    command = [sys.executable, "-m", "training.audit.rows", "--help"]
+    command = [sys.executable, "training/run.py", "audit", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "FILE_A FILE_B" in shown and "Exit code" in shown and "70 % of" in shown
+    assert "PATHS" in shown and "Exit code" in shown and "70 % of" in shown
 
 
 # GoEmotions

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
+from modeling.recipe import Recipe
 from training.data.balance import BalanceError, Rows, imbalance, oversample, real_rows, thin_label
-from training.recipe import Recipe, RecipeError, check_recipe
+from training.recipe import RecipeError, check_recipe
 
 NAMES = ("a", "b", "neutral")
 MADE = ("duplicate", "smote", "mlsmote", "ismote", "ismote-r2")

@@ -12,13 +12,14 @@ import pandas as pd
 import pytest
 import torch
 
+from modeling.records import LOG_LOSSES
 from tests.cards import edit
 from tests.conftest import LABELS, write_corpus
 from training.commands.compare import build_cells
 from training.commands.null_test import chance_scores
 from training.recipe import RecipeError
 from training.run import main
-from training.run_folder import LOG_LOSSES, RunFolder
+from training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

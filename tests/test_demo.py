@@ -27,13 +27,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard, SpaceCard
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from typer.testing import CliRunner
 
+from hub_release.bundle import bundle
 from hub_release.cli import app
-from hub_release.demo import space_app
+from hub_release.demo.page import app as page_app, files as page_files, results as page_results
 from hub_release.demo.serve import space_files
 from hub_release.package import ReleaseError
 from modeling.infer import EmotionClassifier
@@ -397,7 +397,7 @@ def test_the_space_runs_from_its_files_alone(
 def test_files_of_the_space(servers: SimpleNamespace, folder: Path) -> None:
     files = {path.name: path.read_bytes() for path in servers.files.iterdir() if path.is_file()}
     assert set(files) == {"README.md", "app.py", "app.css", "infer.py", "requirements.txt"}
-    assert files["app.py"] == Path(space_app.__file__).read_bytes()
+    assert files["app.py"].decode() == bundle(("app",), "hub_release.demo.page")
     assert files["infer.py"] == (folder / "infer.py").read_bytes()
     metadata = SpaceCard(files["README.md"].decode()).data
     assert (metadata.sdk, metadata.app_file, metadata.models) == ("gradio", "app.py", ["you/tiny-emotions"])
@@ -433,8 +433,8 @@ def test_demo_says_what_is_wrong(folder: Path, tmp_path: Path, monkeypatch: pyte
         taken.listen()
         assert "Remedy: another --port" in run(str(folder), "--port", str(taken.getsockname()[1]))
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "hub_release.demo.space_app")
-    monkeypatch.delattr("hub_release.demo.space_app")
+    monkeypatch.delitem(sys.modules, "hub_release.demo.page.app")
+    monkeypatch.delattr("hub_release.demo.page.app")
     assert "pip install 'goemotions-mistral[demo]'" in run(str(folder))
 
 
@@ -453,11 +453,11 @@ class Tags(HTMLParser):
 
 def test_names_of_a_package_are_never_markup() -> None:
     label = '"><img src=x onerror=alert(1)>'
-    rows = [space_app.Row(label, 0.9, 0.5, True), space_app.Row("'<b>", 0.1, 0.5, False)]
+    rows = [page_results.LabelResult(label, 0.9, 0.5, True), page_results.LabelResult("'<b>", 0.1, 0.5, False)]
     for html in (
-        space_app.render_bars(rows, {label: "<i>why</i>"}),
-        space_app.render_table([label, "'<b>"], [label], [rows], "in <u>.csv"),
-        space_app.message("<s>"),
+        page_results.render_bars(rows, {label: "<i>why</i>"}),
+        page_results.render_table([label, "'<b>"], [label], [rows], "in <u>.csv"),
+        page_results.message("<s>"),
     ):
         parser = Tags()
         parser.feed(html)
@@ -471,8 +471,10 @@ texts = st.lists(st.text().filter(lambda text: text.strip()), min_size=1)
 @given(texts=texts)
 def test_csv_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.getbasetemp() / "round_trip.csv"
-    path.write_bytes(space_app.write_csv(["joy"], texts, [[space_app.Row("joy", 0.25, 0.5, False)]] * len(texts)))
-    assert space_app.read_texts(path) == texts
+    path.write_bytes(
+        page_results.write_csv(["joy"], texts, [[page_results.LabelResult("joy", 0.25, 0.5, False)]] * len(texts))
+    )
+    assert page_files.read_texts(path) == texts
 
 
 @pytest.mark.parametrize(
@@ -492,10 +494,10 @@ def test_csv_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[st
 def test_files_that_can_be_given(tmp_path: Path, name: str, content: str, wanted: list[str] | str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8", newline="")
     if isinstance(wanted, list):
-        assert space_app.read_texts(tmp_path / name) == wanted
+        assert page_files.read_texts(tmp_path / name) == wanted
     else:
-        with pytest.raises(space_app.OddInputError, match=re.escape(wanted)):
-            space_app.read_texts(tmp_path / name)
+        with pytest.raises(page_files.OddInputError, match=re.escape(wanted)):
+            page_files.read_texts(tmp_path / name)
 
 
 def test_the_card_carries_its_own_pictures_and_no_others(tmp_path: Path) -> None:
@@ -505,7 +507,7 @@ def test_the_card_carries_its_own_pictures_and_no_others(tmp_path: Path) -> None
     (tmp_path / "package" / "README.md").write_text(
         "---\nlicense: mit\n---\n# Title\n![own](own.png) ![foreign](../foreign.png)\n"
     )
-    card = space_app.read_card(tmp_path / "package")
+    card = page_files.read_card(tmp_path / "package")
     assert card == "# Title\n![own](data:image/png;base64,iVBORw==) foreign\n"
 
 
@@ -523,7 +525,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize(("mode", "background"), [(0, "#ffffff"), (1, "#0b0f19")])
 def test_colours_can_be_told_apart(mode: int, background: str) -> None:
-    css = Path(space_app.__file__).with_suffix(".css").read_text()
+    css = Path(page_app.__file__).with_suffix(".css").read_text()
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", css.split("}")[mode]))
     assert set(colours) == {"strong", "weak", "doubt", "doubt-weak", "track", "mark", "quiet"}
     for name in ("strong", "doubt", "mark", "quiet"):

@@ -22,9 +22,9 @@ from tests.conftest import tiny_flags, write_corpus
 from tests.test_trainer import launch
 from training.commands.evaluate import load_classifier
 from training.fit import distillation
-from training.fit.distillation import distil, given
-from training.fit.prepare import prepare
-from training.options import parse_recipe
+from training.fit.distillation import distil, hash_inputs
+from training.fit.prepare import Corpora, prepare
+from training.options import parse
 from training.recipe import RecipeError
 from training.run import main
 
@@ -51,8 +51,8 @@ def flags(teachers: list[str], tiny_backbone: str, tmp_path: Path) -> list[str]:
 
 
 def test_targets_are_half_labels_and_half_what_the_teachers_say(teachers: list[str], flags: list[str]) -> None:
-    recipe, _ = parse_recipe(flags)
-    data = distil(prepare(recipe), recipe)
+    recipe = parse(flags).recipe
+    data = distil(prepare(recipe, Corpora()), recipe)
     texts, labels = data.training_texts(), data.rows.labels
     assert len(texts) == len(labels) > 48  # with copies
     assert data.targets is not None
@@ -65,8 +65,8 @@ def test_targets_are_half_labels_and_half_what_the_teachers_say(teachers: list[s
 
 
 def test_what_was_said_is_read_again(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, _ = parse_recipe(flags)
-    data = prepare(recipe)
+    recipe = parse(flags).recipe
+    data = prepare(recipe, Corpora())
     before = distil(data, recipe).targets
 
     def refuse(*arguments: object) -> None:
@@ -220,6 +220,6 @@ def test_a_teacher_that_cannot_be_trusted_is_refused(
 
 
 def test_an_empty_folder_is_no_teacher(flags: list[str], tmp_path: Path) -> None:
-    recipe, _ = parse_recipe([*flags, "--teachers", str(tmp_path)])
+    recipe = parse([*flags, "--teachers", str(tmp_path)]).recipe
     with pytest.raises(RecipeError, match="neither a finished run nor a package"):
-        given(recipe)
+        hash_inputs(recipe, Corpora())

@@ -19,11 +19,10 @@ from training.commands.evaluate import LabelledRow, load_classifier, read_rows, 
 from training.data.label_mapping import LabelMapping, MappingError, match_labels, read_mapping, shipped_mappings
 from training.data.tables import CorpusError
 from training.data.taxonomy import GOEMOTIONS_28, MAPPINGS, TAXONOMIES
-from training.options import parse_recipe
+from training.options import parse
 from training.recipe import RecipeError
 from training.run import main
-from training.scores.scoring import Scored, score_policies, scores_with_intervals
-from training.scores.scoring import scores as training_scores
+from training.scores.scoring import Scored, score_policies, scores as training_scores, scores_with_intervals
 
 XED = (
     "They don't know me here.\t1\r\n"
@@ -49,7 +48,7 @@ def scored(output: Path) -> dict:  # type: ignore[type-arg]
 def test_run_and_package_give_the_scores_of_the_training(finished_run: Path, package: Path, tmp_path: Path) -> None:
     data = str(finished_run.parent / "corpus" / "test.jsonl")
     for model, name in ((finished_run, "run"), (package, "package")):
-        assert main(["--evaluate", str(model), "--data", data, "--output_dir", str(tmp_path / name)]) == 0
+        assert main(["evaluate", str(model), "--data", data, "--output_dir", str(tmp_path / name)]) == 0
     run, packaged = scored(tmp_path / "run"), scored(tmp_path / "package")
     assert run["scores"] == packaged["scores"] and run["thresholds"] == packaged["thresholds"]
     trained = json.loads((finished_run / "metrics.json").read_text())["test"]
@@ -365,19 +364,19 @@ def test_labels_that_meet_nowhere() -> None:
 
 
 def test_flags(tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RecipeError, match="--evaluate needs rows: add --data FILE"):
-        parse_recipe(["--evaluate", "runs/a"])
-    with pytest.raises(RecipeError, match="belong to --evaluate"):
-        parse_recipe(["--data", "rows.csv"])
-    assert parse_recipe(["--evaluate", "runs/a", "--data", "rows.csv"])[1].output_dir is None
-    assert main(["--evaluate", str(finished_run), "--data", str(tmp_path / "no.csv")]) == 2
+    with pytest.raises(RecipeError, match=r"evaluate needs rows\. Remedy: add --data FILE"):
+        parse(["evaluate", "runs/a"])
+    with pytest.raises(RecipeError, match="--data is not a flag; did you mean '--data_dir'"):
+        parse(["--data", "rows.csv"])
+    assert parse(["evaluate", "runs/a", "--data", "rows.csv"]).options.output_dir is None
+    assert main(["evaluate", str(finished_run), "--data", str(tmp_path / "no.csv")]) == 2
     assert "no.csv: no such file" in capsys.readouterr().err
     (tmp_path / "recipe.yaml").write_text("seed: 1\n")
     write_jsonl(tmp_path / "rows.jsonl", [("a", ["joy"])])
-    assert main(["--evaluate", str(tmp_path), "--data", str(tmp_path / "rows.jsonl")]) == 2
+    assert main(["evaluate", str(tmp_path), "--data", str(tmp_path / "rows.jsonl")]) == 2
     assert "not a finished run: model/config.json is missing" in capsys.readouterr().err
-    assert main(["--evaluate", str(tmp_path / "none"), "--data", str(tmp_path / "rows.jsonl")]) == 2
+    assert main(["evaluate", str(tmp_path / "none"), "--data", str(tmp_path / "rows.jsonl")]) == 2
     assert "neither a folder nor a Hub id" in capsys.readouterr().err
     write_jsonl(tmp_path / "rows.jsonl", [("a", ["happy"])])
-    assert main(["--evaluate", str(finished_run), "--data", str(tmp_path / "rows.jsonl")]) == 2
+    assert main(["evaluate", str(finished_run), "--data", str(tmp_path / "rows.jsonl")]) == 2
     assert "the model has no label 'happy'" in capsys.readouterr().err

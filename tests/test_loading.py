@@ -26,7 +26,6 @@ from transformers import (
 )
 
 from modeling import infer
-from modeling.adapters import ALL_LINEAR, IDLE, attach_lora, split_trained_weights
 from modeling.backbones import load_frozen_backbone, read_backbone_config
 from modeling.infer import (
     BUNDLED_BACKBONE,
@@ -40,6 +39,7 @@ from modeling.infer import (
     quantization,
 )
 from modeling.projection import standardise_projection
+from modeling.recipe import ALL_LINEAR, IDLE, attach_lora, split_trained_weights
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -298,7 +298,7 @@ def emotion_model(backbone: nn.Module, quantization: str, one_token: bool) -> Em
     config = EmotionConfig(
         hidden_size=HIDDEN,
         embed_dim=EMBED_DIM,
-        emotion_labels=LABELS,
+        emotion_labels=list(LABELS),
         quantization=quantization,
         one_token=one_token,
         prefix="none" if one_token else "bos",

@@ -14,16 +14,16 @@ from peft import PeftModel
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import MistralModel
 
-from modeling.adapters import ALL_LINEAR, attach_lora
 from modeling.backbones import SMOLLM2_135M, load_frozen_backbone, read_backbone_config
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, OneTokenMistral
 from modeling.memory import GIB, GPUS, RESERVE, Setting, optimizer_bytes, plan_memory, smallest_gpu
 from modeling.meter import constants_nf4
+from modeling.recipe import ALL_LINEAR, attach_lora
 from tests.benchmarks.memory import run
 from tests.conftest import EMBED_DIM, LABELS, tiny_config
 from training.commands.plan import savings
 from training.fit.batch import fit_batch, read_setting
-from training.options import parse_recipe
+from training.options import parse
 from training.recipe import RecipeError
 from training.run import main
 
@@ -32,7 +32,7 @@ def tiny_setting(**changes: Any) -> Setting:
     config = EmotionConfig(
         hidden_size=16,
         embed_dim=EMBED_DIM,
-        emotion_labels=LABELS,
+        emotion_labels=list(LABELS),
         head_dropout=0.0,
         quantization=changes.pop("quantization", "none"),
         one_token=changes.pop("one_token", True),
@@ -183,7 +183,7 @@ def test_mistral_small_fits(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe, _ = parse_recipe(["--recipe", "mistral_24b", "--gradient_accumulation_steps", "1"])
+    recipe = parse(["--recipe", "mistral_24b", "--gradient_accumulation_steps", "1"]).recipe
     plan = plan_memory(read_setting(recipe))
     matrices = [5120 * 1024, 4096 * 5120, 5120 * 32768, 5120 * 32768, 32768 * 5120]
     assert plan.parameters["quantised matrices"] == 40 * sum(matrices) == 21_181_235_200
@@ -201,7 +201,7 @@ def test_mistral_small_fits(
 
 
 def test_words_take_more_than_one_token() -> None:
-    recipe, _ = parse_recipe(["--recipe", "mistral_24b_tokens"])
+    recipe = parse(["--recipe", "mistral_24b_tokens"]).recipe
     settings = savings(recipe)
     plans = {
         name: plan_memory(settings[name]) for name in ("the recipe as it stands", "--gradient_checkpointing false")
@@ -220,32 +220,32 @@ def test_the_flag_trains_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["--plan", "--model_name", str(tiny_backbone), "--labels", "a", "b", "c"]) == 0
+    assert main(["plan", "--model_name", str(tiny_backbone), "--labels", "a", "b", "c"]) == 0
     printed = capsys.readouterr().out
     cells = [line.split() for line in printed.splitlines()]
     table = [line for line in printed.splitlines() if line.startswith(("frozen", "adapters", "projection", "sum"))]
     assert len(table) == 4 and any(row[:3] == ["smallest", "common", "GPU"] for row in cells)
     assert "--one_token false" in printed and not list(tmp_path.iterdir())
     words = f"--model_name {tiny_backbone} --labels a b --input tokens --balance none --window_length 33"
-    assert main(["--plan", *words.split()]) == 0
+    assert main(["plan", *words.split()]) == 0
     assert "--window_length 16 --window_overlap 15" in capsys.readouterr().out
 
 
 def test_what_cannot_be_planned_says_why(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--plan", "--recipe", "goemotions_mlp", "--optim", "galore_adamw"]) == 2
+    assert main(["plan", "--recipe", "goemotions_mlp", "--optim", "galore_adamw"]) == 2
     assert "galore_adamw are not known to the memory plan. Remedy: use one of adamw_torch" in capsys.readouterr().err
-    recipe, _ = parse_recipe(["--model_name", "nobody/knows-this"])
+    recipe = parse(["--model_name", "nobody/knows-this"]).recipe
     with pytest.raises(RecipeError, match=r"shapes of nobody/knows-this cannot be read .* Remedy: give a folder"):
         read_setting(recipe)
-    with pytest.raises(RecipeError, match="five things to do"):
-        parse_recipe(["--plan", "--null_test"])
+    with pytest.raises(RecipeError, match="--null_test, --plan are different verbs"):
+        parse(["--plan", "--null_test"])
 
 
 def test_a_step_is_cut_into_as_few_micro_batches_as_fit(
     tiny_backbone: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     flags = ["--model_name", tiny_backbone, "--labels", *LABELS, "--batch_size", "24"]
-    recipe, _ = parse_recipe([*flags, "--gradient_accumulation_steps", "0"])
+    recipe = parse([*flags, "--gradient_accumulation_steps", "0"]).recipe
 
     def needs(rows: int, steps: int) -> int:
         cut = dataclasses.replace(recipe, batch_size=rows, gradient_accumulation_steps=steps)
@@ -275,7 +275,7 @@ def test_a_step_is_cut_into_as_few_micro_batches_as_fit(
 
 def test_the_plan_shows_what_is_tried_first(capsys: pytest.CaptureFixture[str], tiny_backbone: str) -> None:
     assert (
-        main(["--plan", "--model_name", tiny_backbone, "--batch_size", "24", "--gradient_accumulation_steps", "0"]) == 0
+        main(["plan", "--model_name", tiny_backbone, "--batch_size", "24", "--gradient_accumulation_steps", "0"]) == 0
     )
     printed = capsys.readouterr().out
     assert "a step of 24 rows x 1" in printed and "--batch_size 6 --gradient_accumulation_steps 4" in printed

@@ -30,12 +30,12 @@ from modeling.infer import (
 from modeling.projection import standardise_projection
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config
 from training.fit.batch import read_setting
-from training.options import parse_recipe
+from training.options import parse
 
 
 def tiny_model(prefix: str = "none", **settings: object) -> EmotionModel:
     torch.manual_seed(0)
-    config = EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=LABELS, prefix=prefix, **settings)
+    config = EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=list(LABELS), prefix=prefix, **settings)
     return EmotionModel(config, MistralModel(tiny_config()))
 
 
@@ -43,7 +43,7 @@ def test_a_loaded_backbone_keeps_its_weights() -> None:
     torch.manual_seed(1)
     backbone = MistralModel(tiny_config())
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    model = EmotionModel(EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=LABELS), backbone)
+    model = EmotionModel(EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=list(LABELS)), backbone)
     for name, tensor in model.backbone.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
 
@@ -126,7 +126,7 @@ def test_mistral_small_on_the_meta_device(one_token: bool) -> None:
 
 
 def test_mistral_small_reads_words_on_the_meta_device() -> None:
-    recipe, _ = parse_recipe(["--recipe", "mistral_24b_tokens"])
+    recipe = parse(["--recipe", "mistral_24b_tokens"]).recipe
     model = build_on_meta(read_setting(recipe).config)
     assert model.backbone.embed_tokens.weight.shape == (131_072, 5_120) and not hasattr(model, "projection")
     with torch.device("meta"):

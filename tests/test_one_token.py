@@ -44,7 +44,7 @@ def model_with_lora(
         model_name=backbone,
         hidden_size=hidden_size,
         embed_dim=EMBED_DIM,
-        emotion_labels=LABELS,
+        emotion_labels=list(LABELS),
         one_token=one_token,
         head_dropout=0.0,
     )
@@ -214,7 +214,7 @@ def test_a_scaling_that_is_changed_is_heeded(tiny_backbone: str) -> None:
 
 @pytest.mark.parametrize("targets", [["v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]])
 def test_layers_without_lora_everywhere_are_not_fused(tiny_backbone: str, targets: list[str]) -> None:
-    config = EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=LABELS)
+    config = EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=list(LABELS))
     model = EmotionModel(config, load_backbone(tiny_backbone, one_token=True))
     assert not fuse_layers(model.backbone)
     attach_lora(model, 4, 8, 0.0, targets)

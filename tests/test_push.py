@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, constants
 from hub_release.hub import client as hub_module
 from hub_release.hub.client import HubError, connect
 from hub_release.hub.commit import Destination, LostRaceError, Pushed, plan_files, push_files
-from hub_release.hub.diff import Plan
+from hub_release.hub.diff import CommitPlan
 from hub_release.hub.pull import pull
 from hub_release.package import ReleaseError, package_files
 from tests.conftest import write_files
@@ -38,7 +38,9 @@ def folder(tmp_path: Path) -> Path:
     return write_files(tmp_path / "package", FILES)
 
 
-def push(api: HfApi, folder: Path, confirm: Callable[[Plan], bool] = lambda plan: True, **options: object) -> Pushed:
+def push(
+    api: HfApi, folder: Path, confirm: Callable[[CommitPlan], bool] = lambda plan: True, **options: object
+) -> Pushed:
     race = bool(options.pop("retry_on_race", False))
     destination = Destination(NAME, **options)  # type: ignore[arg-type]
     return push_files(api, destination, package_files(folder), "message", confirm, race)
@@ -52,7 +54,7 @@ def commits(hub: TestHub) -> list[str]:
 
 
 def test_one_commit_with_large_files_in_lfs(api: HfApi, hub: TestHub, folder: Path) -> None:
-    plans: list[Plan] = []
+    plans: list[CommitPlan] = []
     pushed = push(api, folder, lambda plan: not plans.append(plan))
     repository = hub.repositories["model", NAME]
     assert repository.files() == FILES and commits(hub) == ["initial commit", "message"]
@@ -164,7 +166,7 @@ def test_lost_race(api: HfApi, hub: TestHub, folder: Path) -> None:
 
 def test_race_retried_when_asked(api: HfApi, hub: TestHub, folder: Path) -> None:
     hub.add("model", NAME, {"config.json": b"old"})
-    plans: list[Plan] = []
+    plans: list[CommitPlan] = []
     hub.fail("race", times=2, within="/commit/")
     assert push(api, folder, lambda plan: not plans.append(plan), retry_on_race=True).changed
     assert [plan.removed for plan in plans] == [(), ("theirs.txt",), ("theirs.txt",)], "each plan is asked about"

@@ -13,7 +13,6 @@ from safetensors import safe_open
 from modeling.infer import EmotionModel, LoadedEncoder
 from tests.conftest import LABELS, fake_encoder, tiny_flags, write_corpus
 from training.data.encoding import encode
-from training.fit.prepare import read_corpus
 from training.run import main
 
 FILES = [
@@ -151,7 +150,6 @@ def test_checkpoints_hold_trained_weights_only(finished_run: Path) -> None:
 def test_a_second_run_encodes_nothing_and_gives_the_same(finished_run: Path, tiny_backbone: str) -> None:
     base = finished_run.parent
     flags = [*tiny_flags(base / "corpus", tiny_backbone, base / "again"), "--balance_target", "30"]
-    read_corpus.cache_clear()  # as in another process
     assert main(flags) == 0
     log = (base / "again" / "train.log").read_text()
     assert "encoded nothing, all 84 texts are cached" in log

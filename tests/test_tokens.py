@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from transformers import (
     Mistral3Config,
     Mistral3ForConditionalGeneration,
@@ -31,10 +30,7 @@ from hub_release.package import seal
 from modeling.adapters import attach_lora
 from modeling.backbones import hold_bfloat16, load_frozen_backbone, read_tokenizer, restore_float32
 from modeling.infer import (
-    ATTENTIONS,
     BUNDLED_BACKBONE,
-    INPUTS,
-    POOLINGS,
     EmotionClassifier,
     EmotionConfig,
     EmotionModel,
@@ -45,12 +41,14 @@ from modeling.infer import (
     cut_into_windows,
     load_backbone,
     predict_logits,
+    to_tensors,
     tokenize,
 )
+from modeling.recipe import choices
 from tests.conftest import EMBED_DIM, LABELS, tiny_config, tiny_flags, tiny_tokenizer, write_corpus
 from training.commands.evaluate import load_classifier
-from training.fit.prepare import prepare
-from training.options import parse_recipe
+from training.fit.prepare import Corpora, prepare
+from training.options import parse
 from training.recipe import RecipeError
 from training.run import main
 from training.run_folder import RunFolder
@@ -58,8 +56,8 @@ from training.run_folder import RunFolder
 CASES = [
     {"input": reads, "pooling": pooling, "attention": attention, "prefix": prefix}
     for reads in ("tokens", "hybrid")
-    for pooling in POOLINGS
-    for attention in ATTENTIONS
+    for pooling in choices("pooling")
+    for attention in choices("attention")
     for prefix in ("none", "bos")
 ]
 
@@ -67,7 +65,7 @@ CASES = [
 def build(backbone: torch.nn.Module | None = None, **settings: Any) -> EmotionModel:
     torch.manual_seed(0)
     backbone = backbone or MistralModel(tiny_config())
-    config = EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=LABELS, **settings)
+    config = EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=list(LABELS), **settings)
     return EmotionModel(config, backbone).eval()
 
 
@@ -89,9 +87,9 @@ def logits(model: EmotionModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_padding_and_company_change_nothing(settings: dict[str, str], kernel: str) -> None:
     model, rows = build(**settings), features([3, 9, 1, 6])
     model.backbone.config._attn_implementation = kernel
-    batch = rows.tensors()
+    batch = to_tensors(rows)
     together = logits(model, batch)
-    alone = torch.cat([logits(model, rows.take(np.array([row])).tensors()) for row in range(4)])
+    alone = torch.cat([logits(model, to_tensors(rows.take(np.array([row])))) for row in range(4)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
     longest = batch["input_ids"].shape[1]
     left: dict[str, torch.Tensor] = {"embeddings": batch["embeddings"]}
@@ -114,7 +112,7 @@ def test_padding_and_company_change_nothing(settings: dict[str, str], kernel: st
     )
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", choices("pooling"))
 def test_causal_words_are_the_stock_model_pooled(pooling: str) -> None:
     model = build(input="tokens", pooling=pooling)
     ids = torch.tensor([[5, 9, 4, 30, 8]])
@@ -143,7 +141,7 @@ def test_whether_a_word_sees_those_after_it(attention: str, reaches: bool) -> No
 
 def test_a_hybrid_reads_both() -> None:
     model, rows = build(input="hybrid", pooling="mean"), features([4, 4])
-    batch = rows.tensors()
+    batch = to_tensors(rows)
     for name in ("embeddings", "input_ids"):
         changed = batch | {name: batch[name].flip(0)}
         assert not torch.allclose(logits(model, changed), logits(model, batch), atol=1e-3)
@@ -156,7 +154,7 @@ def test_a_hybrid_reads_both() -> None:
 @given(sizes=st.lists(st.integers(1, 90), min_size=1, max_size=6), longest=st.integers(1, 40), share=st.floats(0, 0.99))
 def test_windows_cover_every_token(sizes: list[int], longest: int, share: float) -> None:
     overlap = int(share * longest)
-    config = EmotionConfig(input="tokens", window_length=longest, window_overlap=overlap, emotion_labels=LABELS)
+    config = EmotionConfig(input="tokens", window_length=longest, window_overlap=overlap, emotion_labels=list(LABELS))
     texts = Features(np.arange(len(sizes), dtype=np.float32)[:, None], [np.arange(size) for size in sizes])
     windows, firsts = cut_into_windows(texts, config)
     assert windows.tokens is not None and windows.embeddings is not None
@@ -171,7 +169,7 @@ def test_windows_cover_every_token(sizes: list[int], longest: int, share: float)
             assert before[-1] - after[0] + 1 >= overlap and after[-1] > before[-1]
 
 
-@pytest.mark.parametrize("reads", INPUTS)
+@pytest.mark.parametrize("reads", choices("input"))
 @pytest.mark.parametrize(
     ("threads", "texts", "batch_size", "workers", "largest"), [(1, 50, 20, 1, 20), (2, 40, 20, 2, 10), (4, 9, 64, 1, 9)]
 )
@@ -180,7 +178,7 @@ def test_cores_that_share_the_texts_answer_alike(
 ) -> None:
     model, rows = build(input=reads, pooling="mean"), features([1 + row % 11 for row in range(texts)])
     rows = Features(rows.embeddings if reads != "tokens" else None, rows.tokens if reads != "embedding" else None)
-    expected = logits(model, rows.tensors())
+    expected = logits(model, to_tensors(rows))
     sizes, together = list[int](), threading.Barrier(workers, timeout=30)
 
     def wait_for_the_others(*hook: Any) -> None:
@@ -302,7 +300,7 @@ def test_gradients_with_bfloat16_matrices_point_where_the_exact_ones_do(tiny_bac
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
-        batch = Features(tokens=features([3, 9, 1, 6]).tokens).tensors()
+        batch = to_tensors(Features(tokens=features([3, 9, 1, 6]).tokens))
         with torch.autocast("cpu", torch.bfloat16, enabled=held):
             model(**batch, labels=torch.ones(4, 3)).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
@@ -371,7 +369,7 @@ def test_a_quantised_backbone_of_a_vision_model_reads_words(tmp_path: Path, quan
 
 def test_copies_have_the_words_of_their_parents(tmp_path: Path, tiny_backbone: str) -> None:
     flags = flags_of(tmp_path, tiny_backbone, "--input", "tokens", "--balance", "duplicate", "--balance_target", "40")
-    data = prepare(parse_recipe(flags)[0])
+    data = prepare(parse(flags).recipe, Corpora())
     copies = np.flatnonzero(data.rows.synthetic)
     assert len(copies) > 10
     tokens = data.training_features().tokens
@@ -383,8 +381,8 @@ def test_copies_have_the_words_of_their_parents(tmp_path: Path, tiny_backbone: s
 
 
 def test_noise_has_the_lengths_of_the_texts_in_another_order(tmp_path: Path, tiny_backbone: str) -> None:
-    recipe = parse_recipe(flags_of(tmp_path, tiny_backbone, "--input", "tokens", "--balance", "none"))[0]
-    real, noise = prepare(recipe).tokens, prepare(recipe, "noise").tokens
+    recipe = parse(flags_of(tmp_path, tiny_backbone, "--input", "tokens", "--balance", "none")).recipe
+    real, noise = prepare(recipe, Corpora()).tokens, prepare(recipe, Corpora(), "noise").tokens
     assert real is not None and noise is not None
     for split in real:
         said, lengths = [len(row) for row in noise[split]], [len(row) for row in real[split]]
@@ -395,7 +393,7 @@ def test_noise_has_the_lengths_of_the_texts_in_another_order(tmp_path: Path, tin
 
 def test_a_pooled_split_takes_words_from_where_its_parents_stand(tmp_path: Path, tiny_backbone: str) -> None:
     flags = "--input tokens --split pooled-r2 --balance duplicate --balance_target 40"
-    data = prepare(parse_recipe(flags_of(tmp_path, tiny_backbone, *flags.split()))[0])
+    data = prepare(parse(flags_of(tmp_path, tiny_backbone, *flags.split())).recipe, Corpora())
     words = data.training_features().tokens
     assert words is not None and data.tokens is not None and data.rows.parents.max() >= len(data.tokens["train"])
     texts = [text for split in data.corpus.splits.values() for text in split.texts]
@@ -416,7 +414,7 @@ REFUSED = {
 @pytest.mark.parametrize("flags", REFUSED)
 def test_what_does_not_go_together_is_refused(flags: str) -> None:
     with pytest.raises(RecipeError, match=REFUSED[flags]):
-        parse_recipe(["--input", "tokens", "--balance", "none", *flags.split()])
+        parse(["--input", "tokens", "--balance", "none", *flags.split()])
 
 
 def test_more_layers_than_there_are_are_refused(

@@ -24,12 +24,13 @@ from transformers import MistralModel, TrainerControl, TrainerState, TrainingArg
 
 from modeling.adapters import attach_lora, learning_rate_groups
 from modeling.fused_layer import FusedOneTokenLayer
-from modeling.infer import INPUTS, EmotionConfig, EmotionModel, Features, at_most, predict
+from modeling.infer import EmotionConfig, EmotionModel, Features, at_most, predict
 from modeling.memory import RESERVE, plan_memory
+from modeling.recipe import choices
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config, tiny_flags, write_corpus
 from training.fit.batch import read_setting
 from training.fit.trainer import CheckpointByTime, FeatureDataset, FocalTrainer, LengthGroupedSampler
-from training.options import parse_recipe
+from training.options import parse
 from training.run import main
 from training.run_folder import RunFolder
 
@@ -49,7 +50,12 @@ def train(
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     config = EmotionConfig(
-        hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=LABELS, head_dropout=0.0, input=reads, pooling="attention"
+        hidden_size=16,
+        embed_dim=EMBED_DIM,
+        emotion_labels=list(LABELS),
+        head_dropout=0.0,
+        input=reads,
+        pooling="attention",
     )
     model = attach_lora(EmotionModel(config, MistralModel(tiny_config())), 4, 8, 0.0)
     arguments = TrainingArguments(
@@ -144,7 +150,7 @@ def spy(function: Callable[..., torch.Tensor], used: list[int]) -> Callable[...,
     return call
 
 
-@pytest.mark.parametrize("reads", INPUTS)
+@pytest.mark.parametrize("reads", choices("input"))
 @pytest.mark.parametrize("rows", [64, 54])  # 54 leaves a ragged last step
 def test_one_batch_equals_accumulated_batches(tmp_path: Path, rows: int, reads: str) -> None:
     losses, weights = train(tmp_path / "a", 32, 1, rows, reads)
@@ -165,7 +171,7 @@ def test_a_small_memory_changes_the_cut_and_not_the_run(
     monkeypatch.setattr(
         "modeling.memory.evaluation_rows", lambda reads_words: 1
     )  # the peak is in scoring where a step is so small
-    recipe, _ = parse_recipe([*flags, "--batch_size", "4", "--gradient_accumulation_steps", "8"])
+    recipe = parse([*flags, "--batch_size", "4", "--gradient_accumulation_steps", "8"]).recipe
     limit = plan_memory(dataclasses.replace(read_setting(recipe), device="cpu")).training_peak + RESERVE
     monkeypatch.setattr("training.fit.batch.free_memory", lambda state: limit)
     assert main(flags) == 0
@@ -188,7 +194,7 @@ def state_of(run: Path) -> dict[str, Any]:
 
 
 def test_each_part_has_its_learning_rate() -> None:
-    config = EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=LABELS)
+    config = EmotionConfig(hidden_size=16, embed_dim=EMBED_DIM, emotion_labels=list(LABELS))
     model = attach_lora(EmotionModel(config, MistralModel(tiny_config())), 4, 8, 0.0)
     groups = learning_rate_groups(model, **RATES, weight_decay=0.1)
     listed = [p for group in groups for p in group["params"]]

@@ -19,12 +19,12 @@ from transformers import MistralForCausalLM, PreTrainedTokenizerFast
 
 from hub_release.export import export
 from modeling import infer
-from modeling.adapters import ALL_LINEAR
 from modeling.backbones import load_frozen_backbone, load_unsloth_backbone
 from modeling.infer import EmotionClassifier
+from modeling.recipe import ALL_LINEAR
 from tests.conftest import ROOT, add_to_hub_cache, tiny_config, tiny_flags, write_corpus
 from training.commands.evaluate import load_classifier
-from training.options import parse_recipe
+from training.options import parse
 from training.recipe import RecipeError
 
 PYTHON = os.environ.get("UNSLOTH_PYTHON")
@@ -34,8 +34,8 @@ BACKBONE = "tiny/headed-mistral"
 def test_what_is_not_supported_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     for flags in ("--quantization none", "--quantization 8bit --one_token false", "--quantization nf4"):
         with pytest.raises(RecipeError, match=r"loader: unsloth loads a whole backbone in nf4. Remedy: "):
-            parse_recipe(["--loader", "unsloth", *flags.split()])
-    recipe, _ = parse_recipe(["--loader", "unsloth", "--quantization", "nf4", "--one_token", "false"])
+            parse(["--loader", "unsloth", *flags.split()])
+    recipe = parse(["--loader", "unsloth", "--quantization", "nf4", "--one_token", "false"]).recipe
     assert recipe.loader == "unsloth"
     with pytest.raises(ValueError, match=r"cannot read smollm2-135m.*Remedy: loader transformers"):
         load_unsloth_backbone("smollm2-135m", None, 16, 32, 0.0, ALL_LINEAR)

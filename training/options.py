@@ -1,75 +1,40 @@
-"""The command line: a recipe file first, then flags over it, and what to do with it."""
+"""The command line: a verb, a recipe file, and flags over it, parsed."""
 
 from __future__ import annotations
 
-import argparse
+import copy
 import dataclasses
-import difflib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, get_type_hints
+from typing import Any, NoReturn, get_origin, get_type_hints
 
-import yaml
-from transformers import HfArgumentParser
-from transformers.hf_argparser import DataClassType
+from transformers.hf_argparser import DataClassType, HfArgumentParser, string_to_bool
 
-from training.recipe import Recipe, RecipeError, check_recipe
+from modeling.recipe import FIELDS, GROUPS, Recipe
+from training.commands.verbs import OLD_FLAGS, VERBS, Command, Options, RecipeOptions
+from training.recipe import RecipeError, check_recipe, plain_type, read_recipe_file, suggest, to_flags
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
-@dataclass
-class RunOptions:
-    """Where the run goes, or what is evaluated instead of trained; not part of the recipe."""
+class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows each flag in one spelling, defaults that say something, and descriptions as they are written."""
 
-    recipe: str = field(default="quickstart", metadata={"help": "a name in training/recipes, or a YAML file"})
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "run folder (default: runs/<recipe>), or where --evaluate and --compare_runs write"},
-    )
-    resume: bool = field(default=False, metadata={"help": "continue from the last complete checkpoint"})
-    overwrite: bool = field(default=False, metadata={"help": "train anew in a folder that holds a run"})
-    null_test: bool = field(
-        default=False,
-        metadata={"help": "run the recipe on noise and on shuffled labels; fails where it finds anything"},
-    )
-    plan: bool = field(
-        default=False,
-        metadata={"help": "train nothing: print the memory that the recipe needs, part by part, and which GPU has it"},
-    )
-    compare: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "a grid of runs: field=value,value … for any field of a recipe, and loss=bce,focal-uniform,focal-r2"
-        },
-    )
-    compare_runs: list[str] = field(
-        default_factory=list,
-        metadata={"help": "train nothing: compare the test scores of these run folders by paired bootstrap"},
-    )
-    seeds: list[int] = field(default_factory=list, metadata={"help": "seeds of every setting of --compare"})
-    co2_country: str | None = field(
-        default=None,
-        metadata={"help": "estimate emissions with codecarbon, by the electricity of this country (such as ITA)"},
-    )
-    evaluate: str | None = field(
-        default=None, metadata={"help": "train nothing: score this package, Hub id or run folder on --data"}
-    )
-    data: str | None = field(default=None, metadata={"help": "labelled file to evaluate on: CSV, TSV, JSONL, Parquet"})
-    mapping: str | None = field(
-        default=None,
-        metadata={"help": "from the model's labels to the file's: ekman, plutchik, sentiment or a YAML file"},
-    )
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=120)
 
+    def _get_help_string(self, action: Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, False, []) else action.help
 
-class Train(Protocol):
-    """Runs a recipe; see :func:`training.run.train`."""
-
-    def __call__(self, recipe: Recipe, options: RunOptions, null_test: str | None = None) -> int:
-        """Run."""
-        ...
+    def _format_action_invocation(self, action: Action) -> str:
+        shown = copy.copy(action)
+        shown.option_strings = (
+            action.option_strings[-1:] if "-h" in action.option_strings else action.option_strings[:1]
+        )
+        return super()._format_action_invocation(shown)
 
 
 class _Parser(HfArgumentParser):
@@ -79,135 +44,175 @@ class _Parser(HfArgumentParser):
         raise RecipeError(message)
 
 
-def _parser() -> _Parser:
+_METAVARS: dict[Any, str] = {int: "N", float: "X", string_to_bool: "true|false"}
+
+
+def _flag(item: dataclasses.Field[Any]) -> Any:
+    """A field as the parser takes it: its default and its help."""
+    metadata = {"help": item.metadata["help"]}
+    if item.default_factory is not dataclasses.MISSING:
+        return field(default_factory=item.default_factory, metadata=metadata)
+    return field(default=item.default, metadata=metadata)
+
+
+def _flags(name: str, kind: type, names: Iterable[str]) -> DataClassType:
+    """Some fields of a dataclass as one of its own, which the parser lists under the heading ``name``."""
+    hints, items = get_type_hints(kind), {item.name: item for item in dataclasses.fields(kind)}
+    fields = [(key, plain_type(hints[key]), _flag(items[key])) for key in names]
+    heading = {"_argument_group_name": name}
+    return DataClassType(dataclasses.make_dataclass("Flags", fields, namespace=heading))
+
+
+def _parser(name: str) -> _Parser:
+    verb = VERBS[name]
+    own = [item.name for item in dataclasses.fields(verb.options) if item.name != verb.positional]
+    headings = {f"options of {name}": _flags(f"options of {name}", verb.options, own)}
+    for group in GROUPS if verb.takes_recipe else ():
+        names = [key for key, item in FIELDS.items() if item.metadata["group"] == group]
+        headings[group] = _flags(group, Recipe, names)
     parser = _Parser(
-        [DataClassType(Recipe), DataClassType(RunOptions)],
-        description="Train a multi-label emotion classifier. A recipe sets every field below; flags override it.",
-        epilog=f"Recipes that ship: {', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))}.",
+        list(headings.values()),
+        prog=f"training/run.py {name}" if name != "train" else "training/run.py [VERB]",
+        usage="%(prog)s" + (f" {verb.positional.upper()}" if verb.positional else "") + " [--flag value ...]",
+        description=_describe(name),
+        epilog=f"Recipes that ship: {', '.join(_recipe_names())}." if verb.takes_recipe else None,
         allow_abbrev=False,
+        formatter_class=_Formatter,
     )
+    if verb.positional:
+        positional = {item.name: item for item in dataclasses.fields(verb.options)}[verb.positional]
+        several = get_origin(get_type_hints(verb.options)[verb.positional]) is list
+        parser.add_argument(verb.positional, nargs="+" if several else None, help=positional.metadata["help"])
+    for action in parser._actions:
+        if action.option_strings and action.option_strings[0].startswith("--no_"):
+            action.help = SUPPRESS  # the parser makes one for each switch that is on
+        elif action.type and not action.choices:
+            action.metavar = _METAVARS.get(action.type, action.dest.upper() if not action.option_strings else "TEXT")
     return parser
 
 
-def _read_yaml(path: Path) -> list[str]:
-    """The settings of a recipe file as flags."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"not YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise RecipeError("a mapping key: value is expected")
-    known = [item.name for item in dataclasses.fields(Recipe)]
-    for key in content:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise RecipeError(f"unknown key {key!r}; {hint}The keys are {', '.join(known)}")
-    return _to_flags(content)
+def _describe(name: str) -> str:
+    if name != "train":
+        verb = VERBS[name]
+        return f"{verb.help[0].upper()}{verb.help[1:]}.\n\n{verb.details}".strip()
+    verbs = "\n".join(f"  {verb:<14}{other.help}" for verb, other in VERBS.items())
+    return (
+        "Train a multi-label emotion classifier, and what goes with it.\n\n"
+        f"verbs (each has its own --help):\n{verbs}\n\n"
+        "A recipe sets every setting below; flags override it."
+    )
 
 
-_ACCEPTED: dict[Any, tuple[tuple[type, ...], str]] = {
-    int: ((int, str), "a whole number"),
-    float: ((int, float, str), "a number"),
-    bool: ((bool, str), "true or false"),
-    str: ((str,), "text (quote what YAML would read as a number, a date or yes and no)"),
-    str | None: ((str, type(None)), "text (quote what YAML would read as a number, a date or yes and no), or null"),
-    list[str]: ((str,), "a list of texts (quote what YAML would read as a number, a date or yes and no)"),
-}
-"""The types of a setting's values in YAML, and what they are called; of a list those of its items."""
+def _recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def _refuse_other_type(key: str, value: Any) -> None:
-    """Refuse what would become another value as a flag's text, such as a list of one number for a number."""
-    wanted = get_type_hints(Recipe).get(key)
-    if wanted is None or (key == "alpha" and isinstance(value, dict)):
-        return
-    types, accepted = _ACCEPTED[wanted]
-    items = value if isinstance(value, list) and wanted == list[str] else [value]
-    if not all(isinstance(item, types) for item in items):
-        raise RecipeError(f"{key}: {value!r} is of another type; accepted: {accepted}")
-
-
-def _to_flags(content: Mapping[str, Any]) -> list[str]:
-    flags: list[str] = []
-    for key, value in content.items():
-        _refuse_other_type(key, value)
-        if value is None or value == []:
-            continue
-        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        flags += [f"--{key}", *map(str, values)]
-    return flags
-
-
-def parse_recipe(argv: Sequence[str] | None = None) -> tuple[Recipe, RunOptions]:
-    """The recipe named by ``--recipe``, with the other flags laid over it.
+def parse(argv: Sequence[str]) -> Command[Any]:
+    """The verb, its options, and the recipe named by ``--recipe`` with the other flags laid over it.
 
     Raises:
-        RecipeError: unknown recipe or key, wrong type, or a value out of range.
+        RecipeError: unknown verb, recipe or key, wrong type, or a value out of range.
     """
-    parser = _parser()
-    flags = list(argv or [])
-    namespace, _ = _options_only().parse_known_args(flags)
-    path = RECIPES / f"{namespace.recipe}.yaml"
-    if not path.is_file():
-        path = Path(namespace.recipe)
-    if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise RecipeError(f"--recipe {namespace.recipe}: no such recipe or file; the recipes are {names}")
+    name, flags = _split_verb(list(argv))
+    verb, parser = VERBS[name], _parser(name)
     if {"-h", "--help"} & set(flags):
         parser.print_help()
         raise SystemExit(0)
+    settings, stem = _read_recipe(flags, parser) if verb.takes_recipe else ([], "")
+    words = list(itertools.takewhile(lambda flag: not flag.startswith("-"), flags))
+    values = _parse(parser, [*words, *settings, *flags[len(words) :]])
+    recipe = _pick(Recipe, values)
+    options = _pick(verb.options, values)
+    if verb.takes_recipe:
+        check_recipe(recipe)
+        _check_places(recipe)
+    _check_options(name, recipe, options)
+    if verb.takes_recipe and hasattr(options, "output_dir"):
+        options.output_dir = options.output_dir or f"runs/{'compare-' if name == 'compare' else ''}{stem}"
+    return Command(name, recipe, options)
+
+
+def _split_verb(argv: list[str]) -> tuple[str, list[str]]:
+    """The verb and the rest of a command line; ``train`` where none is given."""
+    old = [flag for flag in OLD_FLAGS if flag in argv]
+    if len(old) > 1:
+        raise RecipeError(f"{', '.join(old)} are different verbs. Remedy: give one of them")
+    if old:
+        start = argv.index(old[0])
+        end = next((i for i in range(start + 1, len(argv)) if argv[i].startswith("--")), len(argv))
+        return OLD_FLAGS[old[0]], [*argv[start + 1 : end], *argv[:start], *argv[end:]]
+    if not argv or argv[0].startswith("-"):
+        return "train", argv
+    if argv[0] not in VERBS:
+        raise RecipeError(
+            f"{argv[0]!r} is not a verb; {suggest(argv[0], VERBS)}Remedy: use one of {', '.join(VERBS)}, or none to train"
+        )
+    return argv[0], argv[1:]
+
+
+def _read_recipe(flags: Sequence[str], parser: _Parser) -> tuple[list[str], str]:
+    """The settings of the recipe that the flags name, as flags, and its name."""
+    place = next((flags[i + 1] for i in range(len(flags) - 1) if flags[i] == "--recipe"), RecipeOptions().recipe)
+    place = next((flag.partition("=")[2] for flag in flags if flag.startswith("--recipe=")), place)
+    path = RECIPES / f"{place}.yaml"
+    if not path.is_file():
+        path = Path(place)
+    if not path.is_file():
+        raise RecipeError(
+            f"--recipe {place}: no such recipe or file; {suggest(place, _recipe_names())}the recipes are "
+            f"{', '.join(_recipe_names())}"
+        )
     try:
-        settings = _read_yaml(path)
-        file_recipe, _ = parser.parse_args_into_dataclasses(settings)
-        check_recipe(file_recipe)
+        settings = read_recipe_file(path)
+        check_recipe(_pick(Recipe, vars(parser.parse_known_args(["a word", *settings])[0])))
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
-    try:
-        recipe, options = parser.parse_args_into_dataclasses([*settings, *flags])
-    except ValueError as error:  # a flag that no field has
-        raise RecipeError(f"{error} See --help") from None
-    check_recipe(recipe)
+    return settings, path.stem
+
+
+def _parse(parser: _Parser, flags: Sequence[str]) -> dict[str, Any]:
+    namespace, unknown = parser.parse_known_args(list(flags))
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise RecipeError(f"{unknown[0]} is not a flag; {suggest(unknown[0], known)}Remedy: look at --help")
+    return vars(namespace)
+
+
+def _pick(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    names = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]  # a dataclass
+    return kind(**{name: value for name, value in values.items() if name in names})
+
+
+def _check_places(recipe: Recipe) -> None:
     if recipe.data_dir and recipe.dataset not in ("files", "goemotions"):
-        raise RecipeError(f"data_dir is not read by dataset {recipe.dataset!r}; use --dataset files or goemotions")
-    things = (options.compare, options.compare_runs, options.null_test, options.evaluate, options.plan)
-    if sum(map(bool, things)) > 1:
         raise RecipeError(
-            "--compare, --compare_runs, --null_test, --evaluate and --plan are five things to do: give one of them"
+            f"data_dir: dataset {recipe.dataset!r} does not read it. Remedy: use --dataset files or goemotions"
         )
-    if options.null_test and recipe.teachers:
-        raise RecipeError("--null_test: teachers know what it takes away. Remedy: test the recipe without teachers")
-    if options.output_dir and Path(options.output_dir).resolve() in {Path(name).resolve() for name in recipe.teachers}:
-        raise RecipeError(f"teachers: {options.output_dir} is this run's own folder. Remedy: another --output_dir")
-    if len(options.compare_runs) == 1:
-        raise RecipeError("--compare_runs needs two run folders or more; the others are compared with the first")
-    if options.seeds and not options.compare:
-        raise RecipeError("--seeds belongs to --compare; the seed of one run is --seed")
-    if options.evaluate and not options.data:
-        raise RecipeError("--evaluate needs rows: add --data FILE, a labelled CSV, TSV, JSONL or Parquet file")
-    if not options.evaluate and (options.data or options.mapping):
-        raise RecipeError("--data and --mapping belong to --evaluate PACKAGE_OR_RUN; a training corpus is --data_dir")
-    if not options.evaluate and not options.compare_runs:
-        options.output_dir = options.output_dir or f"runs/{'compare-' if options.compare else ''}{path.stem}"
-    return recipe, options
+
+
+def _check_options(name: str, recipe: Recipe, options: Any) -> None:
+    if name == "null-test" and recipe.teachers:
+        raise RecipeError("null-test: teachers know what it takes away. Remedy: test the recipe without teachers")
+    output = getattr(options, "output_dir", None)
+    if output and Path(output).resolve() in {Path(teacher).resolve() for teacher in recipe.teachers}:
+        raise RecipeError(f"teachers: {output} is this run's own folder. Remedy: use another --output_dir")
+    if name == "compare-runs" and len(options.runs) < 2:
+        raise RecipeError(
+            "compare-runs needs two run folders or more. Remedy: name them; the others are compared with the first"
+        )
+    if name == "evaluate" and not options.data:
+        raise RecipeError("evaluate needs rows. Remedy: add --data FILE, a labeled CSV, TSV, JSONL or Parquet file")
+    if name == "audit" and len(options.paths) != 2:
+        raise RecipeError(f"audit compares two files, not {len(options.paths)}. Remedy: name two")
 
 
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe with some fields changed; a value may also be a flag's text.
+    """The recipe with some settings changed; a value may also be a flag's text.
 
     Raises:
-        RecipeError: unknown field, wrong type, or a value out of range.
+        RecipeError: unknown setting, wrong type, or a value out of range.
     """
-    flags = _to_flags({**dataclasses.asdict(recipe), **changes})
-    try:
-        changed, _ = _parser().parse_args_into_dataclasses(flags)
-    except ValueError as error:  # a flag that no field has
-        raise RecipeError(f"{error} See --help") from None
+    flags = to_flags({**dataclasses.asdict(recipe), **changes})
+    changed = _pick(Recipe, _parse(_parser("train"), flags))
     check_recipe(changed)
     return changed
-
-
-def _options_only() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", default="quickstart")
-    return parser

@@ -1,204 +1,25 @@
-"""A recipe: every setting of a run in one flat, typed, validated record."""
+"""Which recipes make sense, and how a recipe file is read."""
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from transformers.training_args import OptimizerNames
+import yaml
 
-from modeling.adapters import ALL_LINEAR
-from modeling.infer import ATTENTIONS, ENCODERS, INPUTS, POOLINGS, WINDOWS
-from training.audit.rows import POLICIES
-from training.data.balance import METHODS, MLSMOTE_LABELS, WHOLE_ROW_METHODS
-from training.data.splits import PROTOCOLS
+from modeling.infer import ENCODERS
+from modeling.infer.settings import Number, describe_range
+from modeling.recipe import FIELDS, WHOLE_ROW_METHODS, Recipe
+from training.errors import TrainingError
 
 
-class RecipeError(ValueError):
+class RecipeError(TrainingError, ValueError):
     """A bad recipe or flag; the message names the key, where it stands and the accepted values."""
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's message, which may go on for a page."""
-    return str(error).strip().partition("\n")[0]
-
-
-def _setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
-    metadata = {"help": help} | ({"choices": choices} if choices else {})
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass
-class Recipe:
-    """What is trained, on what, and how."""
-
-    # Corpus
-    dataset: str = _setting("starter", "starter, goemotions, files (in data_dir) or a Hub dataset id")
-    data_dir: str | None = _setting(None, "folder of a local corpus; for dataset files also one file, to be split")
-    dataset_config: str | None = _setting(None, "configuration (subset) of a Hub dataset")
-    dataset_revision: str | None = _setting(None, "revision of a Hub dataset")
-    text_column: str = _setting("text", "column of the texts")
-    label_column: str = _setting("labels", "column with label names, ids or lists; without it, one 0/1 column a label")
-    id_column: str | None = _setting(None, "column of unique row ids")
-    labels: list[str] = _setting(["goemotions-28"], "goemotions-28, goemotions-15, ekman, sentiment, or your labels")
-    unlabelled: str = _setting("keep", "rows without a label of the run: keep (all-zero) or drop", ("keep", "drop"))
-    split: str = _setting(
-        "official",
-        "official: the corpus's own; stratified: made anew, copies kept together; pooled-r2: the reference's order, "
-        "whose scores are contaminated",
-        PROTOCOLS,
-    )
-    audit_policy: str = _setting(
-        "report",
-        "training rows whose text stands in an evaluation split: report, drop-from-train or fail",
-        POLICIES,
-    )
-    # Encoder
-    encoder: str = _setting(
-        "use-multilingual-v3", "use-multilingual-v3, use-v4, minilm or sentence-transformers/<model>"
-    )
-    # Balance, on training rows only
-    balance: str = _setting("none", "oversampling of rare labels", METHODS)
-    balance_target: int = _setting(0, "positive rows per label to oversample up to; 0 leaves it to balance_ratio")
-    balance_ratio: float = _setting(
-        0.0, "oversample until no label is rarer than the most frequent one by more; 0 means the mean ratio, as ML-ROS"
-    )
-    balance_labels: list[str] = _setting([], "labels to oversample; none named means all but neutral")
-    balance_neighbours: int = _setting(5, "neighbours k of smote, mlsmote and ismote")
-    mlsmote_labels: str = _setting("ranking", "labels of a row made by mlsmote", MLSMOTE_LABELS)
-    neutral_keep: float = _setting(1.0, "rows labelled neutral alone to keep: up to 1 a fraction, above 1 a number")
-    # Model
-    head: str = _setting("backbone", "backbone, or mlp: a baseline without one, in seconds", ("backbone", "mlp"))
-    mlp_hidden_size: int = _setting(576, "width of the mlp baseline")
-    model_name: str = _setting("smollm2-135m", "backbone: a Hub id, a folder or smollm2-135m (bundled)")
-    model_revision: str | None = _setting(None, "revision of a Hub backbone")
-    num_hidden_layers: int = _setting(0, "layers of the backbone that are used, from the first; 0 uses all")
-    quantization: str = _setting("none", "none, nf4 or 8bit", ("none", "nf4", "8bit"))
-    loader: str = _setting(
-        "transformers", "what loads the backbone; unsloth needs an environment of its own", ("transformers", "unsloth")
-    )
-    input: str = _setting(
-        "embedding",
-        "what the backbone reads: embedding, one token made of the sentence embedding; tokens, the words; hybrid, both",
-        INPUTS,
-    )
-    pooling: str = _setting(
-        "last",
-        "what the classifier reads of the words' states: the last, their mean, or their mean by attention",
-        POOLINGS,
-    )
-    attention: str = _setting("causal", "whether a word sees all others or those before it", ATTENTIONS)
-    window_length: int = _setting(128, "tokens of a text that are read at once; training cuts the rest off")
-    window_overlap: int = _setting(32, "tokens that neighbouring windows of a longer text share, when classifying")
-    windows: str = _setting(
-        "mean",
-        "logits of a text in several windows: their mean, for what is said throughout; or max, for what one passage says, "
-        "at the price of more that nobody said",
-        WINDOWS,
-    )
-    prefix: str = _setting(
-        "none", "bos: put the beginning-of-sequence token before what the backbone reads", ("none", "bos")
-    )
-    one_token: bool = _setting(
-        True, "leave out what a lone token does not need (queries, keys, positions, vocabulary); same outputs"
-    )
-    token_norm: float = _setting(
-        0.0, "length of a projected token at the start; 0 keeps torch's default initialisation"
-    )
-    embedding_noise: float = _setting(
-        0.0, "standard deviation of Gaussian noise on the embeddings while training; 0.042 is USE's own per dimension"
-    )
-    head_dropout: float = _setting(0.1, "dropout before the classifier")
-    lora_rank: int = _setting(16, "LoRA rank")
-    lora_alpha: int = _setting(32, "LoRA alpha; the update is scaled by alpha / rank")
-    lora_dropout: float = _setting(0.0, "LoRA dropout")
-    lora_target_modules: list[str] = _setting(list(ALL_LINEAR), "linear layers of the backbone that get LoRA")
-    # Loss
-    gamma: float = _setting(2.0, "focusing exponent of the focal loss")
-    alpha: str = _setting("r2", "r2, r2-card, uniform, inverse-frequency, or a JSON mapping label: value")
-    teachers: list[str] = _setting(
-        [],
-        "folders of finished runs or packages of the same splits and labels: half of each target is what they say, the "
-        "sigmoid of their mean logits; with gamma 0 and alpha uniform",
-    )
-    # Optimisation
-    epochs: int = _setting(15, "epochs")
-    batch_size: int = _setting(32, "rows per micro-batch and process")
-    gradient_accumulation_steps: int = _setting(
-        0, "micro-batches per optimizer step; 0 cuts batch_size into as few as fit the memory, by the plan"
-    )
-    learning_rate_projection: float = _setting(1e-4, "learning rate of the projection")
-    learning_rate_classifier: float = _setting(1e-4, "learning rate of the classifier")
-    learning_rate_lora: float = _setting(1e-4, "learning rate of LoRA")
-    lr_scheduler_type: str = _setting(
-        "cosine", "learning-rate schedule of transformers", ("cosine", "linear", "constant_with_warmup")
-    )
-    warmup: float = _setting(0.05, "share of the steps that warm up")
-    weight_decay: float = _setting(0.01, "weight decay")
-    max_grad_norm: float = _setting(1.0, "gradient clipping")
-    optim: str = _setting("adamw_torch", "optimizer, by transformers' name")
-    bf16: bool = _setting(
-        False,
-        "bfloat16 autocast while training, unless the CPU has no such products (AVX2 alone) and is faster in float32; "
-        "final scores are always in the model's own precision",
-    )
-    gradient_checkpointing: bool = _setting(False, "recompute activations; costs time for one-token input")
-    fused_layers: bool = _setting(
-        True,
-        "on a CPU, in bfloat16: each layer of one token trains as one function, its matrices held in three layouts",
-    )
-    torch_compile: bool = _setting(False, "compile the backbone's layers: a minute first, then faster large batches")
-    metric_for_best_model: str = _setting(
-        "macro_f1",
-        "validation metric of the best checkpoint: macro_f1 (at 0.5) or macro_f1_tuned",
-        ("macro_f1", "macro_f1_tuned"),
-    )
-    early_stopping_patience: int = _setting(0, "epochs without a better checkpoint before stopping; 0 never stops")
-    checkpoint_minutes: float = _setting(
-        0.0, "also save a checkpoint within an epoch when so many minutes have gone by; 0 only at its end"
-    )
-    save_total_limit: int = _setting(2, "checkpoints to keep")
-    report_to: str = _setting("none", "none, tensorboard or trackio", ("none", "tensorboard", "trackio"))
-    seed: int = _setting(3407, "seed of balancing, initialisation and training")
-
-
-RANGES: dict[str, tuple[float, float | None]] = {
-    "balance_target": (0, None),
-    "balance_neighbours": (1, None),
-    "balance_ratio": (0, None),
-    "neutral_keep": (0, None),
-    "mlp_hidden_size": (2, None),
-    "num_hidden_layers": (0, None),
-    "window_length": (1, None),
-    "window_overlap": (0, None),
-    "token_norm": (0, None),
-    "embedding_noise": (0, None),
-    "head_dropout": (0, 1),
-    "lora_rank": (1, None),
-    "lora_alpha": (1, None),
-    "lora_dropout": (0, 1),
-    "gamma": (0, None),
-    "epochs": (1, None),
-    "batch_size": (1, None),
-    "gradient_accumulation_steps": (0, None),
-    "learning_rate_projection": (0, None),
-    "learning_rate_classifier": (0, None),
-    "learning_rate_lora": (0, None),
-    "warmup": (0, 1),
-    "weight_decay": (0, None),
-    "max_grad_norm": (0, None),
-    "early_stopping_patience": (0, None),
-    "checkpoint_minutes": (0, None),
-    "save_total_limit": (1, None),
-    "seed": (0, None),
-}
-"""Smallest and largest accepted value; None is unbounded."""
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -236,17 +57,19 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.encoder not in ENCODERS and not recipe.encoder.startswith("sentence-transformers/"):
         accepted = f"{', '.join(ENCODERS)} or sentence-transformers/<model>"
         raise RecipeError(f"encoder: {recipe.encoder!r} is unknown; accepted: {accepted}")
+    from transformers.training_args import OptimizerNames  # imports torch, which --help does without
+
     if recipe.optim not in set(OptimizerNames):
         raise RecipeError(f"optim: {recipe.optim!r} is unknown; accepted: {', '.join(OptimizerNames)}")
     if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
         raise RecipeError(f"report_to: {recipe.report_to} is not installed. Remedy: pip install {recipe.report_to}")
     if recipe.alpha.startswith("{"):
         _check_alpha(recipe.alpha)
-    for name, (low, high) in RANGES.items():
+    for name, field in FIELDS.items():
+        low, high = field.metadata["range"]
         value = getattr(recipe, name)
-        if not low <= value <= (math.inf if high is None else high):
-            accepted = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
-            raise RecipeError(f"{name}: {value} is out of range; accepted: {accepted}")
+        if (low is not None and not low <= value) or (high is not None and not value <= high):
+            raise RecipeError(f"{name}: {value} is out of range; accepted: {describe_range(low, high)}")
 
 
 def _check_input(recipe: Recipe) -> None:
@@ -292,3 +115,77 @@ def _check_alpha(alpha: str) -> None:
     for label, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise RecipeError(f"alpha: {label}: {value!r} is not a number from 0 to 1")
+
+
+# Files
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'epochs'? `` for a name that is close to a known one, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def plain_type(hint: Any) -> Any:
+    """A type as a command line has it."""
+    return float if hint == Number else hint
+
+
+def read_recipe_file(path: Path) -> list[str]:
+    """The settings of a recipe file as flags.
+
+    Raises:
+        RecipeError: not YAML, an unknown key, or a value of another type.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise RecipeError("a mapping key: value is expected")
+    for key in content:
+        if key not in FIELDS:
+            raise RecipeError(f"unknown key {key!r}; {suggest(str(key), FIELDS)}The keys are {', '.join(FIELDS)}")
+    return to_flags(content)
+
+
+_QUOTE = "(quote what YAML would read as a number, a date or yes and no)"
+_ACCEPTED: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int, str), "a whole number"),
+    float: ((int, float, str), "a number"),
+    bool: ((bool, str), "true or false"),
+    str: ((str,), f"text {_QUOTE}"),
+    str | None: ((str, type(None)), f"text {_QUOTE}, or null"),
+    list[str]: ((str,), f"a list of texts {_QUOTE}"),
+}
+"""The types of a setting's values in YAML, and what they are called; of a list those of its items."""
+
+
+def _refuse_other_type(key: str, value: Any) -> None:
+    """Refuse what would become another value as a flag's text, such as a list of one number for a number."""
+    hint = get_type_hints(Recipe).get(key)
+    if hint is None or (key == "alpha" and isinstance(value, dict)):
+        return
+    wanted = plain_type(hint)
+    types, accepted = _ACCEPTED[
+        str if get_args(wanted) and not isinstance(wanted, UnionType) and get_origin(wanted) is not list else wanted
+    ]
+    items = value if isinstance(value, list) and wanted == list[str] else [value]
+    if not all(isinstance(item, types) for item in items):
+        raise RecipeError(f"{key}: {value!r} is of another type; accepted: {accepted}")
+
+
+def to_flags(content: Mapping[str, Any]) -> list[str]:
+    """Settings as flags.
+
+    Raises:
+        RecipeError: a value of another type.
+    """
+    flags: list[str] = []
+    for key, value in content.items():
+        _refuse_other_type(key, value)
+        if value is None or value == []:
+            continue
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        flags += [f"--{key}", *map(str, values)]
+    return flags

@@ -13,12 +13,18 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
 import torch
 import yaml
+
+from modeling.recipe import free_on_resume
+from modeling.records import AUDIT, MODEL, RECIPE, RESULTS, Environment, Record
+from training.errors import TrainingError
+
+Content = TypeVar("Content")
 
 PACKAGES = [
     "torch",
@@ -38,29 +44,7 @@ PACKAGES = [
 ]
 
 
-RESULTS = [
-    "metrics.json",
-    "per_label.csv",
-    "per_label.png",
-    "scores.md",
-    "context.json",
-    "thresholds.json",
-    "golden.json",
-    "focal_config.json",
-    "timing.json",
-    "calibration.json",
-    "predictions.npz",
-    "precision_recall.png",
-    "thresholds.png",
-    "confusions.png",
-    "reliability.png",
-]
-"""What only a finished run has."""
-LOG_LOSSES = "validation_log_losses"
-"""In ``predictions.npz``: the cross-fitted log loss of each validation row."""
-
-
-class RunFolderError(RuntimeError):
+class RunFolderError(TrainingError, RuntimeError):
     """The folder cannot take this run; the message names the remedy."""
 
 
@@ -82,13 +66,13 @@ class RunFolder:
             RunFolderError: it holds a run already, and neither ``resume`` nor ``overwrite`` says what to do with it; or
                 files of somebody else that a run would replace.
         """
-        is_run = (self.path / "recipe.yaml").exists()
+        is_run = (self.path / RECIPE).exists()
         if is_run and not resume and not overwrite:
             raise RunFolderError(
                 f"{self.path} holds a run already. Remedy: --resume to continue it, --overwrite to train it anew, or "
                 "another --output_dir"
             )
-        foreign = [name for name in (*RESULTS, "model") if (self.path / name).exists()]
+        foreign = [name for name in (*RESULTS, MODEL) if (self.path / name).exists()]
         if foreign and not is_run:
             raise RunFolderError(
                 f"{self.path} is no run folder, but has {', '.join(foreign)}. Remedy: another --output_dir"
@@ -99,7 +83,7 @@ class RunFolder:
         """Delete results, which an interrupted run must not be taken for, and ``checkpoints`` too where asked."""
         for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "model", ignore_errors=True)
+        shutil.rmtree(self.path / MODEL, ignore_errors=True)
         if checkpoints:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.checkpoints.mkdir(exist_ok=True)
@@ -110,8 +94,8 @@ class RunFolder:
         Raises:
             RunFolderError: the settings differ; the message names them.
         """
-        stored = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
-        free = {"data_dir", "teachers", "report_to", "save_total_limit"}  # rows and teachers are held by their contents
+        stored = yaml.safe_load((self.path / RECIPE).read_text(encoding="utf-8"))
+        free = free_on_resume()
         # A field that the run's version did not have cannot differ.
         other = sorted(key for key in fields if key in stored and key not in free and stored[key] != fields[key])
         if other:
@@ -122,9 +106,9 @@ class RunFolder:
 
     def inputs_sha256(self) -> dict[str, str]:
         """Fingerprints of splits and teachers as the run read them; empty where none are on record."""
-        if not (self.path / "audit.json").is_file():
+        if not (self.path / AUDIT).is_file():
             return {}
-        audit = self.read_json("audit.json")
+        audit = self.read(AUDIT)
         return {**audit.get("corpus_sha256", {}), **audit.get("teachers", {})}
 
     def refuse_other_inputs(self, fingerprints: Mapping[str, str]) -> None:
@@ -163,17 +147,18 @@ class RunFolder:
         with self.replacing(name) as path:
             path.write_text(text, encoding="utf-8")
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file."""
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    def write(self, record: Record[Content], content: Content) -> None:
+        """Write a record as JSON."""
+        self.write_text(record, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """Read a JSON file."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+    def read(self, record: Record[Content]) -> Content:
+        """Read a record."""
+        content: Content = json.loads((self.path / record).read_text(encoding="utf-8"))
+        return content
 
     def write_recipe(self, fields: Mapping[str, Any]) -> None:
         """Write the resolved recipe, which gives the same run again."""
-        self.write_text("recipe.yaml", yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True))
+        self.write_text(RECIPE, yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True))
 
     def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Write named arrays as ``.npz``."""
@@ -186,7 +171,7 @@ class RunFolder:
             return dict(file)
 
 
-def describe_environment(seed: int, processes: int, bf16: bool) -> dict[str, Any]:
+def describe_environment(seed: int, processes: int, bf16: bool) -> Environment:
     """Versions, seed, hardware, whether training computes in bfloat16, and git commit."""
     versions = {}
     for package in PACKAGES:

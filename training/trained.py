@@ -10,12 +10,13 @@ from peft import PeftModel
 
 from modeling.backbones import load_frozen_backbone
 from modeling.infer import EmotionClassifier, EmotionConfig, EmotionModel, read_tokenizer
+from modeling.records import MODEL, RECIPE
 from training.run_folder import RunFolderError
 
 
 def is_run_folder(folder: Path) -> bool:
     """Is this the folder of a run? A package records the recipe too, but its configuration lies beside it."""
-    return (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file()
+    return (folder / RECIPE).is_file() and not (folder / "config.json").is_file()
 
 
 def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> EmotionClassifier:
@@ -27,7 +28,7 @@ def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> EmotionCl
     """
     if not is_run_folder(Path(model)):
         return EmotionClassifier(model, dtype=dtype)
-    folder = Path(model) / "model"
+    folder = Path(model) / MODEL
     if not (folder / "config.json").is_file():
         raise RunFolderError(f"{model} is not a finished run: model/config.json is missing. Remedy: train to the end")
     if not (folder / "adapter_config.json").is_file():

@@ -19,9 +19,8 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from hub_release.package import LAYOUT, ReleaseError, read_recipe, sha256
 from modeling.infer import EmotionConfig, PackageError, build_heads, read_config, read_json, refuse_large_header
+from modeling.recipe import CONTAMINATED
 
-CONTAMINATED = "pooled-r2"
-"""The split protocol that trains on children of test rows."""
 _REMEDY = "Remedy: hub_release export again"
 _MAX_LAYERS = 1_000
 _MAX_SETTING = 2**20

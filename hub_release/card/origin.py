@@ -11,28 +11,7 @@ from hub_release.card.facts import Facts, Source, read_sources
 from hub_release.card.text import duration, find_plots, plain, unreliable_share
 from hub_release.requirements import PROJECT, VERSION_KEY
 from modeling.adapters import HEAD_PARTS
-
-_NO_SETTINGS = {
-    "dataset",
-    "data_dir",
-    "teachers",
-    "dataset_config",
-    "dataset_revision",
-    "text_column",
-    "label_column",
-    "id_column",
-    "labels",
-    "model_name",
-    "model_revision",
-    "encoder",
-    "head",
-    "mlp_hidden_size",
-    "split",
-    "balance",
-    "report_to",
-    "save_total_limit",
-}
-"""Fields of a recipe that the card names elsewhere, that do not bear on the result, or that name local files."""
+from modeling.recipe import not_on_card
 
 _BEST = {"macro_f1": "macro F1 at 0.5", "macro_f1_tuned": "macro F1 with tuned thresholds"}
 
@@ -204,7 +183,7 @@ def _training(facts: Facts) -> dict[str, Any]:
     processes = f"{number} process{'es' if number > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
     emissions = timing.get("emissions")
     trained = recipe | {"bf16": environment.get("bf16", recipe["bf16"])}  # a CPU may not have it
-    settings = {key: value for key, value in trained.items() if key not in _NO_SETTINGS}
+    settings = {key: value for key, value in trained.items() if key not in not_on_card()}
     time = (
         f"Preparation (reading, encoding unless cached, balancing) took {duration(timing['seconds_of_preparation'])}, "
         f"training {duration(timing['seconds_of_training'])} for {timing['epochs']:g} epochs, "

@@ -13,7 +13,7 @@ from hub_release.card.facts import read_facts
 from hub_release.card.metadata import build_metadata
 from hub_release.card.origin import collect_origin
 from hub_release.card.scores import collect_scores
-from hub_release.package import LAYOUT, ReleaseError, seal, template_path, words_of
+from hub_release.package import LAYOUT, ReleaseError, printable, seal, template_path
 from modeling.infer import PackageError
 
 _BAD_CONTENT = (
@@ -46,7 +46,7 @@ def render_card(package: Path) -> str:
     except FileNotFoundError as error:
         raise ReleaseError(f"{Path(str(error.filename)).name} is missing. Remedy: hub_release export again") from error
     except PackageError as error:
-        raise ReleaseError(words_of(error)) from error
+        raise ReleaseError(printable(error)) from error
     except _BAD_CONTENT as error:
         raise ReleaseError(
             f"a recorded file is not what a run writes ({type(error).__name__}: {error}). Remedy: hub_release export again"

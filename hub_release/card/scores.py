@@ -13,7 +13,7 @@ _POLICIES = {"fixed": "0.5 for all labels", "global": "one for all labels", "per
 _PARTS_OF_TEST = {"test": "test", "test_without_copies": "test, without texts of train"}
 _LONGEST_EXAMPLE = 80
 
-Row = tuple[str, ...]
+Cells = tuple[str, ...]
 
 
 def collect_scores(facts: Facts) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _scores(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _label_row(facts: Facts, label: str) -> Row:
+def _label_row(facts: Facts, label: str) -> Cells:
     own, fixed = (facts.test_row(label, policy) for policy in ("per_label", "fixed"))
     scores = (_label_score(own, name) for name in ("precision", "recall", "f1", "average_precision"))
     support = f"{int(own['support']):,}"

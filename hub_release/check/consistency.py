@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import nn
 
 from hub_release.bundle import bundle
-from hub_release.card.facts import CONTAMINATED, refuse_backbone
+from hub_release.card.facts import refuse_backbone
 from hub_release.card.render import render_card
 from hub_release.package import HANDLER, LAYOUT, ReleaseError, read_recipe, sha256
 from hub_release.requirements import PROJECT, VERSION_KEY, not_installed, read_requirements, requirements_of
@@ -34,6 +34,7 @@ from modeling.infer import (
     read_json,
     read_tokenizer,
 )
+from modeling.recipe import CONTAMINATED
 
 T = TypeVar("T")
 _EXPORT = "hub_release export again"

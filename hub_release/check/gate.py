@@ -18,9 +18,10 @@ from hub_release.check.integrity import (
     text_problems,
     unreadable_problems,
 )
-from hub_release.package import LAYOUT, RECORDED, words_of
+from hub_release.package import LAYOUT, printable
 from hub_release.requirements import BUNDLED_WHEEL, closure, modules_of, read_requirements
 from modeling.infer import BUNDLED_BACKBONE, PackageError, read_config
+from modeling.records import RECORDED
 
 TOLERANCE = 1e-4
 GOLDEN_SECONDS = 3_600
@@ -44,7 +45,7 @@ def check(package: Path, allow_contaminated: bool = False) -> list[str]:
     problems = inspect(package, allow_contaminated)
     if all(problem.file in _NOT_LOADED for problem in problems) and not unreadable_problems(package):
         problems += golden_problems(package)
-    return [words_of(problem) for problem in problems]
+    return [printable(problem) for problem in problems]
 
 
 def inspect(package: Path, allow_contaminated: bool = False) -> list[PackageError]:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from huggingface_hub import SpaceCardData, metadata_load
 
+from hub_release.bundle import bundle
 from hub_release.package import LAYOUT, ReleaseError
 from modeling.infer import EmotionClassifier
 
@@ -36,15 +37,15 @@ def serve(package: Path, host: str, port: int | None, share: bool) -> None:
     Raises:
         ReleaseError: no package, no gradio, or no free port.
     """
-    space_app = _import_space_app()
+    app = _import_app()
     _require(package, LAYOUT.config)
     try:
         classifier = EmotionClassifier(package)
-        page = space_app.build_page(classifier, package, package.resolve().name)
+        page = app.build_page(classifier, package, package.resolve().name)
     except (ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise ReleaseError(f"{package} cannot be loaded: {error}. Remedy: hub_release check {package}") from error
     try:
-        space_app.launch(page, server_name=host, server_port=port, share=share)
+        app.launch(page, server_name=host, server_port=port, share=share)
     except OSError as error:
         raise ReleaseError(f"cannot listen on {host}: {error} Remedy: another --port") from error
 
@@ -61,7 +62,7 @@ def space_files(package: Path, model_id: str) -> dict[str, bytes]:
     Raises:
         ReleaseError: the package lacks a file that the Space needs, or gradio is not installed.
     """
-    source = Path(str(_import_space_app().__file__))
+    style = Path(str(_import_app().__file__)).with_suffix(".css")
     _require(package, LAYOUT.card, LAYOUT.code, LAYOUT.requirements)
     title = f"Emotions with {model_id.rsplit('/', 1)[-1]}"
     metadata = SpaceCardData(
@@ -79,8 +80,8 @@ def space_files(package: Path, model_id: str) -> dict[str, bytes]:
     readme = f"---\n{metadata}\n---\n{_SPACE_TEXT.format(title=title, model_id=model_id)}"
     return {
         "README.md": readme.encode(),
-        "app.py": source.read_bytes(),
-        "app.css": source.with_suffix(".css").read_bytes(),
+        "app.py": bundle(("app",), "hub_release.demo.page").encode(),
+        "app.css": style.read_bytes(),
         "infer.py": (package / LAYOUT.code).read_bytes(),
         "requirements.txt": (package / LAYOUT.requirements).read_bytes(),
     }
@@ -95,10 +96,10 @@ def _require(package: Path, *names: str) -> None:
         )
 
 
-def _import_space_app() -> ModuleType:
+def _import_app() -> ModuleType:
     """The page; gradio is an extra, and seconds to import."""
     try:
-        from hub_release.demo import space_app
+        from hub_release.demo.page import app
     except ImportError as error:
         raise ReleaseError(f"{error}. Remedy: pip install 'goemotions-mistral[demo]'") from error
-    return space_app
+    return app

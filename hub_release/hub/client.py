@@ -155,7 +155,7 @@ def _network(error: BaseException | None) -> str:
 
 
 @contextmanager
-def errors_in_words() -> Iterator[None]:
+def translated_errors() -> Iterator[None]:
     """Turn what the Hub client raises, which is several unrelated families of errors, into a :class:`HubError`."""
     try:
         yield
@@ -180,7 +180,7 @@ def errors_in_words() -> Iterator[None]:
                 "without Xet"
             ) from error
         if isinstance(error, OSError) and error.errno:
-            raise ReleaseError(local_error_in_words(error)) from error
+            raise ReleaseError(describe_local_error(error)) from error
         if isinstance(error, HFValidationError):
             raise ReleaseError(f"{error} Remedy: name it as user/name") from error
         raise HubError(
@@ -189,7 +189,7 @@ def errors_in_words() -> Iterator[None]:
         ) from error
 
 
-def local_error_in_words(error: OSError) -> str:
+def describe_local_error(error: OSError) -> str:
     """What this machine's file system refused, with the remedy."""
     return (
         f"{error.filename or 'a file'}: {error.strerror or error}. Remedy: name a place that exists, has room and may "

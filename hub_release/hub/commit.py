@@ -22,8 +22,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._validators import validate_repo_id
 from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
-from hub_release.hub.client import TRANSIENT, TRIES, HubError, errors_in_words, wait_before_next_try
-from hub_release.hub.diff import Plan, compare, same_content
+from hub_release.hub.client import TRANSIENT, TRIES, HubError, translated_errors, wait_before_next_try
+from hub_release.hub.diff import CommitPlan, compare, same_content
 from hub_release.package import OF_THE_HUB, ReleaseError
 
 RACES = 5
@@ -96,7 +96,7 @@ class Pushed:
     commit: str | None
     url: str
     changed: bool
-    plan: Plan
+    plan: CommitPlan
 
 
 def push_files(
@@ -104,7 +104,7 @@ def push_files(
     destination: Destination,
     files: Mapping[str, Path],
     message: str,
-    confirm: Callable[[Plan], bool],
+    confirm: Callable[[CommitPlan], bool],
     retry_on_race: bool = False,
 ) -> Pushed:
     """Make the repository hold exactly these files, by one commit on top of the one that was looked at.
@@ -126,7 +126,7 @@ def push_files(
         ReleaseError: there is no token.
     """
     upload = _Upload(api, destination, files, message)
-    with errors_in_words():
+    with translated_errors():
         exists = upload.require_write()
         for _ in range(RACES - 1 if retry_on_race else 0):
             try:
@@ -136,7 +136,7 @@ def push_files(
         return upload.push(confirm, exists)
 
 
-def plan_files(api: HfApi, destination: Destination, files: Mapping[str, Path]) -> Plan:
+def plan_files(api: HfApi, destination: Destination, files: Mapping[str, Path]) -> CommitPlan:
     """What :func:`push_files` would change; nothing is touched, but the token must be one that may write.
 
     Raises:
@@ -144,7 +144,7 @@ def plan_files(api: HfApi, destination: Destination, files: Mapping[str, Path]) 
         ReleaseError: there is no token.
     """
     upload = _Upload(api, destination, files, message="")
-    with errors_in_words():
+    with translated_errors():
         return upload.plan(upload.require_write())
 
 
@@ -182,7 +182,7 @@ class _Upload:
                 f"Remedy: name it {account['name']}/{repo_id.split('/')[1]}, or use a token of that account"
             )
 
-    def push(self, confirm: Callable[[Plan], bool], exists: bool) -> Pushed:
+    def push(self, confirm: Callable[[CommitPlan], bool], exists: bool) -> Pushed:
         plan = self.plan(exists)
         if plan.is_empty:
             return self._pushed(str(plan.parent), plan, changed=False)
@@ -202,7 +202,7 @@ class _Upload:
                 return self._pushed(plan.parent, plan, changed=True)
         return self._commit(plan)
 
-    def plan(self, exists: bool) -> Plan:
+    def plan(self, exists: bool) -> CommitPlan:
         """Compare the files with the branch (or, where it is missing, with ``main``), by their hashes."""
         head, branch_exists = self._head() if exists else (None, False)
         there = {} if head is None else self._tree(head)
@@ -230,10 +230,10 @@ class _Upload:
         there = self._tree(revision)
         return there.keys() == self.files.keys() and all(same_content(self.files[path], there[path]) for path in there)
 
-    def _pushed(self, commit: str, plan: Plan, changed: bool) -> Pushed:
+    def _pushed(self, commit: str, plan: CommitPlan, changed: bool) -> Pushed:
         return Pushed(commit, self.destination.url(self.api, "commit", commit), changed, plan)
 
-    def _create(self, plan: Plan) -> None:
+    def _create(self, plan: CommitPlan) -> None:
         to = self.destination
         if plan.parent is None:
             self.api.create_repo(
@@ -248,7 +248,7 @@ class _Upload:
                 to.repo_id, branch=to.revision, revision=plan.parent, repo_type=to.repo_type, exist_ok=True
             )
 
-    def _commit(self, plan: Plan) -> Pushed:
+    def _commit(self, plan: CommitPlan) -> Pushed:
         """One commit, tried again only where a look at the branch shows that it has not landed."""
         tries = Retrying(
             stop=stop_after_attempt(TRIES),
@@ -269,7 +269,7 @@ class _Upload:
             )
         return pushed
 
-    def _commit_once(self, plan: Plan) -> Pushed:
+    def _commit_once(self, plan: CommitPlan) -> Pushed:
         to = self.destination
         # Made anew for each try: the client writes its state into them.
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -297,7 +297,7 @@ class _Upload:
             raise
         return Pushed(info.oid, info.pr_url or info.commit_url, changed=True, plan=plan)
 
-    def _refuse_second_try(self, plan: Plan, error: Exception, raced: bool) -> None:
+    def _refuse_second_try(self, plan: CommitPlan, error: Exception, raced: bool) -> None:
         to = self.destination
         if raced:
             raise LostRaceError(
@@ -311,7 +311,7 @@ class _Upload:
                 f"{to.url(self.api, 'discussions')}; run again, and an open one with these files is found"
             ) from error
 
-    def _find_landed(self, plan: Plan) -> Pushed | None:
+    def _find_landed(self, plan: CommitPlan) -> Pushed | None:
         """The commit whose answer was lost, or one of somebody else with the same files."""
         try:
             if self.destination.create_pr:
@@ -325,7 +325,7 @@ class _Upload:
             ) from error
         return self._pushed(str(head), plan, changed=True) if landed else None
 
-    def _find_pull_request(self, plan: Plan, changed: bool) -> Pushed | None:
+    def _find_pull_request(self, plan: CommitPlan, changed: bool) -> Pushed | None:
         """An open pull request of this title with exactly these files."""
         to = self.destination
         for discussion in self.api.get_repo_discussions(

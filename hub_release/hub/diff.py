@@ -11,7 +11,7 @@ from huggingface_hub import RepoFile
 
 
 @dataclass(frozen=True)
-class Plan:
+class CommitPlan:
     """What a commit will change.
 
     Attributes:
@@ -43,11 +43,13 @@ class Plan:
         return (self.new, self.changed, self.removed)
 
 
-def compare(files: Mapping[str, Path], there: Mapping[str, RepoFile], parent: str | None, branch_exists: bool) -> Plan:
+def compare(
+    files: Mapping[str, Path], there: Mapping[str, RepoFile], parent: str | None, branch_exists: bool
+) -> CommitPlan:
     """The plan that makes a branch hold exactly ``files``, where ``there`` is what it holds at ``parent``."""
     new = tuple(path for path in files if path not in there)
     changed = tuple(path for path, file in files.items() if path in there and not same_content(file, there[path]))
-    return Plan(
+    return CommitPlan(
         parent=parent,
         branch_exists=branch_exists,
         new=new,

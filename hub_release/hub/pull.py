@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, RepoFile
 
-from hub_release.hub.client import HubError, errors_in_words
+from hub_release.hub.client import HubError, translated_errors
 from hub_release.hub.diff import same_content
 from hub_release.package import OF_THE_HUB, RefusedError, require_free
 
@@ -42,7 +42,7 @@ def pull(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".pull-"))
     try:
-        with errors_in_words():
+        with translated_errors():
             commit = _download(api, repo_id, revision, temporary)
         if problems := find_problems(temporary / "package"):
             raise RefusedError(f"{repo_id} at {commit} fails the check, and {folder} is not written", problems)

@@ -13,11 +13,11 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 from hub_release.check.gate import check
 from hub_release.check.integrity import copy_files
-from hub_release.hub.client import HubError, errors_in_words
+from hub_release.hub.client import HubError, translated_errors
 from hub_release.hub.commit import Destination, Pushed, plan_files, push_files, require_reference
-from hub_release.hub.diff import Plan
+from hub_release.hub.diff import CommitPlan
 from hub_release.hub.pull import pull
-from hub_release.package import LAYOUT, RefusedError, ReleaseError, package_files, words_of
+from hub_release.package import LAYOUT, RefusedError, ReleaseError, package_files, printable
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,11 @@ class Published:
 
 
 def push(
-    api: HfApi, source: Path, destination: Destination, options: Options, confirm: Callable[[Destination, Plan], bool]
+    api: HfApi,
+    source: Path,
+    destination: Destination,
+    options: Options,
+    confirm: Callable[[Destination, CommitPlan], bool],
 ) -> Published:
     """Publish a finished run or a package.
 
@@ -103,14 +107,14 @@ class _Part:
 def _publish(
     api: HfApi,
     parts: list[_Part],
-    plans: list[Plan],
+    plans: list[CommitPlan],
     options: Options,
-    confirm: Callable[[Destination, Plan], bool],
+    confirm: Callable[[Destination, CommitPlan], bool],
 ) -> Published:
     """Carry out plans that were agreed to; one that had to be made anew meanwhile is asked about again."""
 
-    def publish(part: _Part, agreed: Plan) -> Pushed:
-        def confirm_other(plan: Plan) -> bool:
+    def publish(part: _Part, agreed: CommitPlan) -> Pushed:
+        def confirm_other(plan: CommitPlan) -> bool:
             return plan == agreed or confirm(part.destination, plan)
 
         return push_files(api, part.destination, part.files, options.message, confirm_other, options.retry_on_race)
@@ -164,7 +168,7 @@ def _package_of(source: Path) -> Iterator[Path]:
         if (source / LAYOUT.config).is_file():
             problems = copy_files(source, package, package_files(source))
             if problems:
-                raise RefusedError(f"{source} is not pushed", [words_of(problem) for problem in problems])
+                raise RefusedError(f"{source} is not pushed", [printable(problem) for problem in problems])
         else:
             from hub_release.export import export  # takes torch, which a package folder does without
 
@@ -181,7 +185,7 @@ def _verify(api: HfApi, destination: Destination, pushed: Pushed, allow_contamin
         raise RefusedError(f"{pushed.url} is pushed, but what a stranger gets fails the check", problems)
 
 
-def _refuse_taken_tag(api: HfApi, destination: Destination, tag: str, plan: Plan) -> None:
+def _refuse_taken_tag(api: HfApi, destination: Destination, tag: str, plan: CommitPlan) -> None:
     """Raise if a tag names another commit than the one that will hold the package, before anything is touched."""
     tagged = _tagged_commit(api, destination, tag)
     if tagged is not None and not (plan.is_empty and plan.parent == tagged):
@@ -189,7 +193,7 @@ def _refuse_taken_tag(api: HfApi, destination: Destination, tag: str, plan: Plan
 
 
 def _tagged_commit(api: HfApi, destination: Destination, tag: str) -> str | None:
-    with errors_in_words():
+    with translated_errors():
         try:
             return api.repo_info(destination.repo_id, repo_type=destination.repo_type, revision=tag).sha
         except (RevisionNotFoundError, RepositoryNotFoundError):
@@ -198,7 +202,7 @@ def _tagged_commit(api: HfApi, destination: Destination, tag: str) -> str | None
 
 def _set_tag(api: HfApi, destination: Destination, tag: str, commit: str) -> None:
     """Tag a commit; nothing happens where it is tagged so already."""
-    with errors_in_words():
+    with translated_errors():
         # A tag that exists is a success here, and then looked at: the answer to an earlier try may have been lost.
         api.create_tag(destination.repo_id, tag=tag, revision=commit, repo_type=destination.repo_type, exist_ok=True)
     found = _tagged_commit(api, destination, tag)

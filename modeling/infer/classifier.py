@@ -15,6 +15,7 @@ from modeling.infer.features import Features, check_texts, tokenize
 from modeling.infer.files import local_folder
 from modeling.infer.model import EmotionModel
 from modeling.infer.predict import predict_probabilities
+from modeling.infer.settings import Quantization
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class EmotionClassifier:
         batch_size: int = 64,
         encoder: Encoder | None = None,
         fuse: bool = True,
-        quantization: str | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
         self.device, device_reason = _choose_device(device)
         self.dtype, dtype_reason = _choose_dtype(dtype, self.device)

@@ -17,6 +17,7 @@ from modeling.infer.config import EmotionConfig, read_config
 from modeling.infer.files import local_folder, refuse_unsafe_entries
 from modeling.infer.fused import FusedOneTokenMistral
 from modeling.infer.heads import build_heads
+from modeling.infer.settings import Quantization
 from modeling.infer.weights import BASELINE_FILE, read_head, read_head_file, read_tokenizer
 
 _HUB_OPTIONS = ("token", "cache_dir", "force_download", "local_files_only")
@@ -149,7 +150,7 @@ class EmotionModel(PreTrainedModel):
         device: str | torch.device = "cpu",
         revision: str | None = None,
         fuse: bool = False,
-        quantization: str | None = None,
+        quantization: Quantization | None = None,
         **kwargs: Any,
     ) -> "EmotionModel":
         """Load a package: its heads, its adapter, and the frozen backbone that it names.

@@ -30,7 +30,7 @@ from modeling.focal import IGNORED_LABEL, focal_loss
 from training.data.taxonomy import TAXONOMIES
 from training.fit.prepare import Prepared
 from training.fit.trainer import FocalTrainer
-from training.options import parse_recipe
+from training.options import parse
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits and multi-hot targets, both [B, L] → the loss of each decision, [B, L]."""
@@ -225,7 +225,7 @@ def main() -> int:
     status = training.run.main(flags)
     if status == 0:
         for name in ("model", "checkpoints"):
-            shutil.rmtree(Path(str(parse_recipe(flags)[1].output_dir)) / name)
+            shutil.rmtree(Path(str(parse(flags).options.output_dir)) / name)
     return status
 
 

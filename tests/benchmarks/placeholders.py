@@ -20,8 +20,8 @@ import torch
 from timing import emit
 
 from modeling.infer import EmotionClassifier
-from training.fit.prepare import load_rows
-from training.options import parse_recipe
+from training.fit.prepare import Corpora
+from training.options import parse
 from training.scores.scoring import bootstrap_weights, scores, weighted_scores
 
 WORDS = {
@@ -37,8 +37,8 @@ def without_placeholders(text: str, draw: random.Random) -> str:
 
 def main() -> None:
     folder, packages = sys.argv[1], sys.argv[2:]
-    recipe, _ = parse_recipe(["--recipe", "goemotions_tokens", "--data_dir", folder])
-    corpus = load_rows(recipe)
+    recipe = parse(["--recipe", "goemotions_tokens", "--data_dir", folder]).recipe
+    corpus = Corpora().rows(recipe)
     test = corpus["test"]
     draw = random.Random(0)
     named = [without_placeholders(text, draw) for text in test.texts]

@@ -15,6 +15,7 @@ import sys
 import numpy as np
 from scipy.special import expit, logit
 
+from modeling.records import CALIBRATION
 from training.run_folder import RunFolder
 from training.scores.calibration import choose_calibration
 from training.scores.scoring import scores
@@ -27,7 +28,7 @@ def main() -> None:
     found: dict[str, list[float]] = {}
     for path in sys.argv[1:]:
         run = RunFolder(path)
-        arrays, calibration = run.read_arrays("predictions.npz"), run.read_json("calibration.json")
+        arrays, calibration = run.read_arrays("predictions.npz"), run.read(CALIBRATION)
         said, labels = logit(arrays["validation_probabilities"]), arrays["validation_references"]
         logits = (said - np.array(calibration["bias"])) / np.array(calibration["scale"])
         for seed in range(HALVES):

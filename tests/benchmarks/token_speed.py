@@ -24,11 +24,10 @@ from timing import alternate, emit, matrix_product
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from modeling.adapters import ALL_LINEAR, HEAD_PARTS, attach_lora
 from modeling.backbones import compile_layers, hold_bfloat16, read_tokenizer
-from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, Features, load_backbone, tokenize
+from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, Features, load_backbone, to_tensors, tokenize
+from modeling.recipe import ALL_LINEAR, HEAD_PARTS, Recipe, attach_lora
 from training.fit.build import fit_precision
-from training.recipe import Recipe
 
 LABELS = [str(number) for number in range(28)]
 STEPS, WINDOW_LENGTH, SORTED_TEXTS, EMBED_DIM = 2, 64, 1600, 512
@@ -71,7 +70,7 @@ def build(setting: Setting, dtype: torch.dtype) -> nn.Module:
     config = EmotionConfig(
         hidden_size=576,
         embed_dim=EMBED_DIM if setting.reads == "hybrid" else 0,
-        emotion_labels=LABELS,
+        emotion_labels=list(LABELS),
         input=setting.reads,
         attention=setting.direction,
         pooling="mean",
@@ -107,7 +106,7 @@ def batches(setting: Setting, tokens: list[np.ndarray]) -> list[Features]:
 def build_steps(setting: Setting, tokens: list[np.ndarray], dtype: torch.dtype) -> Callable[[], None]:
     """All steps, one after the other."""
     model = build(setting, dtype)
-    parts = [batch.tensors() for batch in batches(setting, tokens)]
+    parts = [to_tensors(batch) for batch in batches(setting, tokens)]
     targets = (torch.rand(setting.rows, len(LABELS), generator=torch.Generator().manual_seed(1)) < 0.05).float()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-4, fused=setting.fused_optimizer)
@@ -142,7 +141,7 @@ def main() -> None:
     for name, setting in SETTINGS.items():
         parts = batches(setting, tokens)
         number = sum(len(row) for part in parts for row in part.tokens or [])
-        padded = sum(part.tensors()["input_ids"].numel() for part in parts)
+        padded = sum(to_tensors(part)["input_ids"].numel() for part in parts)
         emit(
             "token_training",
             setting=name,

@@ -19,10 +19,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from timing import alternate, emit, matrix_product
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from modeling.adapters import ALL_LINEAR, HEAD_PARTS, attach_lora
 from modeling.backbones import compile_layers
 from modeling.fused_layer import fuse_layers
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, at_most, load_backbone
+from modeling.recipe import ALL_LINEAR, HEAD_PARTS, attach_lora
 
 LABELS = [str(number) for number in range(28)]
 
@@ -63,7 +63,7 @@ def build(setting: Setting) -> PeftModel:
     """The model of a setting; equal weights for equal names."""
     torch.manual_seed(0)
     config = EmotionConfig(
-        hidden_size=576, embed_dim=512, emotion_labels=LABELS, one_token=setting.one_token, head_dropout=0.0
+        hidden_size=576, embed_dim=512, emotion_labels=list(LABELS), one_token=setting.one_token, head_dropout=0.0
     )
     backbone = load_backbone(BUNDLED_BACKBONE, dtype=torch.bfloat16, one_token=setting.one_token)
     model = EmotionModel(config, backbone)

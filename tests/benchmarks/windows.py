@@ -19,11 +19,12 @@ import torch
 from scipy.special import expit
 from timing import emit
 
-from modeling.infer import WINDOWS, EmotionClassifier, cut_into_windows, pool_windows, predict_logits
+from modeling.infer import EmotionClassifier, cut_into_windows, pool_windows, predict_logits
+from modeling.recipe import choices
 from training.commands.evaluate import load_classifier
 from training.data.corpus import Split
-from training.fit.prepare import load_rows
-from training.options import parse_recipe
+from training.fit.prepare import Corpora
+from training.options import parse
 from training.scores.scoring import scores
 
 KINDS = ("neutral", "same", "passage")
@@ -67,7 +68,7 @@ def measure(classifier: EmotionClassifier, split: Split, length: int) -> dict[st
     truth = labels[:, emotions]
     parts = dict(zip(KINDS, np.split(np.arange(len(texts)), len(KINDS)), strict=True))
     found = {}
-    for rule in WINDOWS:
+    for rule in choices("windows"):
         decided = (expit(pool_windows(logits, firsts, rule)) >= cuts)[:, emotions]
         whole = scores(decided, truth)
         figures = {"macro_f1": whole["macro_f1"], "micro_f1": whole["micro_f1"]}
@@ -81,7 +82,7 @@ def measure(classifier: EmotionClassifier, split: Split, length: int) -> dict[st
 
 def main() -> None:
     folder, models = sys.argv[1], sys.argv[2:]
-    corpus = load_rows(parse_recipe(["--recipe", "goemotions_tokens", "--data_dir", folder])[0])
+    corpus = Corpora().rows(parse(["--recipe", "goemotions_tokens", "--data_dir", folder]).recipe)
     for model in models:
         classifier = load_classifier(model, torch.bfloat16)
         for name in ("validation", "test"):

@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from modeling.recipe import AuditPolicy
 from training.data.balance import Rows
 from training.data.copies import KINDS, Copy, find_copies, find_copies_both_ways, match_key, summarise
 from training.data.corpus import Corpus, Split, label_counts
 from training.data.reading import SPLITS
+from training.errors import TrainingError
 
 logger = logging.getLogger(__name__)
 
-POLICIES = ("report", "drop-from-train", "fail")
-"""What becomes of copies across splits: they are reported; or their training rows go; or the run ends."""
 EXAMPLES = 5
 
 
-class LeakError(RuntimeError):
+class LeakError(TrainingError, RuntimeError):
     """A training row stems from outside the training split, or stands in validation or test and must not."""
 
 
@@ -132,7 +132,7 @@ def _names(row: np.ndarray, names: Sequence[str]) -> list[str]:
     return [name for name, value in zip(names, row, strict=True) if value]
 
 
-def apply_policy(corpus: Corpus, audit: CorpusAudit, policy: str) -> Corpus:
+def apply_policy(corpus: Corpus, audit: CorpusAudit, policy: AuditPolicy) -> Corpus:
     """The corpus to train on, after the policy for copies across splits.
 
     ``report`` changes nothing. ``drop-from-train`` removes the training rows that have a copy in validation or test,
@@ -140,10 +140,7 @@ def apply_policy(corpus: Corpus, audit: CorpusAudit, policy: str) -> Corpus:
 
     Raises:
         LeakError: the policy is ``fail`` and train shares copies with validation or test, or nothing of train is left.
-        ValueError: an unknown policy.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"unknown policy {policy!r} for copies across splits: use one of {', '.join(POLICIES)}")
     dropped = int(audit.copies["train"].sum())
     if policy == "report" or not dropped:
         return corpus
@@ -155,7 +152,7 @@ def apply_policy(corpus: Corpus, audit: CorpusAudit, policy: str) -> Corpus:
         )
         raise LeakError(
             f"train holds copies of evaluation rows ({shared}). Remedy: policy drop-from-train removes the {dropped} "
-            "training rows, report only counts them; or take them out of the files (python -m training.audit.rows FILE FILE)"
+            "training rows, report only counts them; or take them out of the files (training/run.py audit FILE FILE)"
         )
     train = corpus["train"].take(np.flatnonzero(~audit.copies["train"]))
     if not len(train):

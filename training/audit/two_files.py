@@ -1,8 +1,7 @@
-"""Copies between two files: ``python -m training.audit.rows FILE_A FILE_B``."""
+"""Copies between two files: ``training/run.py audit FILE_A FILE_B``."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -24,66 +23,45 @@ class _File:
     labels: list[set[str]] | None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compare two files. Returns the exit code: 0 no copies, 1 copies, 2 bad input."""
-    arguments = _parser().parse_args(argv)
-    try:
-        first, second = (_read_file(path, arguments) for path in (arguments.file_a, arguments.file_b))
-    except (CorpusError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+def audit_files(paths: Sequence[str], text_column: str, label_column: str | None, dataset: str, examples: int) -> int:
+    """Compare two files and print the report. Returns the exit code: 0 no copies, 1 copies.
+
+    Args:
+        paths: rows to look for, and rows to look in.
+        text_column: column of the texts.
+        label_column: column of the labels; None takes ``labels`` where a file has it.
+        dataset: ``files``, or ``goemotions`` for its own TSV files.
+        examples: how many copies to show.
+
+    Raises:
+        CorpusError: bad data.
+    """
+    first, second = (_read_file(Path(path), text_column, label_column, dataset) for path in paths)
     copies = find_copies(first.texts, second.texts)
-    sys.stdout.write("\n".join(_lines(first, second, copies, arguments.examples)) + "\n")
+    sys.stdout.write("\n".join(_lines(first, second, copies, examples)) + "\n")
     return 1 if copies else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.audit.rows",
-        description="Which rows of FILE_A stand in FILE_B: letter for letter (exact), but for case, spaces and "
-        "punctuation (normalised), or nearly (70 % of their character 5-grams in common; texts of 34 characters and "
-        "more). Where both files have labels, it also counts the copies whose labels differ, and names the labels "
-        "that only one file has.",
-        epilog="Example: python -m training.audit.rows data/test.csv data/train.csv. Exit code: 0 no copies, 1 copies "
-        "found, 2 a file cannot be read.",
-    )
-    parser.add_argument("file_a", type=Path, metavar="FILE_A", help="rows to look for, such as test.csv")
-    parser.add_argument("file_b", type=Path, metavar="FILE_B", help="rows to look in, such as train.csv")
-    parser.add_argument("--text_column", default="text", help="column of the texts (default: %(default)s)")
-    parser.add_argument(
-        "--label_column", help="column with label names, ids or lists of them (default: labels, where a file has it)"
-    )
-    parser.add_argument(
-        "--dataset",
-        choices=("files", "goemotions"),
-        default="files",
-        help="files: CSV, TSV, JSONL or Parquet with column names; goemotions: its own TSV (text, label ids, comment "
-        "id; no column names), beside labels.txt (default: %(default)s)",
-    )
-    parser.add_argument("--examples", type=int, default=5, help="how many copies to show (default: %(default)s)")
-    return parser
-
-
-def _read_file(path: Path, arguments: argparse.Namespace) -> _File:
-    if arguments.dataset == "goemotions":
+def _read_file(path: Path, text_column: str, label_column: str | None, dataset: str) -> _File:
+    if dataset == "goemotions":
         rows = read_goemotions(path)
         return _File(path, [r.place for r in rows], [r.text for r in rows], [set(map(str, r.labels)) for r in rows])
     if path.suffix not in SUFFIXES:
         raise CorpusError(f"{path}: unknown kind of file. Remedy: one of {', '.join(SUFFIXES)}")
     table, places = read_table(path)
-    for column in (arguments.text_column, arguments.label_column):
+    for column in (text_column, label_column):
         if column is not None and column not in table.columns:
             raise CorpusError(
                 f"{path}: no column {column!r}, only {', '.join(map(str, table.columns))}. Remedy: set --text_column "
                 "or --label_column; for the TSV files of GoEmotions: --dataset goemotions"
             )
-    texts = table[arguments.text_column].tolist()
+    texts = table[text_column].tolist()
     for place, text in zip(places, texts, strict=True):
         if not isinstance(text, str) or not text.strip():
             raise CorpusError(
-                f"{place}, column {arguments.text_column!r}: the text is {text!r}. Remedy: delete the row or fill it in"
+                f"{place}, column {text_column!r}: the text is {text!r}. Remedy: delete the row or fill it in"
             )
-    column = arguments.label_column or "labels"
+    column = label_column or "labels"
     if column not in table.columns:
         return _File(path, places, texts, None)
     cells = zip(table[column], places, strict=True)

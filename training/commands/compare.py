@@ -9,17 +9,23 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
+from accelerate import PartialState
 
-from training.data.splits import CONTAMINATED
-from training.fit.distillation import given
-from training.options import RunOptions, Train, override
-from training.recipe import Recipe, RecipeError
-from training.run_folder import LOG_LOSSES, RunFolder
+from modeling.recipe import CONTAMINATED, Recipe
+from modeling.records import AUDIT, LOG_LOSSES, METRICS, PREDICTIONS, RECIPE, THRESHOLDS, TIMING
+from training.commands.train import train
+from training.commands.verbs import CompareOptions, CompareRunsOptions, TrainOptions
+from training.fit.distillation import hash_inputs
+from training.fit.prepare import Corpora
+from training.options import override
+from training.recipe import RecipeError
+from training.run_folder import RunFolder
 from training.scores.plots import plot_comparison
 from training.scores.scoring import DRAWS, bootstrap_weights, weighted_scores
 
@@ -40,7 +46,7 @@ class Cell:
     runs: dict[int, RunFolder]
 
 
-def compare(recipe: Recipe, options: RunOptions, train: Train) -> int:
+def compare(recipe: Recipe, options: CompareOptions) -> int:
     """Run the grid and write ``comparison.md``, ``.csv`` and ``.png``.
 
     A run that is there with the same settings and the same rows is not run again, so a stopped comparison goes on where
@@ -49,10 +55,13 @@ def compare(recipe: Recipe, options: RunOptions, train: Train) -> int:
     Raises:
         RecipeError: an axis or a value that no recipe has.
     """
-    folder = Path(str(options.output_dir))
-    cells = build_cells(options.compare, options.seeds or [recipe.seed], folder)
+    _refuse_several_processes()
+    folder, corpora = Path(str(options.output_dir)), Corpora()
+    cells = build_cells(options.axes, options.seeds or [recipe.seed], folder)
     settings = {(cell.name, seed): _settings(recipe, cell, seed) for cell in cells for seed in cell.runs}
-    inputs = {key: given(setting) for key, setting in settings.items()}  # all before the first run: one may be missing
+    inputs = {
+        key: hash_inputs(setting, corpora) for key, setting in settings.items()
+    }  # all before the first run: one may be missing
     todo = [
         (cell, seed)
         for cell in cells
@@ -62,10 +71,7 @@ def compare(recipe: Recipe, options: RunOptions, train: Train) -> int:
     sys.stdout.write(f"{len(todo)} of {len(settings)} runs are to be made\n")
     for number, (cell, seed) in enumerate(todo, start=1):
         run = cell.runs[seed]
-        code = train(
-            settings[cell.name, seed],
-            dataclasses.replace(options, output_dir=str(run.path), overwrite=True, resume=False),
-        )
+        code = train(settings[cell.name, seed], TrainOptions(output_dir=str(run.path), overwrite=True), corpora)
         if code:
             return code
         shutil.rmtree(run.checkpoints)
@@ -74,17 +80,22 @@ def compare(recipe: Recipe, options: RunOptions, train: Train) -> int:
     return 0
 
 
-def compare_runs(folders: list[str], output: Path | None) -> int:
-    """Compare runs that are there by paired bootstrap, print the table, and write it only into ``output``.
+def _refuse_several_processes() -> None:
+    if PartialState(cpu=not torch.cuda.is_available()).num_processes > 1:
+        raise RecipeError("a grid is many runs of one process each. Remedy: launch one process")
 
-    Args:
-        folders: run folders; of a folder with one run for each seed (``seed-0``, …) the runs are averaged.
-        output: folder of ``comparison.md``, ``.csv`` and ``.png``; None writes nothing.
+
+def compare_runs(options: CompareRunsOptions) -> int:
+    """Compare runs that are there by paired bootstrap and print the table; write it where a folder is named.
+
+    Of a folder with one run for each seed (``seed-0``, …) the runs are averaged.
 
     Raises:
         RecipeError: a run is not finished, or was tested on other rows than the first.
     """
-    cells = [Cell(folder, {}, dict(enumerate(_finished_runs(Path(folder))))) for folder in folders]
+    _refuse_several_processes()
+    output = Path(options.output_dir) if options.output_dir else None
+    cells = [Cell(folder, {}, dict(enumerate(_finished_runs(Path(folder))))) for folder in options.runs]
     tested = {run.path: describe_rows(run, "test") for cell in cells for run in cell.runs.values()}
     first = next(iter(tested))
     for path, split in tested.items():
@@ -98,9 +109,9 @@ def compare_runs(folders: list[str], output: Path | None) -> int:
 
 
 def _finished_runs(folder: Path) -> list[RunFolder]:
-    runs = [folder] if (folder / "recipe.yaml").is_file() else sorted(folder.glob("seed-*"))
+    runs = [folder] if (folder / RECIPE).is_file() else sorted(folder.glob("seed-*"))
     for run in runs or [folder]:
-        if not (run / "timing.json").is_file():  # written last
+        if not (run / TIMING).is_file():  # written last
             raise RecipeError(
                 f"--compare_runs: {run} is not a finished run. Remedy: train to the end, or another folder"
             )
@@ -109,7 +120,7 @@ def _finished_runs(folder: Path) -> list[RunFolder]:
 
 def describe_rows(run: RunFolder, split: str) -> tuple[list[str], str, bytes]:
     """Labels, texts and references of a split, to hold against another run's."""
-    audit, arrays = run.read_json("audit.json"), run.read_arrays("predictions.npz")
+    audit, arrays = run.read(AUDIT), run.read_arrays(PREDICTIONS)
     return audit["labels"], audit["splits"][split]["sha256"], arrays[f"{split}_references"].tobytes()
 
 
@@ -191,9 +202,9 @@ def _settings(recipe: Recipe, cell: Cell, seed: int) -> Recipe:
 
 
 def _is_done(run: RunFolder, recipe: Recipe, inputs: dict[str, str]) -> bool:
-    if not (run.path / "timing.json").is_file():  # written last
+    if not (run.path / TIMING).is_file():  # written last
         return False
-    stored = yaml.safe_load((run.path / "recipe.yaml").read_text(encoding="utf-8"))
+    stored = yaml.safe_load((run.path / RECIPE).read_text(encoding="utf-8"))
     # A field that the run's version did not have was as it is by default.
     return dataclasses.asdict(Recipe()) | stored == dataclasses.asdict(recipe) and run.inputs_sha256() == inputs
 
@@ -209,7 +220,7 @@ def summarise(cells: list[Cell]) -> pd.DataFrame:
     first_losses, first_rows = _log_losses(cells[0])
     rows: list[dict[str, Any]] = []
     for cell in cells:
-        metrics = [run.read_json("metrics.json") for run in cell.runs.values()]
+        metrics = [run.read(METRICS) for run in cell.runs.values()]
         test = np.array(_scores(cell, "test"))
         draws, references = _draws(cell, "test")
         validation = _interval(_draws(cell, "validation")[0])
@@ -244,7 +255,7 @@ def _log_losses(cell: Cell) -> tuple[np.ndarray | None, np.ndarray]:
 
     The first is None where a run has none on record.
     """
-    arrays = [run.read_arrays("predictions.npz") for run in cell.runs.values()]
+    arrays = [run.read_arrays(PREDICTIONS) for run in cell.runs.values()]
     found = (
         np.mean([each[LOG_LOSSES] for each in arrays], axis=0) if all(LOG_LOSSES in each for each in arrays) else None
     )
@@ -260,8 +271,8 @@ def _with_interval(name: str, value: float, draws: np.ndarray) -> dict[str, floa
     return {name: float(value), f"{name}_low": low, f"{name}_high": high}
 
 
-def _scores(cell: Cell, split: str) -> list[float]:
-    return [run.read_json("metrics.json")[split]["per_label"]["macro_f1"] for run in cell.runs.values()]
+def _scores(cell: Cell, split: Literal["validation", "test"]) -> list[float]:
+    return [run.read(METRICS)[split]["per_label"]["macro_f1"] for run in cell.runs.values()]
 
 
 def _interval(draws: np.ndarray) -> list[float]:
@@ -272,9 +283,9 @@ def _draws(cell: Cell, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Macro F1 of bootstrap samples, the mean over the seeds, [draws]; and the labels of the split."""
     draws = []
     for run in cell.runs.values():
-        arrays = run.read_arrays("predictions.npz")
+        arrays = run.read_arrays(PREDICTIONS)
         references = arrays[f"{split}_references"]
-        own = run.read_json("thresholds.json")["per_label"]
+        own = run.read(THRESHOLDS)["per_label"]
         predictions = arrays[f"{split}_probabilities"] >= np.array(list(own.values()))
         whole, _ = weighted_scores(predictions, references, bootstrap_weights(len(references)))
         draws.append(whole["macro_f1"])

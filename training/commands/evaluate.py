@@ -20,6 +20,8 @@ from accelerate import PartialState
 from sklearn.metrics import roc_auc_score
 
 from modeling.infer import EmotionClassifier, Features, LoadedEncoder, cache_folder, predict_probabilities
+from modeling.records import Record
+from training.commands.verbs import EvaluateOptions
 from training.data.encoding import encode
 from training.data.label_mapping import LabelMatch, match_labels, read_mapping
 from training.data.labelled_file import LabelledRow, read_rows
@@ -29,28 +31,13 @@ from training.scores.plots import plot_evaluation
 from training.scores.scoring import scores_with_intervals
 from training.trained import load_classifier
 
+EVALUATION = Record[dict[str, Any]]("evaluation.json")
+
 logger = logging.getLogger(__name__)
 
 
-def evaluate(
-    model: str,
-    data: str,
-    mapping: str | None = None,
-    text_column: str = "text",
-    label_column: str = "labels",
-    output: Path | None = None,
-    dataset: str = "files",
-) -> int:
-    """Score a model on a file, print the tables, and write them into ``output``. Returns the exit code 0.
-
-    Args:
-        model: a package folder, ``user/model`` on the Hub, or the folder of a finished run.
-        data: a CSV, TSV, JSONL or Parquet file.
-        mapping: a mapping that ships, or a YAML file; None where the file's labels are the model's.
-        text_column: column of the texts.
-        label_column: column with names, ids or lists; where it is absent, each column of 0 and 1 is a label.
-        output: folder of ``evaluation.json``, ``.csv`` and ``.png``; None writes nothing.
-        dataset: ``goemotions`` for a TSV file of GoEmotions, which has no header and has ``labels.txt`` beside it.
+def evaluate(options: EvaluateOptions) -> int:
+    """Score a model on a file, print the tables, and write them into ``output_dir``. Returns the exit code 0.
 
     Raises:
         CorpusError: bad data, a bad mapping, or labels that no mapping explains.
@@ -62,18 +49,19 @@ def evaluate(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in ("training", "modeling"):
         logging.getLogger(name).setLevel(logging.INFO)
-    path = Path(data)
+    path = Path(str(options.data))
+    output = Path(options.output_dir) if options.output_dir else None
     if not path.is_file() or path.suffix not in SUFFIXES:
         raise CorpusError(f"--data {path}: no such file, or not one of {', '.join(SUFFIXES)}")
-    chosen = read_mapping(mapping) if mapping else None
+    chosen = read_mapping(options.mapping) if options.mapping else None
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-    classifier = load_classifier(model)
-    rows = read_rows(path, chosen, classifier.labels, text_column, label_column, dataset)
+    classifier = load_classifier(options.model)
+    rows = read_rows(path, chosen, classifier.labels, options.text_column, options.label_column, options.dataset)
     counts = Counter(label for row in rows for label in row.labels)
-    match = match_labels(chosen, classifier.labels, counts, data)
+    match = match_labels(chosen, classifier.labels, counts, str(options.data))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    inputs = {"model": model, "data": data, "data_sha256": sha256, "mapping": mapping}
+    inputs = {"model": options.model, "data": options.data, "data_sha256": sha256, "mapping": options.mapping}
     result = inputs | score(classifier, rows, match)
     sys.stdout.write(describe(result) + "\n")
     if output is not None:
@@ -206,5 +194,5 @@ def write(result: dict[str, Any], folder: RunFolder) -> None:
     package, fixed = (result["scores"][policy]["per_label"] for policy in ("package", "fixed"))
     with folder.replacing("evaluation.png") as path:
         plot_evaluation(path, package, fixed, f"{Path(result['model']).name} on {Path(result['data']).name}")
-    folder.write_json("evaluation.json", result)
+    folder.write(EVALUATION, result)
     logger.info("evaluation.json, .csv and .png are in %s", folder.path)

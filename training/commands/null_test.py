@@ -10,23 +10,28 @@ labels by accident, and the thresholds use that; dealing predictions out to rows
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from accelerate import PartialState
 from scipy.special import expit
 
-from training.fit.prepare import NULL_TESTS, Prepared, prepare
-from training.options import RunOptions, Train
-from training.recipe import Recipe
+from modeling.recipe import Recipe
+from modeling.records import METRICS, Record
+from training.commands.train import train
+from training.commands.verbs import NullTestOptions, TrainOptions
+from training.fit.prepare import NULL_TESTS, Corpora, Prepared, prepare
+from training.recipe import RecipeError
 from training.run_folder import RunFolder
 from training.scores.scoring import weighted_scores
 from training.scores.thresholds import choose_thresholds
 
 logger = logging.getLogger(__name__)
 
+NULL_TEST = Record[dict[str, Any]]("null_test.json")
 READOUTS = 100
 DEVIATIONS = 4
 """A score is at chance up to so many standard deviations above the mean of the readouts."""
@@ -49,18 +54,20 @@ def chance_scores(data: Prepared, seed: int, readouts: int = READOUTS) -> np.nda
     return np.array(found)
 
 
-def run_null_tests(recipe: Recipe, options: RunOptions, train: Train) -> int:
+def run_null_tests(recipe: Recipe, options: NullTestOptions) -> int:
     """Run the recipe on noise and on shuffled training labels; 1 where a score is above chance.
 
     The two runs and ``null_test.json`` go to ``null_test/`` in the run folder.
     """
-    folder = Path(str(options.output_dir)) / "null_test"
-    outcome: dict[str, Any] = {"protocol": recipe.split, "chance": chance_in_words()}
+    if PartialState(cpu=not torch.cuda.is_available()).num_processes > 1:
+        raise RecipeError("a null test is two runs of one process each. Remedy: launch one process")
+    folder, corpora = Path(str(options.output_dir)) / "null_test", Corpora()
+    outcome: dict[str, Any] = {"protocol": recipe.split, "chance": describe_chance()}
     for name in NULL_TESTS:
         run = RunFolder(folder / name)
-        train(recipe, dataclasses.replace(options, output_dir=str(run.path), overwrite=True, resume=False), name)
-        score = run.read_json("metrics.json")["test"]["per_label"]["macro_f1"]
-        chance = chance_scores(prepare(recipe, name), recipe.seed)
+        train(recipe, TrainOptions(output_dir=str(run.path), overwrite=True), corpora, name)
+        score = run.read(METRICS)["test"]["per_label"]["macro_f1"]
+        chance = chance_scores(prepare(recipe, corpora, name), recipe.seed)
         limit = float(chance.mean() + DEVIATIONS * chance.std())
         outcome[name] = {
             "macro_f1": score,
@@ -68,7 +75,7 @@ def run_null_tests(recipe: Recipe, options: RunOptions, train: Train) -> int:
             "chance_limit": limit,
             "passed": bool(score <= limit),
         }
-    RunFolder(folder).write_json("null_test.json", outcome)
+    RunFolder(folder).write(NULL_TEST, outcome)
     failed = [name for name in NULL_TESTS if not outcome[name]["passed"]]
     for name in NULL_TESTS:
         result = outcome[name]
@@ -79,7 +86,7 @@ def run_null_tests(recipe: Recipe, options: RunOptions, train: Train) -> int:
     return 1 if failed else 0
 
 
-def chance_in_words() -> str:
+def describe_chance() -> str:
     """How chance is computed."""
     return (
         f"{READOUTS} untrained random readouts of the test inputs, thresholds tuned on validation in the same way; the "

@@ -12,15 +12,16 @@ from modeling.memory import (
     INFERENCE_ROWS,
     OPTIMIZERS_8BIT,
     RESERVE,
-    Plan,
+    MemoryPlan,
     Setting,
     evaluation_rows,
     plan_memory,
     smallest_gpu,
 )
+from modeling.recipe import Recipe
 from training.fit.batch import read_setting
 from training.options import override
-from training.recipe import Recipe, RecipeError
+from training.recipe import RecipeError
 
 MIB = 2**20
 
@@ -97,7 +98,7 @@ def describe_plan(recipe: Recipe) -> str:
     return "\n".join([*_parts_table(recipe, plan), "", *_savings_table(plans), *_references(recipe)])
 
 
-def _parts_table(recipe: Recipe, plan: Plan) -> list[str]:
+def _parts_table(recipe: Recipe, plan: MemoryPlan) -> list[str]:
     columns = [*plan.training.values(), plan.inference]
     backbone = (
         f"{recipe.model_name}, quantization {recipe.quantization}" if recipe.head == "backbone" else "no backbone"
@@ -135,7 +136,7 @@ def _what_is_read(recipe: Recipe) -> str:
     return {"embedding": encoder, "tokens": words}.get(recipe.input, f"{words} {encoder}")
 
 
-def _savings_table(plans: Mapping[str, Plan]) -> list[str]:
+def _savings_table(plans: Mapping[str, MemoryPlan]) -> list[str]:
     lines = [f"{'needed, in GiB':<62}{'training':>9}{'GPU':>10}{'inference':>10}{'GPU':>8}"]
     for name, plan in plans.items():
         cells = [cell for peak in (plan.training_peak, plan.inference_peak) for cell in (_gib(peak), _gpu(peak))]

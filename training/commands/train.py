@@ -6,41 +6,53 @@ import dataclasses
 import logging
 import time
 from datetime import timedelta
-from typing import Any
 
 import torch
 from accelerate import PartialState
 
+from modeling.recipe import Recipe
+from modeling.records import AUDIT, ENVIRONMENT, LABEL_FREQUENCIES_PLOT, LOG, RECIPE, Environment
+from training.commands.verbs import TrainOptions
 from training.fit.batch import fit_batch
 from training.fit.build import build_model, build_trainer, fit_precision
-from training.fit.distillation import distil, given
+from training.fit.distillation import distil, hash_inputs
 from training.fit.emissions import start_tracking, stop_tracking
-from training.fit.prepare import Prepared, prepare
+from training.fit.prepare import Corpora, Prepared, prepare
 from training.fit.results import finish, warning_of
-from training.options import RunOptions
-from training.recipe import Recipe
 from training.run_folder import RunFolder, describe_environment
 from training.scores.plots import plot_label_frequencies
 
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, options: RunOptions, null_test: str | None = None) -> int:
-    """The stages of a run."""
+def train_once(recipe: Recipe, options: TrainOptions) -> int:
+    """Train one run."""
+    return train(recipe, options, Corpora())
+
+
+def train(recipe: Recipe, options: TrainOptions, corpora: Corpora, null_test: str | None = None) -> int:
+    """The stages of a run.
+
+    Args:
+        recipe: the recipe.
+        options: where the run goes, and whether it goes on.
+        corpora: what earlier runs of this command have read.
+        null_test: see :func:`training.fit.prepare.prepare`.
+    """
     run = RunFolder(str(options.output_dir))
     # The main process prepares while the others wait: for teachers longer than the ten minutes that torch allows.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     opened, tracker = time.perf_counter(), start_tracking(options.co2_country if state.is_main_process else None)
     with state.main_process_first():
         if state.is_main_process:
-            if options.resume and (run.path / "recipe.yaml").exists():
+            if options.resume and (run.path / RECIPE).exists():
                 run.refuse_other_recipe(dataclasses.asdict(recipe))
             run.open(options.resume, options.overwrite)
         log_to(run, state)
         if state.is_main_process and options.resume:
-            run.refuse_other_inputs(given(recipe))
+            run.refuse_other_inputs(hash_inputs(recipe, corpora))
         fitted = fit_precision(recipe)
-        data = distil(prepare(recipe, null_test), fitted)
+        data = distil(prepare(recipe, corpora, null_test), fitted)
     started = time.perf_counter()
     fitted = fit_batch(fitted, state)
     trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
@@ -69,17 +81,17 @@ def log_to(run: RunFolder, state: PartialState) -> None:
         handler.close()
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if state.is_main_process:
-        handlers = [logging.StreamHandler(), logging.FileHandler(run.path / "train.log", encoding="utf-8")]
+        handlers = [logging.StreamHandler(), logging.FileHandler(run.path / LOG, encoding="utf-8")]
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
     for name in ("training", "modeling"):
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-def describe_run(run: RunFolder, recipe: Recipe, data: Prepared, environment: dict[str, Any]) -> None:
+def describe_run(run: RunFolder, recipe: Recipe, data: Prepared, environment: Environment) -> None:
     """Write what is known before training: recipe, environment, audit, label frequencies."""
     run.write_recipe(dataclasses.asdict(recipe))
-    run.write_json("environment.json", environment)
-    run.write_json("audit.json", data.audit)
+    run.write(ENVIRONMENT, environment)
+    run.write(AUDIT, data.audit)
     before, after = data.corpus["train"].labels.sum(axis=0), data.rows.labels.sum(axis=0)
-    with run.replacing("label_frequencies.png") as path:
+    with run.replacing(LABEL_FREQUENCIES_PLOT) as path:
         plot_label_frequencies(path, before, after, data.corpus.labels, warning_of(recipe))

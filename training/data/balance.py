@@ -13,12 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-METHODS = ("none", "duplicate", "smote", "mlsmote", "ismote", "ismote-r2")
-WHOLE_ROW_METHODS = ("none", "duplicate")
-MLSMOTE_LABELS = ("ranking", "union", "intersection")
+from training.errors import TrainingError
 
 
-class BalanceError(ValueError):
+class BalanceError(TrainingError, ValueError):
     """The rows cannot be balanced as asked; the message names the label and the remedy."""
 
 
@@ -144,14 +142,14 @@ def oversample(
     Args:
         rows: real rows.
         label_names: the L names.
-        method: one of :data:`METHODS`.
+        method: one of ``Recipe.balance``.
         seed: seed of every draw.
         target: positives that each label shall have; 0 leaves it to ``ratio``.
         ratio: the imbalance ratio that no label shall exceed: the target is the most frequent label's positives over
             it; 0 means MeanIR, the rule of ML-ROS.
         neighbours: k; a label with fewer than k + 1 positives uses what it has, a single positive is copied.
         only: the labels to oversample; empty for all but ``neutral``.
-        mlsmote_labels: one of :data:`MLSMOTE_LABELS`.
+        mlsmote_labels: one of ``Recipe.mlsmote_labels``.
 
     Raises:
         BalanceError: a label without positives, or an unknown name in ``only``.

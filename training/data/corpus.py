@@ -20,7 +20,7 @@ import numpy as np
 from training.data.reading import (
     SPLITS,
     Columns,
-    Row,
+    RawRow,
     declared_labels,
     file_rows,
     goemotions_rows,
@@ -103,8 +103,8 @@ def load_corpus(
     dataset: str,
     labels: Sequence[str],
     data_dir: str | None = None,
-    revision: str | None = None,
-    config: str | None = None,
+    dataset_revision: str | None = None,
+    dataset_config: str | None = None,
     text_column: str = "text",
     label_column: str = "labels",
     id_column: str | None = None,
@@ -118,8 +118,8 @@ def load_corpus(
         labels: a label set's name or your own labels.
         data_dir: folder; for GoEmotions the environment variable ``GOEMOTIONS_DIR`` stands in for it, and without
             either the rows come from the Hub.
-        revision: revision of a Hub dataset.
-        config: configuration (subset) of a Hub dataset.
+        dataset_revision: revision of a Hub dataset.
+        dataset_config: configuration (subset) of a Hub dataset.
         text_column: column of the texts.
         label_column: column with names, ids or lists of them (in text: separated by commas); where it is absent, one
             0/1 column a label.
@@ -144,15 +144,15 @@ def load_corpus(
         if folder:
             rows = goemotions_rows(Path(folder))
             return _build(GOEMOTIONS_HUB, "official simplified TSV", labels, GOEMOTIONS_28, rows, unlabelled)
-        dataset, revision, config = GOEMOTIONS_HUB, GOEMOTIONS_REVISION, "simplified"
+        dataset, dataset_revision, dataset_config = GOEMOTIONS_HUB, GOEMOTIONS_REVISION, "simplified"
         columns = Columns(id="id")
     try:
-        loaded = datasets.load_dataset(dataset, config, revision=revision)
+        loaded = datasets.load_dataset(dataset, dataset_config, revision=dataset_revision)
     except (OSError, ValueError) as error:
         remedy = "give the folder with --data_dir, or check the id and the network"
         raise CorpusError(f"dataset {dataset!r} cannot be loaded ({error}). Remedy: {remedy}") from error
     names = declared_labels(loaded, label_column)
-    return _build(dataset, revision or "", labels, names, hub_rows(dataset, loaded, own, columns), unlabelled)
+    return _build(dataset, dataset_revision or "", labels, names, hub_rows(dataset, loaded, own, columns), unlabelled)
 
 
 # Rows → splits
@@ -163,7 +163,7 @@ def _build(
     revision: str,
     labels: Sequence[str],
     corpus_labels: Sequence[str] | None,
-    rows: dict[str, list[Row]],
+    rows: dict[str, list[RawRow]],
     unlabelled: str,
 ) -> Corpus:
     try:
@@ -178,7 +178,7 @@ def _build(
     return Corpus(name, revision, taxonomy.labels, splits)
 
 
-def _build_split(split: str, rows: list[Row], taxonomy: Taxonomy, unlabelled: str) -> Split:
+def _build_split(split: str, rows: list[RawRow], taxonomy: Taxonomy, unlabelled: str) -> Split:
     if not rows:
         raise CorpusError(f"{split}: no rows. Remedy: add some; --split stratified makes splits of one file")
     vectors = np.array([_vector(row, taxonomy) for row in rows], dtype=np.int8)
@@ -196,7 +196,7 @@ def _build_split(split: str, rows: list[Row], taxonomy: Taxonomy, unlabelled: st
     return Split([rows[i].id for i in kept], [rows[i].text for i in kept], vectors[kept], without)
 
 
-def _vector(row: Row, taxonomy: Taxonomy) -> list[int]:
+def _vector(row: RawRow, taxonomy: Taxonomy) -> list[int]:
     names: list[str] = []
     place = f"{row.place}, column {row.columns.labels!r}"
     for label in row.labels:
@@ -215,7 +215,7 @@ def _vector(row: Row, taxonomy: Taxonomy) -> list[int]:
         ) from None
 
 
-def _refuse_duplicate_ids(rows: Iterable[Row]) -> None:
+def _refuse_duplicate_ids(rows: Iterable[RawRow]) -> None:
     """An id names one row of the whole corpus: two splits that share one share a row, or mix up two numberings."""
     places: dict[str, str] = {}
     for row in rows:

@@ -13,7 +13,7 @@ import pandas as pd
 from training.data.label_mapping import LabelMapping
 from training.data.reading import (
     Columns,
-    Row,
+    RawRow,
     label_text,
     out_of_range,
     read_goemotions,
@@ -97,7 +97,7 @@ def _has_header(path: Path, text_column: str) -> bool:
     return text_column in (tsv_cells(first) if path.suffix == ".tsv" else next(csv.reader([first]), []))
 
 
-def _model_label(name: str, model_labels: Sequence[str], row: Row) -> str:
+def _model_label(name: str, model_labels: Sequence[str], row: RawRow) -> str:
     """A label as it is; an id becomes the model's label of that place, as in training."""
     if name in model_labels or not name.lstrip("-").isdigit():
         return name
@@ -106,7 +106,7 @@ def _model_label(name: str, model_labels: Sequence[str], row: Row) -> str:
     return model_labels[int(name)]
 
 
-def _names(row: Row, mapping: LabelMapping | None, model_labels: Sequence[str], ids_only: bool) -> tuple[str, ...]:
+def _names(row: RawRow, mapping: LabelMapping | None, model_labels: Sequence[str], ids_only: bool) -> tuple[str, ...]:
     names = {label_text(label) for label in row.labels}
     if mapping is None:
         return tuple(sorted({_model_label(name, model_labels, row) for name in names}))

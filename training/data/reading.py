@@ -33,7 +33,7 @@ GOEMOTIONS_COLUMNS = Columns(id="id")
 
 
 @dataclass(frozen=True)
-class Row:
+class RawRow:
     """One row as it was read: where it stands, its id, its text, its labels as written, and the columns of these."""
 
     place: str
@@ -48,7 +48,7 @@ def label_text(label: Any) -> str:
     return re.sub(r"^(-?\d+)\.0$", r"\1", str(label).strip())
 
 
-def refuse_bad_texts(rows: Iterable[Row]) -> None:
+def refuse_bad_texts(rows: Iterable[RawRow]) -> None:
     """Refuse texts that are empty, not text, or not UTF-8.
 
     Raises:
@@ -68,12 +68,12 @@ def refuse_bad_texts(rows: Iterable[Row]) -> None:
 # Sources
 
 
-def goemotions_rows(folder: Path) -> dict[str, list[Row]]:
+def goemotions_rows(folder: Path) -> dict[str, list[RawRow]]:
     """Rows of ``train.tsv``, ``dev.tsv``, ``test.tsv`` and ``labels.txt``."""
     return {split: read_goemotions(_find_file(folder, split, (".tsv",))) for split in SPLITS}
 
 
-def read_goemotions(path: Path) -> list[Row]:
+def read_goemotions(path: Path) -> list[RawRow]:
     """Rows of one official TSV file (text, ids, comment id; no header), with ``labels.txt`` beside it.
 
     Raises:
@@ -88,7 +88,7 @@ def read_goemotions(path: Path) -> list[Row]:
             f"{names_file}: {' '.join(names)!r:.80} is not the 28 GoEmotions labels in id order. Remedy: take the file "
             "that comes with the TSV files; for other labels --dataset files"
         )
-    rows: list[Row] = []
+    rows: list[RawRow] = []
     # A text may hold any line separator but the newline itself.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line:
@@ -101,7 +101,7 @@ def read_goemotions(path: Path) -> list[Row]:
                 "and comment id, with tabs between; a file with a header is read with --dataset files"
             )
         labels = _parse_ids(cells[1], names, f"{place}, column {GOEMOTIONS_COLUMNS.labels!r}")
-        rows.append(Row(place, cells[2], cells[0], labels, GOEMOTIONS_COLUMNS))
+        rows.append(RawRow(place, cells[2], cells[0], labels, GOEMOTIONS_COLUMNS))
     return rows
 
 
@@ -121,7 +121,7 @@ def _parse_ids(cell: str, names: Sequence[str], place: str) -> list[str]:
     return [names[label_id] for label_id in ids]
 
 
-def file_rows(folder: Path, own: Sequence[str] | None, columns: Columns) -> dict[str, list[Row]]:
+def file_rows(folder: Path, own: Sequence[str] | None, columns: Columns) -> dict[str, list[RawRow]]:
     """Rows of the train, validation and test files of a folder; of one file all rows as ``train``."""
     result = {}
     for split in ("train",) if folder.is_file() else SPLITS:
@@ -133,7 +133,7 @@ def file_rows(folder: Path, own: Sequence[str] | None, columns: Columns) -> dict
 
 def hub_rows(
     name: str, loaded: datasets.DatasetDict, own: Sequence[str] | None, columns: Columns
-) -> dict[str, list[Row]]:
+) -> dict[str, list[RawRow]]:
     """Rows of a dataset that ``datasets`` has loaded."""
     result = {}
     for split in SPLITS:
@@ -159,7 +159,7 @@ def declared_labels(loaded: datasets.DatasetDict, label_column: str) -> list[str
 
 def table_rows(
     source: str, table: pd.DataFrame, places: list[str], own: Sequence[str] | None, columns: Columns
-) -> list[Row]:
+) -> list[RawRow]:
     """Rows of a table.
 
     Args:
@@ -191,7 +191,7 @@ def table_rows(
         )
     ids = [str(value) for value in table[columns.id]] if columns.id else [str(index) for index in range(len(table))]
     cells = zip(places, ids, table[columns.text].tolist(), labels, strict=True)
-    return [Row(place, row_id, text, found, columns) for place, row_id, text, found in cells]
+    return [RawRow(place, row_id, text, found, columns) for place, row_id, text, found in cells]
 
 
 def _one_hot_rows(table: pd.DataFrame, places: list[str], own: Sequence[str]) -> Iterator[list[str]]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
+from modeling.recipe import CONTAMINATED
 from training.data.balance import Rows
 from training.data.copies import match_key
 from training.data.corpus import Corpus, Split
@@ -22,8 +23,6 @@ from training.data.tables import CorpusError
 
 logger = logging.getLogger(__name__)
 
-PROTOCOLS = ("official", "stratified", "pooled-r2")
-CONTAMINATED = "pooled-r2"
 _FOLDS = 10
 """A stratified split gives eight tenths to train, one to validation, one to test."""
 _POOLED_SHARES = (0.6, 0.8)

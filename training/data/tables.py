@@ -13,11 +13,13 @@ from typing import Any
 
 import pandas as pd
 
+from training.errors import TrainingError
+
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _QUOTES = "close the quotes; double a quote inside them"
 
 
-class CorpusError(ValueError):
+class CorpusError(TrainingError, ValueError):
     """Bad input data; the message names the place and the remedy."""
 
 

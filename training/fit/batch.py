@@ -15,9 +15,10 @@ from accelerate.utils import gather_object
 from modeling.backbones import MISTRAL_SMALL_3_1, SMOLLM2_135M, read_backbone_config
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig
 from modeling.memory import GIB, RESERVE, Setting, plan_memory
+from modeling.recipe import Recipe, model_settings
 from training.data.taxonomy import build_taxonomy
 from training.fit.build import holds_bfloat16, use_layers
-from training.recipe import Recipe, RecipeError
+from training.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +37,11 @@ def read_setting(recipe: Recipe) -> Setting:
         RecipeError: the shapes of its backbone cannot be read.
     """
     config = EmotionConfig(
+        **model_settings(recipe),
         model_name=recipe.model_name,
         hidden_size=recipe.mlp_hidden_size,
         embed_dim=ENCODER_WIDTHS.get(recipe.encoder, OTHER_WIDTH),
-        input=recipe.input,
-        pooling=recipe.pooling,
-        attention=recipe.attention,
-        window_length=recipe.window_length,
-        emotion_labels=build_taxonomy(recipe.labels).labels,
-        prefix=recipe.prefix,
-        head=recipe.head,
-        quantization=recipe.quantization,
-        one_token=recipe.one_token,
+        emotion_labels=list(build_taxonomy(recipe.labels).labels),
     )
     if recipe.head == "backbone":
         config.backbone_config = use_layers(recipe, _read_shapes(recipe))

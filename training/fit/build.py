@@ -21,9 +21,11 @@ from modeling.fused_layer import fuse_layers
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel
 from modeling.memory import evaluation_rows
 from modeling.projection import standardise_projection
+from modeling.recipe import Recipe, model_settings
+from training.errors import first_line
 from training.fit.prepare import Prepared
 from training.fit.trainer import CheckpointByTime, FeatureDataset, FocalTrainer
-from training.recipe import Recipe, RecipeError, first_line
+from training.recipe import RecipeError
 from training.run_folder import RunFolder
 from training.scores.scoring import build_compute_metrics
 
@@ -106,23 +108,12 @@ def holds_bfloat16(recipe: Recipe, config: EmotionConfig) -> bool:
 
 def _build_config(recipe: Recipe, data: Prepared) -> EmotionConfig:
     config = EmotionConfig(
+        **model_settings(recipe),
         hidden_size=recipe.mlp_hidden_size,
         embed_dim=data.rows.embeddings.shape[1] if data.reads_embedding else 0,
-        emotion_labels=data.corpus.labels,
-        input=recipe.input,
-        pooling=recipe.pooling,
-        attention=recipe.attention,
-        window_length=recipe.window_length,
-        window_overlap=recipe.window_overlap,
-        windows=recipe.windows,
+        emotion_labels=list(data.corpus.labels),
         encoder=recipe.encoder if data.reads_embedding else "",
         encoder_version=data.encoder_version if data.reads_embedding else "",
-        prefix=recipe.prefix,
-        embedding_noise=recipe.embedding_noise,
-        head_dropout=recipe.head_dropout,
-        head=recipe.head,
-        quantization=recipe.quantization,
-        one_token=recipe.one_token,
         dataset=data.corpus.name,
         dataset_revision=data.corpus.revision,
     )

@@ -19,10 +19,13 @@ from safetensors import SafetensorError
 from scipy.special import expit
 
 from modeling.infer import LoadedEncoder, cache_folder, predict_logits
+from modeling.recipe import Recipe
+from modeling.records import AUDIT, METRICS, MODEL
 from training.data.encoding import encode
 from training.data.reading import SPLITS
-from training.fit.prepare import Prepared, load_rows
-from training.recipe import Recipe, RecipeError, first_line
+from training.errors import first_line
+from training.fit.prepare import Corpora, Prepared
+from training.recipe import RecipeError
 from training.run_folder import RunFolder, RunFolderError
 from training.trained import is_run_folder, load_classifier
 
@@ -49,17 +52,17 @@ def distil(data: Prepared, recipe: Recipe) -> Prepared:
         torch.cuda.empty_cache()  # what a teacher took would look taken to the plan of the student's step
     targets = (data.rows.labels + expit(np.mean(logits, axis=0))) / 2
     logger.info("half of each training target is what %d teachers say, the sigmoid of their mean logits", len(logits))
-    return dataclasses.replace(data, targets=targets, audit=data.audit | {"teachers": known})
+    return dataclasses.replace(data, targets=targets, audit={**data.audit, "teachers": known})
 
 
-def given(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of all that a run is given: of the rows of each split, and of each teacher.
+def hash_inputs(recipe: Recipe, corpora: Corpora) -> dict[str, str]:
+    """SHA-256 of all that a run reads: of the rows of each split, and of each teacher.
 
     Raises:
         CorpusError: bad data.
         RecipeError: a teacher is not there.
     """
-    return load_rows(recipe).fingerprints() | fingerprints(recipe.teachers)
+    return corpora.rows(recipe).fingerprints() | fingerprints(recipe.teachers)
 
 
 def fingerprints(teachers: list[str]) -> dict[str, str]:
@@ -72,7 +75,7 @@ def fingerprints(teachers: list[str]) -> dict[str, str]:
 
 
 def _fingerprint(folder: Path) -> str:
-    model = folder / "model" if is_run_folder(folder) else folder
+    model = folder / MODEL if is_run_folder(folder) else folder
     if not (model / "config.json").is_file():
         raise RecipeError(
             f"teachers: {folder} is neither a finished run nor a package. Remedy: train it to the end; or `hub_release pull` "
@@ -86,7 +89,8 @@ def _fingerprint(folder: Path) -> str:
 def _refuse_other_data(teacher: str, data: Prepared) -> None:
     """Refuse what was not trained on the same rows: it may have learned the labels of this run's evaluation rows."""
     try:
-        audit, metrics = (RunFolder(teacher).read_json(f"{name}.json") for name in ("audit", "metrics"))
+        run = RunFolder(teacher)
+        audit, metrics = run.read(AUDIT), run.read(METRICS)
         labels, protocol = audit["labels"], audit["protocol"]
         rows = {split: audit["splits"][split]["sha256"] for split in SPLITS}
     except (OSError, ValueError, KeyError, TypeError) as error:

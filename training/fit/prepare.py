@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,38 @@ from tokenizers import Tokenizer
 
 from modeling.backbones import read_backbone_config, read_tokenizer
 from modeling.infer import ENCODERS, Features, cache_folder, load_encoder, tokenize
+from modeling.recipe import CONTAMINATED, AuditPolicy, Recipe, marked
+from modeling.records import Audit
 from training.audit.label_order import suspect_labels
 from training.audit.rows import CorpusAudit, apply_policy, audit_corpus, audit_rows
 from training.data.balance import Rows, imbalance, oversample, real_rows, thin_label
 from training.data.corpus import Corpus, load_corpus
 from training.data.encoding import encode
 from training.data.reading import SPLITS
-from training.data.splits import CONTAMINATED, pooled_r2, stratified
-from training.recipe import Recipe, RecipeError, first_line
+from training.data.splits import pooled_r2, stratified
+from training.errors import first_line
+from training.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 
 NULL_TESTS = ("noise", "labels")
+
+
+@dataclass(frozen=True)
+class EncodedCorpus:
+    """A corpus with its splits.
+
+    Attributes:
+        corpus: the splits.
+        embeddings: float32 [N, E] of all splits, one after the other.
+        encoder_version: what identifies the encoder's weights.
+        audit: copies across splits, label noise, labels without rows.
+    """
+
+    corpus: Corpus
+    embeddings: np.ndarray
+    encoder_version: str
+    audit: CorpusAudit
 
 
 @dataclass(frozen=True)
@@ -49,7 +68,7 @@ class Prepared:
     corpus: Corpus
     embeddings: dict[str, np.ndarray]
     rows: Rows
-    audit: dict[str, Any]
+    audit: Audit
     copies: dict[str, np.ndarray]
     encoder_version: str
     tokenizer: Tokenizer | None = None
@@ -78,11 +97,12 @@ class Prepared:
         return Features(self.rows.embeddings if self.reads_embedding else None, tokens)
 
 
-def prepare(recipe: Recipe, null_test: str | None = None) -> Prepared:
+def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> Prepared:
     """Load, encode, audit and balance.
 
     Args:
         recipe: the recipe.
+        corpora: what was read already.
         null_test: ``noise`` puts noise in place of the embeddings, ``labels`` deals the training labels out at random;
             either leaves nothing in train that says anything of another row.
 
@@ -92,7 +112,8 @@ def prepare(recipe: Recipe, null_test: str | None = None) -> Prepared:
         BalanceError: a label that cannot be oversampled.
         LeakError: an evaluation row, a copy or a child of one in train, where the recipe does not accept it.
     """
-    corpus, vectors, version, audit = read_corpus(**_corpus_key(recipe))
+    encoded = corpora.encoded(recipe)
+    corpus, vectors, audit = encoded.corpus, encoded.embeddings, encoded.audit
     contaminated = recipe.split == CONTAMINATED
     if null_test == "noise":
         vectors = np.random.default_rng(recipe.seed).standard_normal(vectors.shape, dtype=np.float32) * vectors.std()
@@ -107,12 +128,11 @@ def prepare(recipe: Recipe, null_test: str | None = None) -> Prepared:
         rows = balance(vectors[: len(corpus["train"])], corpus["train"].labels, corpus.labels, recipe)
     ends = np.cumsum([len(corpus[split]) for split in SPLITS])[:-1]
     embeddings = dict(zip(SPLITS, np.split(vectors, ends), strict=True))
-    report = {
+    mlsmote_labels = recipe.mlsmote_labels if recipe.balance == "mlsmote" else None
+    report: Any = {
         **audit.report,
-        **audit_rows(
-            corpus, vectors, rows, recipe.mlsmote_labels if recipe.balance == "mlsmote" else None, contaminated
-        ),
-        "corpus_sha256": load_rows(recipe).fingerprints(),
+        **audit_rows(corpus, vectors, rows, mlsmote_labels, contaminated),
+        "corpus_sha256": corpora.rows(recipe).fingerprints(),
         "protocol": recipe.split,
         "imbalance": {"before": imbalance(corpus["train"].labels), "after": imbalance(rows.labels)},
         "suspected_label_permutations": {s: _suspects(embeddings, corpus, s) for s in ("validation", "test")},
@@ -122,7 +142,15 @@ def prepare(recipe: Recipe, null_test: str | None = None) -> Prepared:
         tokenizer, tokens = _read_words(recipe, corpus, null_test)
         report["truncation"] = _truncation(tokens, recipe.window_length)
     return Prepared(
-        corpus, embeddings, rows, report, audit.copies, version, tokenizer, tokens, recipe.input != "tokens"
+        corpus,
+        embeddings,
+        rows,
+        report,
+        audit.copies,
+        encoded.encoder_version,
+        tokenizer,
+        tokens,
+        recipe.input != "tokens",
     )
 
 
@@ -189,63 +217,43 @@ def balance(embeddings: np.ndarray, labels: np.ndarray, names: tuple[str, ...], 
     return rows
 
 
-_ROW_FIELDS = (
-    "dataset",
-    "labels",
-    "data_dir",
-    "dataset_revision",
-    "dataset_config",
-    "text_column",
-    "label_column",
-    "id_column",
-    "unlabelled",
-)
+class Corpora:
+    """Corpora as they were read, and the last one with its splits and embeddings; the runs of a command share them."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[Any, ...], Corpus] = {}
+        self._encoded: tuple[tuple[Any, ...], EncodedCorpus] | None = None
+
+    def rows(self, recipe: Recipe) -> Corpus:
+        """The corpus as it was read, before splits are made anew or copies dropped.
+
+        Raises:
+            CorpusError: bad data.
+        """
+        settings = {name: getattr(recipe, name) for name in marked("decides_rows")}
+        key = tuple(map(str, settings.values()))
+        if key not in self._rows:
+            self._rows[key] = load_corpus(**settings)
+        return self._rows[key]
+
+    def encoded(self, recipe: Recipe) -> EncodedCorpus:
+        """The corpus with its splits, embeddings and audit.
+
+        Raises:
+            CorpusError: bad data.
+            RecipeError: the encoder cannot be loaded.
+            LeakError: an evaluation row in train, where the policy is ``fail``.
+        """
+        corpus = self.rows(recipe)
+        seed = recipe.seed if recipe.split == "stratified" else None
+        key = (id(corpus), seed, recipe.audit_policy, recipe.encoder)
+        if self._encoded is None or self._encoded[0] != key:
+            self._encoded = None  # two at once could fill the memory
+            self._encoded = (key, _encode_corpus(corpus, seed, recipe.audit_policy, recipe.encoder))
+        return self._encoded[1]
 
 
-def forget_rows() -> None:
-    """Read files anew from here on: the many runs of a command share its rows, the next command's must not."""
-    _load_rows.cache_clear()
-
-
-def load_rows(recipe: Recipe) -> Corpus:
-    """The corpus as it was read, before splits are made anew or copies dropped.
-
-    Raises:
-        CorpusError: bad data.
-    """
-    return _load_rows(_row_key(recipe))
-
-
-def _row_key(recipe: Recipe) -> tuple[Any, ...]:
-    values = (getattr(recipe, name) for name in _ROW_FIELDS)
-    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
-
-
-@cache
-def _load_rows(key: tuple[Any, ...]) -> Corpus:
-    return load_corpus(*key)
-
-
-def _corpus_key(recipe: Recipe) -> dict[str, Any]:
-    """What decides corpus and embeddings; a stratified split depends on the seed too."""
-    return {
-        "row_key": _row_key(recipe),
-        "fingerprints": tuple(load_rows(recipe).fingerprints().values()),
-        "seed": recipe.seed if recipe.split == "stratified" else None,
-        "audit_policy": recipe.audit_policy,
-        "encoder_name": recipe.encoder,
-    }
-
-
-@lru_cache(maxsize=1)
-def read_corpus(
-    row_key: tuple[Any, ...], fingerprints: tuple[str, ...], seed: int | None, audit_policy: str, encoder_name: str
-) -> tuple[Corpus, np.ndarray, str, CorpusAudit]:
-    """Corpus, embeddings of its splits one after the other, encoder version and audit; runs of a grid share them.
-
-    ``fingerprints`` are for the cache alone: a file that changed has other rows under the same name.
-    """
-    corpus = _load_rows(row_key)
+def _encode_corpus(corpus: Corpus, seed: int | None, audit_policy: AuditPolicy, encoder_name: str) -> EncodedCorpus:
     if seed is not None:
         corpus = stratified(corpus, seed)
     corpus.require_splits()
@@ -267,7 +275,8 @@ def read_corpus(
             "sentence-transformers/<Hub id or folder> of a model that is there"
         ) from error
     texts = [text for split in SPLITS for text in corpus[split].texts]
-    return corpus, encode(texts, encoder, cache_folder() / "embeddings"), encoder.version, audit
+    vectors = encode(texts, encoder, cache_folder() / "embeddings")
+    return EncodedCorpus(corpus, vectors, encoder.version, audit)
 
 
 def _shuffle_labels(corpus: Corpus, splits: Iterable[str], seed: int) -> Corpus:

@@ -14,6 +14,7 @@ import pandas as pd
 from peft import PeftModel
 from scipy.special import expit
 
+from modeling import records
 from modeling.backbones import restore_float32
 from modeling.infer import (
     BUNDLED_BACKBONE,
@@ -25,20 +26,29 @@ from modeling.infer import (
     load_encoder,
     predict_logits,
 )
+from modeling.recipe import CONTAMINATED, Recipe
+from modeling.records import (
+    POLICIES,
+    Calibration,
+    Context,
+    FocalConfig,
+    Golden,
+    GoldenRow,
+    Metrics,
+    ThresholdTable,
+    Timing,
+)
 from training.data.corpus import GOEMOTIONS_HUB
-from training.data.splits import CONTAMINATED
 from training.fit.build import holds_bfloat16
 from training.fit.prepare import Prepared
 from training.fit.trainer import FocalTrainer
-from training.recipe import Recipe
-from training.run_folder import LOG_LOSSES, RunFolder
+from training.run_folder import RunFolder
 from training.scores import plots
 from training.scores.calibration import choose_calibration, describe_calibration, fold_into
 from training.scores.published import Published, read_published, to_markdown
 from training.scores.scoring import (
     DRAWS,
     LOW_SUPPORT,
-    POLICIES,
     WIDE_INTERVAL,
     Scored,
     score_policies,
@@ -67,9 +77,9 @@ _POLICY_NAMES = {"fixed": "at 0.5", "global": "one threshold", "per_label": "thr
 class Report:
     """Scores of a run: the content of ``metrics.json``, ``per_label.csv`` and ``thresholds.json``."""
 
-    metrics: dict[str, Any]
+    metrics: Metrics
     per_label: pd.DataFrame
-    thresholds: dict[str, Any]
+    thresholds: ThresholdTable
 
 
 def finish(
@@ -84,24 +94,23 @@ def finish(
     if holds_bfloat16(recipe, cast(EmotionConfig, plain.config)):
         restore_float32(plain)
     uncalibrated, scored, log_losses, calibration = calibrate(plain, data, recipe.seed)
-    found = build_report(scored, data)
-    found.metrics.update(protocol=recipe.split, null_test=null_test)
-    run.write_json("calibration.json", calibration)
-    run.write_json("metrics.json", found.metrics)
-    run.write_json("thresholds.json", found.thresholds)
-    run.write_text("per_label.csv", found.per_label.to_csv(index=False))
+    found = build_report(scored, data, recipe.split, null_test)
+    run.write(records.CALIBRATION, calibration)
+    run.write(records.METRICS, found.metrics)
+    run.write(records.THRESHOLDS, found.thresholds)
+    run.write_text(records.PER_LABEL, found.per_label.to_csv(index=False))
     published = comparable(data)
-    run.write_text("scores.md", to_markdown(found.per_label, found.metrics, published))
-    run.write_json("context.json", describe_context(recipe, data, published))
+    run.write_text(records.SCORES, to_markdown(found.per_label, found.metrics, published))
+    run.write(records.CONTEXT, describe_context(recipe, data, published))
     predictions = {
         f"{split}_{name}": getattr(s, name) for split, s in scored.items() for name in ("probabilities", "references")
     }
-    run.write_arrays("predictions.npz", predictions | {LOG_LOSSES: log_losses})
+    run.write_arrays(records.PREDICTIONS, predictions | {records.LOG_LOSSES: log_losses})
     draw(run, found, uncalibrated["test"], scored, data, recipe, published)
     write_model(run, trainer, model, cast(EmotionConfig, plain.config), found, data)
-    run.write_json("golden.json", golden_rows(plain, recipe))
-    timing = timing | {"seconds_of_scoring": round(time.perf_counter() - started, 1), "epochs": trainer.state.epoch}
-    run.write_json("timing.json", timing)
+    run.write(records.GOLDEN, golden_rows(plain, recipe))
+    scoring = {"seconds_of_scoring": round(time.perf_counter() - started, 1), "epochs": trainer.state.epoch}
+    run.write(records.TIMING, cast(Timing, timing | scoring))
     print_results(run, found, timing["seconds_of_training"], recipe)
 
 
@@ -110,7 +119,7 @@ def comparable(data: Prepared) -> list[Published]:
     return read_published(data.corpus.labels) if data.corpus.name == GOEMOTIONS_HUB else []
 
 
-def describe_context(recipe: Recipe, data: Prepared, published: Sequence[Published]) -> dict[str, Any]:
+def describe_context(recipe: Recipe, data: Prepared, published: Sequence[Published]) -> Context:
     """What a reader of the scores needs beside them, and which parts of the run are folders of this machine."""
     encoder = recipe.encoder.removeprefix("sentence-transformers/")
     local = {
@@ -128,7 +137,7 @@ def describe_context(recipe: Recipe, data: Prepared, published: Sequence[Publish
 
 def calibrate(
     model: EmotionModel, data: Prepared, seed: int
-) -> tuple[dict[str, Scored], dict[str, Scored], np.ndarray, dict[str, Any]]:
+) -> tuple[dict[str, Scored], dict[str, Scored], np.ndarray, Calibration]:
     """Fit a calibration on validation and fold it into the classifier.
 
     Returns:
@@ -155,18 +164,19 @@ def calibrate(
                 f"macro_f1_at_{name}": scores(rows.probabilities >= cuts, rows.references)["macro_f1"]
                 for name, cuts in cutoffs.items()
             }
-    return before, after, log_losses, record | {"scale": calibration.scale.tolist(), "bias": calibration.bias.tolist()}
+    record |= {"scale": calibration.scale.tolist(), "bias": calibration.bias.tolist()}
+    return before, after, log_losses, cast(Calibration, record)
 
 
-def golden_rows(model: EmotionModel, recipe: Recipe) -> dict[str, Any]:
+def golden_rows(model: EmotionModel, recipe: Recipe) -> Golden:
     """A few fixed texts and what the finished model says of them, for whoever loads it to reproduce."""
     encoder = load_encoder(recipe.encoder) if cast(EmotionConfig, model.config).reads_embedding else None
     said = EmotionClassifier.from_model(model, encoder=encoder).predict_proba(GOLDEN_TEXTS).tolist()
-    rows = [{"text": text, "probabilities": row} for text, row in zip(GOLDEN_TEXTS, said, strict=True)]
+    rows = [GoldenRow(text=text, probabilities=row) for text, row in zip(GOLDEN_TEXTS, said, strict=True)]
     return {"labels": list(model.config.emotion_labels), "rows": rows}
 
 
-def build_report(scored: dict[str, Scored], data: Prepared) -> Report:
+def build_report(scored: dict[str, Scored], data: Prepared, protocol: str, null_test: str | None) -> Report:
     """Thresholds from validation, applied to validation, test, and test without the texts that stand in train."""
     labels = data.corpus.labels
     chosen = choose_thresholds(scored["validation"].probabilities, scored["validation"].references)
@@ -175,18 +185,20 @@ def build_report(scored: dict[str, Scored], data: Prepared) -> Report:
     parts = dict(scored)
     if data.copies["test"].any() and not data.copies["test"].all():
         parts["test_without_copies"] = scored["test"].take(~data.copies["test"])
-    metrics, tables = {}, []
+    metrics: dict[str, Any] = {}
+    tables = []
     for split, rows in parts.items():
         metrics[split], table = score_policies(rows, cutoffs, labels)
         tables.append(table.assign(split=split))
-    thresholds = {
+    thresholds: ThresholdTable = {
         "source": "tuned on the validation split: one for all labels by macro F1; per label by F1, drawn towards the "
         "common one where positives are few",
         "global": chosen.common,
         "per_label": dict(zip(labels, chosen.own.tolist(), strict=True)),
         "per_label_unshrunk": dict(zip(labels, chosen.best.tolist(), strict=True)),
     }
-    return Report(metrics, pd.concat(tables, ignore_index=True), thresholds)
+    metrics |= {"protocol": protocol, "null_test": null_test}
+    return Report(cast(Metrics, metrics), pd.concat(tables, ignore_index=True), thresholds)
 
 
 def warning_of(recipe: Recipe) -> str:
@@ -210,11 +222,13 @@ def draw(
     own = found.thresholds["per_label"]
     cutoffs = np.array([own[label] for label in labels])
     pictures: dict[str, Callable[[Path], None]] = {
-        "per_label.png": lambda path: plots.plot_per_label(path, found.per_label, published, note),
-        "precision_recall.png": lambda path: plots.plot_precision_recall(path, scored["test"], labels, note),
-        "thresholds.png": lambda path: plots.plot_threshold_curves(path, scored["validation"], labels, own, note),
-        "confusions.png": lambda path: plots.plot_confusions(path, scored["test"], cutoffs, labels, note),
-        "reliability.png": lambda path: plots.plot_reliability(path, uncalibrated, scored["test"], note),
+        records.PER_LABEL_PLOT: lambda path: plots.plot_per_label(path, found.per_label, published, note),
+        records.PRECISION_RECALL_PLOT: lambda path: plots.plot_precision_recall(path, scored["test"], labels, note),
+        records.THRESHOLDS_PLOT: lambda path: plots.plot_threshold_curves(
+            path, scored["validation"], labels, own, note
+        ),
+        records.CONFUSIONS_PLOT: lambda path: plots.plot_confusions(path, scored["test"], cutoffs, labels, note),
+        records.RELIABILITY_PLOT: lambda path: plots.plot_reliability(path, uncalibrated, scored["test"], note),
     }
     for name, picture in pictures.items():
         with run.replacing(name) as path:
@@ -234,14 +248,14 @@ def write_model(
     config.threshold_source = found.thresholds["source"]
     config.unreliable_labels = unreliable_labels(found.per_label)
     config.architectures = ["EmotionModel"]
-    with run.replacing("model") as folder:
+    with run.replacing(records.MODEL) as folder:
         model.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)
         config.to_json_file(folder / "config.json", use_diff=False)
         if data.tokenizer is not None:
             data.tokenizer.save(str(folder / TOKENIZER_FILE))
     alpha = dict(zip(config.emotion_labels, trainer.alpha, strict=True))
-    run.write_json("focal_config.json", {"alpha": alpha, "gamma": trainer.gamma})
+    run.write(records.FOCAL, FocalConfig(alpha=alpha, gamma=trainer.gamma))
 
 
 def print_results(run: RunFolder, found: Report, seconds: float, recipe: Recipe) -> None:
@@ -252,9 +266,12 @@ def print_results(run: RunFolder, found: Report, seconds: float, recipe: Recipe)
     )
     columns = ["label", "support", "threshold", "precision", "recall", "f1", "f1_low", "f1_high", "F1@0.5"]
     lines = [own[columns].to_string(index=False, float_format="{:.3f}".format)]
-    for split, name in (("test", "test"), ("test_without_copies", "test without texts of train")):
-        for policy in POLICIES if split in found.metrics else ():
-            score = found.metrics[split][policy]
+    parts = {"test": found.metrics["test"]}
+    if "test_without_copies" in found.metrics:
+        parts["test without texts of train"] = found.metrics["test_without_copies"]
+    for name, by_policy in parts.items():
+        for policy in POLICIES:
+            score = by_policy[policy]
             low, high = score["intervals_95"]["macro_f1"]
             lines.append(
                 f"{name}, {_POLICY_NAMES[policy]:<20} macro F1 {score['macro_f1']:.3f} [{low:.3f}, {high:.3f}]  "

@@ -74,7 +74,7 @@ def fit_platt(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     return Calibration(np.exp(log_scale), bias)
 
 
-METHODS: dict[str, Callable[[np.ndarray, np.ndarray], Calibration]] = {
+CALIBRATIONS: dict[str, Callable[[np.ndarray, np.ndarray], Calibration]] = {
     "none": keep,
     "temperature": fit_temperature,
     "platt": fit_platt,
@@ -98,9 +98,9 @@ def choose_calibration(
     if len(labels) < _FOLDS:
         losses = _log_loss_terms(logits, labels).mean(axis=1)
         return keep(logits, labels), losses, {"method": "none", "reason": f"fewer than {_FOLDS} validation rows"}
-    rows = {name: np.zeros(len(labels)) for name in METHODS}
+    rows = {name: np.zeros(len(labels)) for name in CALIBRATIONS}
     for train, held in KFold(_FOLDS, shuffle=True, random_state=seed).split(logits):
-        for name, fit in METHODS.items():
+        for name, fit in CALIBRATIONS.items():
             mapped = fit(logits[train], labels[train])
             terms = _log_loss_terms(logits[held] * mapped.scale + mapped.bias, labels[held])
             rows[name][held] = terms.mean(axis=1)
@@ -108,7 +108,7 @@ def choose_calibration(
     chosen = min(means, key=means.__getitem__)
     reason = f"lowest log loss on validation rows that it was not fitted on ({_FOLDS} folds)"
     record = {"method": chosen, "reason": reason, "cross_fitted_log_loss": means}
-    return METHODS[chosen](logits, labels), rows[chosen], record
+    return CALIBRATIONS[chosen](logits, labels), rows[chosen], record
 
 
 def fold_into(classifier: nn.Module, calibration: Calibration) -> None:

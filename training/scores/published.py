@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import yaml
 
+from modeling.records import Metrics
 from training.data.taxonomy import TAXONOMIES
 
 
@@ -32,7 +32,7 @@ def read_published(labels: Sequence[str]) -> list[Published]:
     return [system for system in systems if set(TAXONOMIES[system.labels].labels) == set(labels)]
 
 
-def to_markdown(table: pd.DataFrame, metrics: dict[str, Any], published: Sequence[Published]) -> str:
+def to_markdown(table: pd.DataFrame, metrics: Metrics, published: Sequence[Published]) -> str:
     """A run's test scores per label and as a whole, beside published ones, each column with its protocol.
 
     Args:

@@ -17,7 +17,6 @@ from transformers import EvalPrediction
 from training.scores.thresholds import tune_per_label
 
 AVERAGES = ("macro", "micro", "samples")
-POLICIES = ("fixed", "global", "per_label")
 LOW_SUPPORT = 100
 """Positives under which a label's scores rest on too few rows, as in the reference."""
 WIDE_INTERVAL = 0.2

@@ -1,0 +1,209 @@
+"""The page on which an emotion classifier can be tried: what ``hub_release demo`` serves, and a Space's ``app.py``.
+
+In a Space it stands beside the package's ``infer.py`` and imports nothing else of the project. It classifies with the
+package that ``MODEL_ID`` names (a folder or a Hub id), by default with the model of the Space's own README.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from html import escape
+from pathlib import Path
+from typing import Any, Protocol
+
+import gradio as gr
+import numpy as np
+from huggingface_hub import metadata_load, snapshot_download
+
+from hub_release.demo.page.files import OddInputError, read_card, read_examples, read_notes, read_texts
+from hub_release.demo.page.results import message, rank, render_bars, render_table
+
+MAX_TEXTS = 1_000
+OWN, COMMON = "own", "common"
+
+
+class Classifier(Protocol):
+    """What the page asks of ``EmotionClassifier``."""
+
+    config: Any
+    labels: list[str]
+
+    def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
+        """Probabilities, float32 [N, L]."""
+        ...
+
+
+_SEND_ON_CONTROL_ENTER = """<script>
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.tagName === "TEXTAREA")
+    event.target.closest('[role="tabpanel"]').querySelector("button.primary").click();
+});
+</script>"""
+
+
+def build_page(classifier: Classifier, folder: Path, name: str) -> gr.Blocks:
+    """The page of a loaded package: one text, many texts, the model card.
+
+    Args:
+        classifier: the loaded package.
+        folder: where its card, its golden texts and its scores per label lie.
+        name: what to call it.
+    """
+    classifier.predict_proba([""])  # loads the encoder now, not within the first visitor's click
+    # Files that were given are looked at every ten minutes, and deleted when they are an hour old.
+    with gr.Blocks(title=f"{name} · emotions", analytics_enabled=False, delete_cache=(600, 3_600)) as page:
+        gr.HTML(
+            f'<h1>Which emotions does a text carry?</h1><p class="lead">Write one and see. <b>{escape(name)}</b> knows '
+            f"{len(classifier.labels)} labels, of which none, one or several can be true at once.</p>",
+            apply_default_css=False,
+        )
+        with gr.Tab("One text"):
+            _one_text(classifier, read_notes(folder), read_examples(folder))
+        with gr.Tab("Many texts"):
+            _many_texts(classifier)
+        with gr.Tab("Model card"):
+            gr.Markdown(read_card(folder) or "This package has no card.", elem_id="card")
+    return page
+
+
+def _threshold_controls(show: Callable[..., str], found: gr.State, result: gr.HTML) -> tuple[gr.Radio, gr.Slider]:
+    """The package's thresholds or one for all; what was found is shown anew, not classified anew, when they change."""
+    choices = [("Each label its own, tuned", OWN), ("One for all labels", COMMON)]
+    info = "A label is predicted from this probability on."
+    policy = gr.Radio(choices, value=OWN, label="Thresholds", info=info)
+    slider = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold for all labels", buttons=[], visible=False)
+    policy.change(lambda chosen: gr.Slider(visible=chosen == COMMON), policy, slider, show_progress="hidden")
+    gr.on(
+        [policy.change, slider.change],
+        show,
+        [found, policy, slider],
+        result,
+        show_progress="hidden",
+        trigger_mode="always_last",
+    )
+    return policy, slider
+
+
+def _one_text(classifier: Classifier, notes: dict[str, str], examples: list[str]) -> None:
+    waiting = message("The emotions will stand here, the likeliest first.")
+
+    def classify(text: str, policy: str, threshold: float) -> tuple[list[float], str]:
+        if not text.strip():
+            return [], message("There is no text yet: write one, or pick an example.")
+        probabilities = classifier.predict_proba([text])[0].tolist()
+        return probabilities, show(probabilities, policy, threshold)
+
+    def show(probabilities: list[float], policy: str, threshold: float) -> str:
+        if not probabilities:
+            return waiting
+        common = threshold if policy == COMMON else None
+        return render_bars(rank(classifier.config, classifier.labels, probabilities, common), notes)
+
+    found, result = gr.State([]), gr.HTML(waiting, elem_id="bars", apply_default_css=False, render=False)
+    with gr.Row(elem_classes="sides"):
+        with gr.Column(min_width=0):
+            info = "Enter classifies; Shift+Enter starts a new line."
+            text = gr.Textbox(label="Text", info=info, max_lines=12, autofocus=True, elem_id="text")
+            button = gr.Button("Classify", variant="primary")
+            policy, slider = _threshold_controls(show, found, result)
+        with gr.Column(min_width=0, elem_classes="result"):
+            result.render()
+        with gr.Column(min_width=0):
+            examples_area = gr.Examples(examples, text, label="Examples") if examples else None
+    triggers = [text.submit, button.click]
+    gr.on(triggers, classify, [text, policy, slider], [found, result], show_progress="minimal")
+    if examples_area:
+        examples_area.load_input_event.then(classify, [text, policy, slider], [found, result], show_progress="minimal")
+
+
+def _many_texts(classifier: Classifier) -> None:
+    waiting = message("The table will stand here.")
+
+    def classify(texts: list[str], source: str, policy: str, threshold: float) -> tuple[Any, str]:
+        kept = [text for text in texts if text.strip()]
+        if not kept:
+            return None, message(f"There are no texts {source}.")
+        if len(kept) > MAX_TEXTS:
+            return None, message(
+                f"{len(kept):,} texts are more than this page takes at once ({MAX_TEXTS:,}). In the package's folder, "
+                "python infer.py --input FILE takes any number."
+            )
+        found = (kept, classifier.predict_proba(kept).tolist(), source)
+        return found, show(found, policy, threshold)
+
+    def classify_lines(lines: str, policy: str, threshold: float) -> tuple[Any, str]:
+        return classify(lines.split("\n"), "in the box", policy, threshold)
+
+    def classify_file(path: str, policy: str, threshold: float) -> tuple[Any, str]:
+        try:
+            return classify(read_texts(Path(path)), f"in {Path(path).name}", policy, threshold)
+        except OddInputError as error:
+            return None, message(str(error))
+
+    def show(found: tuple[list[str], list[list[float]], str] | None, policy: str, threshold: float) -> str:
+        if found is None:
+            return waiting
+        texts, probabilities, source = found
+        common = threshold if policy == COMMON else None
+        results = [rank(classifier.config, classifier.labels, row, common) for row in probabilities]
+        return render_table(classifier.labels, texts, results, source)
+
+    found, result = gr.State(None), gr.HTML(waiting, elem_id="table", apply_default_css=False, render=False)
+    with gr.Row(elem_classes="sides"):
+        with gr.Column(min_width=0):
+            info = "Control+Enter classifies them."
+            lines = gr.Textbox(label="Texts, one a line", info=info, lines=8, max_lines=8, elem_id="lines")
+            button = gr.Button("Classify all lines", variant="primary")
+            kinds = [".csv", ".txt", ".jsonl"]
+            file = gr.File(label="Or a file: CSV with a column “text”, TXT, JSONL", file_types=kinds, height=150)
+            policy, slider = _threshold_controls(show, found, result)
+        with gr.Column(min_width=0, elem_classes="result"):
+            result.render()
+    button.click(classify_lines, [lines, policy, slider], [found, result], show_progress="minimal")
+    file.upload(classify_file, [file, policy, slider], [found, result], show_progress="minimal")
+
+
+def _theme() -> gr.Theme:
+    # The semi-bold files that gradio bundles hold few letters; the bold ones hold all.
+    font = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))
+    theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=[font, "sans-serif"])
+    # By default the hints below labels, and the button's text, are too pale to read.
+    return theme.set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+    )
+
+
+def launch(page: gr.Blocks, **options: Any) -> None:
+    """Serve the page until it is interrupted; it asks nothing of other hosts.
+
+    Args:
+        page: from :func:`build_page`.
+        options: of ``gradio.Blocks.launch``: where to serve.
+    """
+    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+    page.launch(
+        theme=_theme(),
+        # In the head, for gradio rewrites the selectors of its own option "css".
+        head=f"<style>{style}</style>{_SEND_ON_CONTROL_ENTER}",
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        max_file_size="5mb",
+        **options,
+    )
+
+
+def main() -> None:
+    """Serve the package that the Space is about."""
+    from infer import EmotionClassifier  # only a Space has it beside this file
+
+    metadata = metadata_load(Path(__file__).with_name("README.md")) or {}
+    name = os.environ.get("MODEL_ID") or metadata["models"][0]
+    folder = Path(name) if Path(name).is_dir() else Path(snapshot_download(name))
+    launch(build_page(EmotionClassifier(folder), folder, name))
+
+
+if __name__ == "__main__":
+    main()

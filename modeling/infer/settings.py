@@ -1,0 +1,105 @@
+"""What a user can set of a model: the fields that a recipe and a package's configuration share."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Input = Literal["embedding", "tokens", "hybrid"]
+Quantization = Literal["none", "nf4", "8bit"]
+Number = float | int
+"""JSON writes 1 for 1.0."""
+
+
+def setting(
+    default: Any, help: str, group: str = "model", least: float | None = None, most: float | None = None, **marks: bool
+) -> Any:
+    """A dataclass field that says what it is for, which values it takes, and who else must know of it.
+
+    Args:
+        default: its default; a list or mapping is copied for each instance.
+        help: one line for ``--help``.
+        group: heading under which ``--help`` lists it.
+        least: smallest accepted number; None is unbounded.
+        most: largest accepted number; None is unbounded.
+        **marks: what others ask of the field, see :class:`modeling.recipe.Recipe`.
+    """
+    metadata = {"help": help, "range": (least, most), "group": group, "validator": _in_range(least, most), **marks}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def describe_range(least: float | None, most: float | None) -> str:
+    """``at least 1``, ``0 to 1`` or ``at most 3``."""
+    if least is None or most is None:
+        return f"at most {most:,}" if least is None else f"at least {least:,}"
+    return f"{least:,} to {most:,}"
+
+
+def _in_range(least: float | None, most: float | None) -> Callable[[Any], None]:
+    def validate(value: Any) -> None:
+        low, high = (-math.inf if least is None else least), (math.inf if most is None else most)
+        if (least, most) != (None, None) and not low <= value <= high:
+            raise ValueError(f"expected {describe_range(least, most)}, got {value!r:.80}")
+
+    return validate
+
+
+@dataclass
+class ModelSettings:
+    """Settings of a model. The annotation of a field is its type and its choices."""
+
+    head: Literal["backbone", "mlp"] = setting(
+        "backbone", "backbone, or mlp: a baseline without one, trained in seconds", on_card=False
+    )
+    quantization: Quantization = setting("none", "precision of the frozen weights: full, 4-bit or 8-bit")
+    input: Input = setting(
+        "embedding",
+        "what the backbone reads: embedding, one token made of the sentence embedding; tokens, the words; hybrid, both",
+    )
+    pooling: Literal["last", "mean", "attention"] = setting(
+        "last", "what the classifier reads of the words' states: the last, their mean, or their mean by attention"
+    )
+    attention: Literal["causal", "bidirectional"] = setting(
+        "causal", "causal: a word sees the words before it, as in pretraining; bidirectional: it sees all words"
+    )
+    window_length: int = setting(
+        128, "tokens of a text that are read at once; training cuts the rest off", least=1, most=2**20
+    )
+    window_overlap: int = setting(
+        32, "tokens that neighboring windows of a longer text share, when classifying", least=0, most=2**20
+    )
+    windows: Literal["max", "mean"] = setting(
+        "mean",
+        "logits of a text in several windows: their mean, for what the whole text says; or max, for what one passage "
+        "says, which also finds labels that nobody meant",
+    )
+    prefix: Literal["none", "bos"] = setting(
+        "none", "bos: put the beginning-of-sequence token before what the backbone reads"
+    )
+    one_token: bool = setting(
+        True, "leave out what a lone token does not need (queries, keys, positions, vocabulary); same outputs"
+    )
+    embedding_noise: Number = setting(
+        0.0,
+        "standard deviation of Gaussian noise on the embeddings while training; 0.042 is USE's own per dimension",
+        least=0,
+    )
+    head_dropout: Number = setting(0.1, "dropout before the classifier", least=0, most=1)
+
+    @property
+    def reads_one_token(self) -> bool:
+        """Is the backbone a :class:`OneTokenMistral`?"""
+        return self.one_token and self.prefix == "none" and not self.reads_words
+
+    @property
+    def reads_words(self) -> bool:
+        """Does the backbone read the text's tokens?"""
+        return self.input != "embedding"
+
+    @property
+    def reads_embedding(self) -> bool:
+        """Does it read the sentence embedding?"""
+        return self.input != "tokens"

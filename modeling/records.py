@@ -1,0 +1,215 @@
+"""The files of a run folder and what is in them: written by training, read by hub_release.
+
+A record is a file's name that knows the type of its content. Contents are JSON objects unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, NotRequired, TypedDict, TypeVar
+
+Content = TypeVar("Content")
+
+Policy = Literal["fixed", "global", "per_label"]
+"""Thresholds: 0.5 for all labels, one for all labels, one for each label."""
+POLICIES: tuple[Policy, ...] = ("fixed", "global", "per_label")
+
+
+class Record(str, Generic[Content]):
+    """Name of a file in a run folder, with the type of its content."""
+
+
+class PolicyScores(TypedDict):
+    """Scores of a split under one threshold policy; ``intervals_95`` has low and high of each by its name."""
+
+    macro_f1: float
+    micro_f1: float
+    exact_accuracy: float
+    intervals_95: dict[str, list[float]]
+
+
+SplitScores = dict[Policy, PolicyScores]
+
+
+class Metrics(TypedDict):
+    """Scores of each split, the split protocol, and of which null test they are."""
+
+    validation: SplitScores
+    test: SplitScores
+    test_without_copies: NotRequired[SplitScores]
+    protocol: str
+    null_test: str | None
+
+
+ThresholdTable = TypedDict(
+    "ThresholdTable",
+    {
+        "source": str,
+        "global": float,
+        "per_label": dict[str, float],
+        "per_label_unshrunk": dict[str, float],
+    },
+)
+"""Thresholds from validation: one for all labels; one per label, and the same before they are shrunk."""
+
+
+class Calibration(TypedDict):
+    """The calibration of the logits, and how well probabilities were calibrated ``before`` and ``after`` it."""
+
+    method: Literal["none", "temperature", "platt"]
+    reason: str
+    cross_fitted_log_loss: NotRequired[dict[str, float]]
+    validation: dict[str, dict[str, float]]
+    test: dict[str, dict[str, float]]
+    scale: list[float]
+    bias: list[float]
+
+
+class SplitAudit(TypedDict):
+    """One split of the corpus."""
+
+    rows: int
+    sha256: str
+    rows_without_label: int
+    positives: dict[str, int]
+    texts_also_in_train: int | None
+
+
+class TrainingRows(TypedDict):
+    """The training rows after balancing."""
+
+    real: int
+    synthetic: int
+    positives: dict[str, int]
+    synthetic_with_parent_outside_train: int
+
+
+class Audit(TypedDict):
+    """Where the rows come from, copies across splits, label noise, and labels that look exchanged."""
+
+    corpus: str
+    revision: str
+    labels: list[str]
+    protocol: str
+    splits: dict[str, SplitAudit]
+    training_rows: TrainingRows
+    corpus_sha256: dict[str, str]
+    copies: dict[str, Any]
+    repeated_in_train: dict[str, Any]
+    labels_without_positives: dict[str, list[str]]
+    suspected_label_permutations: dict[str, list[dict[str, Any]]]
+    imbalance: dict[str, dict[str, Any]]
+    audit_policy: NotRequired[dict[str, Any]]
+    truncation: NotRequired[dict[str, dict[str, int]]]
+    teachers: NotRequired[dict[str, str]]
+
+
+class Environment(TypedDict):
+    """Versions, seed, hardware and commit of the run."""
+
+    python: str
+    packages: dict[str, str]
+    seed: int
+    processes: int
+    threads: int
+    bf16: NotRequired[bool]
+    machine: str
+    cpu: str
+    cores: int | None
+    memory_gib: float
+    gpu: str | None
+    gpus: int
+    git_commit: str | None
+
+
+class Emissions(TypedDict):
+    """Grams of CO2 equivalent, what estimated them, and the country."""
+
+    grams: float
+    source: str
+    location: str
+
+
+class Timing(TypedDict):
+    """Seconds of each stage; ``epochs`` that were trained."""
+
+    seconds_of_preparation: float
+    seconds_of_training: float
+    seconds_of_scoring: float
+    resumed: bool
+    epochs: float
+    emissions: NotRequired[Emissions]
+
+
+class Context(TypedDict):
+    """What a reader of the scores needs beside them; ``local`` says which parts are folders of this machine."""
+
+    bootstrap_draws: int
+    unreliable: dict[str, float]
+    published: list[dict[str, Any]]
+    local: dict[str, bool]
+
+
+class GoldenRow(TypedDict):
+    """A text and what the trained model says of it."""
+
+    text: str
+    probabilities: list[float]
+
+
+class Golden(TypedDict):
+    """Fixed texts and the trained model's probabilities, for whoever loads it to reproduce."""
+
+    labels: list[str]
+    rows: list[GoldenRow]
+
+
+class FocalConfig(TypedDict):
+    """The focal loss: alpha of each label, and gamma."""
+
+    alpha: dict[str, float]
+    gamma: float
+
+
+RECIPE = Record[dict[str, Any]]("recipe.yaml")
+ENVIRONMENT = Record[Environment]("environment.json")
+AUDIT = Record[Audit]("audit.json")
+METRICS = Record[Metrics]("metrics.json")
+THRESHOLDS = Record[ThresholdTable]("thresholds.json")
+CALIBRATION = Record[Calibration]("calibration.json")
+TIMING = Record[Timing]("timing.json")
+"""Written last: a run that has it is finished."""
+CONTEXT = Record[Context]("context.json")
+GOLDEN = Record[Golden]("golden.json")
+FOCAL = Record[FocalConfig]("focal_config.json")
+PER_LABEL = "per_label.csv"
+SCORES = "scores.md"
+PREDICTIONS = "predictions.npz"
+LOG = "train.log"
+LABEL_FREQUENCIES_PLOT = "label_frequencies.png"
+PER_LABEL_PLOT = "per_label.png"
+PRECISION_RECALL_PLOT = "precision_recall.png"
+THRESHOLDS_PLOT = "thresholds.png"
+CONFUSIONS_PLOT = "confusions.png"
+RELIABILITY_PLOT = "reliability.png"
+
+KNOWN_BEFORE = (RECIPE, ENVIRONMENT, AUDIT, LABEL_FREQUENCIES_PLOT)
+"""Files that a run writes before it trains."""
+PUBLISHED_RESULTS = (
+    *(FOCAL, GOLDEN, METRICS, THRESHOLDS, PER_LABEL, CALIBRATION, TIMING, CONTEXT),
+    *(PER_LABEL_PLOT, PRECISION_RECALL_PLOT, THRESHOLDS_PLOT, CONFUSIONS_PLOT, RELIABILITY_PLOT),
+)
+"""Results that a package takes over as they are."""
+RESULTS = (*PUBLISHED_RESULTS, SCORES, PREDICTIONS)
+"""Files that only a finished run has."""
+RECORDED = (*KNOWN_BEFORE, *PUBLISHED_RESULTS)
+"""Files that a package takes from the run folder."""
+
+LOG_LOSSES = "validation_log_losses"
+"""Array in ``predictions.npz``: the cross-fitted log loss of each validation row."""
+
+MODEL = "model"
+"""Folder of the best weights with their configuration."""
+MODEL_CONFIG = f"{MODEL}/config.json"
+ADAPTER_WEIGHTS = f"{MODEL}/adapter_model.safetensors"
+BASELINE_WEIGHTS = f"{MODEL}/model.safetensors"
+"""Weights of a model without a backbone."""

@@ -1,0 +1,151 @@
+"""The verbs of ``training/run.py``, and the flags of each beside the settings of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from modeling.recipe import Recipe
+
+MAPPINGS_HELP = "from the model's labels to the file's: ekman, plutchik, sentiment or a YAML file"
+_COMPARE_HELP = "field=value,value for any setting, or loss=bce,focal-uniform,focal-r2"
+
+
+def _option(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class RecipeOptions:
+    """Which recipe."""
+
+    recipe: str = _option("quickstart", "a name in training/recipes, or a YAML file")
+
+
+@dataclass
+class OutputOptions:
+    """Where results go."""
+
+    output_dir: str | None = _option(None, "folder to write; by default nothing is written")
+
+
+@dataclass
+class TrainOptions(RecipeOptions):
+    """Where the run goes, and whether it goes on."""
+
+    output_dir: str | None = _option(None, "run folder (default: runs/<recipe>)")
+    resume: bool = _option(False, "continue from the last complete checkpoint")
+    overwrite: bool = _option(False, "train anew in a folder that holds a run")
+    co2_country: str | None = _option(
+        None, "estimate emissions with codecarbon, by the electricity of this country (such as ITA)"
+    )
+
+
+@dataclass
+class CompareOptions(RecipeOptions):
+    """A grid of runs."""
+
+    seeds: list[int] = _option([], "seeds of every setting (default: the recipe's)")
+    output_dir: str | None = _option(None, "folder of the grid (default: runs/compare-<recipe>)")
+    overwrite: bool = _option(False, "run everything anew")
+    axes: list[str] = _option([], _COMPARE_HELP)
+
+
+@dataclass
+class CompareRunsOptions(OutputOptions):
+    """Runs that are there."""
+
+    runs: list[str] = _option([], "folders of finished runs; the others are compared with the first")
+
+
+@dataclass
+class NullTestOptions(RecipeOptions):
+    """Where the two runs go."""
+
+    output_dir: str | None = _option(None, "folder of the two runs and their verdict (default: runs/<recipe>)")
+
+
+@dataclass
+class EvaluateOptions(OutputOptions):
+    """What is scored on what."""
+
+    data: str | None = _option(None, "labeled file: CSV, TSV, JSONL or Parquet")
+    mapping: str | None = _option(None, MAPPINGS_HELP)
+    text_column: str = _option("text", "column of the texts")
+    label_column: str = _option("labels", "column with names, ids or lists; without it, one 0/1 column per label")
+    dataset: str = _option("files", "goemotions for its own TSV files, which have no header")
+    model: str = _option("", "a package folder, a Hub id or the folder of a finished run")
+
+
+@dataclass
+class AuditOptions:
+    """Two files."""
+
+    text_column: str = _option("text", "column of the texts")
+    label_column: str | None = _option(None, "column of the labels (default: labels, where a file has it)")
+    dataset: str = _option("files", "goemotions for its own TSV files, which have no header")
+    examples: int = _option(5, "how many copies to show")
+    paths: list[str] = _option([], "rows to look for, and rows to look in")
+
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class Verb(Generic[Options]):
+    """Something that the command line does.
+
+    Attributes:
+        help: one line.
+        options: its own flags; with a field of ``positional`` where it takes words without a flag.
+        takes_recipe: do the settings of a recipe apply?
+        positional: the field that takes them.
+        details: what else its ``--help`` says.
+    """
+
+    help: str
+    options: type[Options]
+    takes_recipe: bool = True
+    positional: str = ""
+    details: str = ""
+
+
+VERBS: dict[str, Verb[Any]] = {
+    "train": Verb("train a recipe; what happens without a verb", TrainOptions),
+    "compare": Verb("train a grid of settings and compare them", CompareOptions, positional="axes"),
+    "compare-runs": Verb("compare finished runs by paired bootstrap", CompareRunsOptions, False, "runs"),
+    "null-test": Verb("train on noise and on shuffled labels; fail where anything is found", NullTestOptions),
+    "plan": Verb("print the memory that a recipe needs, part by part, and which GPU has it", RecipeOptions),
+    "evaluate": Verb("score a package or a run on a labeled file", EvaluateOptions, False, "model"),
+    "audit": Verb(
+        "look for copies of one file's texts in another file",
+        AuditOptions,
+        False,
+        "paths",
+        "A copy is exact (letter for letter), normalized (but for case, spaces and punctuation) or near (70 % of their\n"
+        "character 5-grams in common; texts of 34 characters and more). Where both files have labels, the report also\n"
+        "counts the copies whose labels differ, and names the labels that only one file has.\n\n"
+        "Example: training/run.py audit test.csv train.csv\n"
+        "Exit code: 0 no copies, 1 copies found, 2 a file cannot be read.",
+    ),
+}
+
+OLD_FLAGS = {
+    "--compare": "compare",
+    "--compare_runs": "compare-runs",
+    "--null_test": "null-test",
+    "--plan": "plan",
+    "--evaluate": "evaluate",
+}
+"""Verbs were flags once, and still work as such."""
+
+
+@dataclass(frozen=True)
+class Command(Generic[Options]):
+    """What was asked for; ``recipe`` is the default one where the verb takes none."""
+
+    verb: str
+    recipe: Recipe
+    options: Options
