@@ -1,1 +1,1 @@
-"""The model: what ships (``infer``), its loss, its backbones and its adapters."""
+"""The model: the code that ships (``infer``), its loss, its backbones and its adapters."""

@@ -1,4 +1,4 @@
-"""LoRA on the backbone of an emotion model: attach, count, and split what was trained into head and adapter."""
+"""LoRA on an emotion model's backbone: attach it, count parameters, split trained weights into head and adapter."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from modeling.recipe import ALL_LINEAR
 logger = logging.getLogger(__name__)
 
 IDLE = frozenset(["q_proj", "k_proj"])
-"""What attention over a single key never uses."""
+"""Layers that attention over a single key never uses."""
 
 HEAD_PARTS = ("projection", "pooling", "classifier")
-"""What trains in full, where a model has it."""
+"""Parts that train in full, if a model has them."""
 
 _PEFT_PREFIX = "base_model.model."
 _BACKBONE_PREFIX = f"{_PEFT_PREFIX}backbone."
 
 
 class _LoraProduct(torch.autograd.Function):
-    """x Wᵀ + s (x Aᵀ) Bᵀ and its gradients, in the precision of W, each sum done within a matrix product."""
+    """x Wᵀ + s (x Aᵀ) Bᵀ and its gradients, in the precision of W, each sum computed within a matrix product."""
 
     @staticmethod
     def forward(
@@ -50,14 +50,14 @@ class _LoraProduct(torch.autograd.Function):
 
 
 class LoraLinear(lora.Linear):
-    """PEFT's LoRA on a linear layer, computed without its casts to float32 and its passes over the whole output.
+    """PEFT's LoRA on a linear layer, without its casts to float32 and its passes over the whole output.
 
-    Where anything but plain LoRA on a frozen layer without bias is asked of it, PEFT computes.
+    PEFT computes anything other than plain LoRA on a frozen layer without bias.
     """
 
     @property
     def computes_plain_lora(self) -> bool:
-        """Is it, now, one adapter without dropout beside a frozen matrix without bias, and nothing else?"""
+        """Is it currently one adapter without dropout, on a frozen matrix without bias, and nothing else?"""
         base: Any = self.get_base_layer()
         return (
             len(self.active_adapters) == 1
@@ -107,7 +107,7 @@ def attach_lora(
     """
     suffixes = {name.rsplit(".", 1)[-1] for name, _ in model.backbone.named_modules()}
     if isinstance(model.backbone, OneTokenMistral) and IDLE & set(target_modules):
-        logger.info("no LoRA on %s: the weights of one token's attention are 1 without them", ", ".join(sorted(IDLE)))
+        logger.info("no LoRA on %s: one token's attention weights are 1 without them", ", ".join(sorted(IDLE)))
         target_modules = [name for name in target_modules if name not in IDLE]
     missing = sorted(set(target_modules) - suffixes)
     if missing:
@@ -115,9 +115,10 @@ def attach_lora(
             name.rsplit(".", 1)[-1] for name, part in model.backbone.named_modules() if isinstance(part, nn.Linear)
         }
         raise ValueError(
-            f"lora_target_modules: the backbone has no {', '.join(missing)}. Remedy: some of {', '.join(sorted(linear))}"
+            f"lora_target_modules: the backbone has no {', '.join(missing)}. "
+            f"Remedy: use some of {', '.join(sorted(linear))}"
         )
-    # A pattern under the language model's layers: a vision tower has modules of the same names.
+    # Match only the language model's layers: a vision tower has modules with the same names.
     names = "|".join(re.escape(name) for name in target_modules)
     config = LoraConfig(
         r=rank,
@@ -135,7 +136,7 @@ def attach_lora(
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
-    """Count parameters; a 4-bit weight counts as the parameters that it stands for, two a byte."""
+    """Count parameters; a byte of 4-bit weights counts as two parameters."""
     trainable = total = 0
     for parameter in model.parameters():
         number = parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
@@ -169,8 +170,8 @@ def split_trained_weights(
         state: the tensors of a checkpoint's ``adapter_model.safetensors``.
 
     Returns:
-        ``{"projection": …, "classifier": …}`` with what the model has of :data:`HEAD_PARTS`, and the adapter under the keys that
-        ``PeftModel.from_pretrained(backbone, …)`` reads.
+        ``{"projection": …, "classifier": …}`` with the :data:`HEAD_PARTS` that the model has, and the adapter under the
+        keys that ``PeftModel.from_pretrained(backbone, …)`` reads.
 
     Raises:
         ValueError: a key that belongs to neither.

@@ -43,7 +43,7 @@ MISTRAL_SMALL_3_1 = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-"""The language model of Mistral-Small-3.1-24B-Instruct-2503, for building it without a network."""
+"""The language model of Mistral-Small-3.1-24B-Instruct-2503, to build it without a network."""
 
 SMOLLM2_135M = {
     "model_type": "mistral",
@@ -61,20 +61,20 @@ SMOLLM2_135M = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-"""The bundled backbone, for planning it before it is converted."""
+"""The bundled backbone, to plan it before it is converted."""
 
 
 def read_backbone_config(name: str, revision: str | None = None) -> PreTrainedConfig:
-    """The language model's configuration of a Hub id, a folder or ``smollm2-135m``."""
+    """The language model's configuration, from a Hub id, a folder or ``smollm2-135m``."""
     source = str(convert_bundled_backbone()) if name == BUNDLED_BACKBONE else name
     return AutoConfig.from_pretrained(source, revision=revision).get_text_config()
 
 
 def read_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
-    """The tokenizer of a backbone, which neither pads nor cuts."""
+    """The tokenizer of a backbone, without padding or truncation."""
     if name == BUNDLED_BACKBONE:
         return bundled_tokenizer()
-    # Mistral Small 3.1 was published with a pattern that cuts numbers and words otherwise than it was trained.
+    # Mistral Small 3.1 was published with a pattern that splits numbers and words differently than in training.
     tokenizer = AutoTokenizer.from_pretrained(
         name, revision=revision, trust_remote_code=False, fix_mistral_regex=True
     ).backend_tokenizer
@@ -92,13 +92,13 @@ def load_frozen_backbone(
     dtype: torch.dtype = torch.float32,
     num_hidden_layers: int | None = None,
 ) -> nn.Module:
-    """Load a backbone whose weights do not train; in bfloat16 only its matrices are, see :func:`hold_bfloat16`.
+    """Load a frozen backbone; see :func:`holds_matrices_alone` for what is bfloat16.
 
     Raises:
-        RuntimeError: Unsloth is in this process. See also :func:`modeling.infer.load_backbone`.
+        RuntimeError: Unsloth was imported in this process. See also :func:`modeling.infer.load_backbone`.
     """
     if "unsloth" in sys.modules:
-        raise RuntimeError("Unsloth has patched transformers in this process. Remedy: a process for each loader")
+        raise RuntimeError("Unsloth has patched transformers in this process. Remedy: use a process for each loader")
     held = holds_matrices_alone(dtype, quantization, one_token)
     loaded = torch.float32 if held else dtype
     backbone = load_backbone(name, revision, quantization, loaded, device, one_token, num_hidden_layers)
@@ -110,12 +110,12 @@ def load_frozen_backbone(
 def load_unsloth_backbone(
     name: str, revision: str | None, rank: int, alpha: int, dropout: float, target_modules: Sequence[str]
 ) -> nn.Module:
-    """Load a language model in NF4 through Unsloth, with its LoRA layers and its gradient checkpointing, by R2's calls.
+    """Load a language model in NF4 through Unsloth, with its LoRA layers and gradient checkpointing, by R2's calls.
 
-    Unsloth patches transformers for the whole process: no other backbone is to be loaded in it.
+    Unsloth patches transformers for the whole process: do not load another backbone in it.
 
     Args:
-        name: a Hub id or a folder, with a tokenizer, which Unsloth insists on.
+        name: a Hub id or a folder, with a tokenizer, which Unsloth requires.
         revision: branch, tag or commit of a Hub id.
         rank: rank of LoRA's update.
         alpha: the update is scaled by alpha / rank.
@@ -123,16 +123,16 @@ def load_unsloth_backbone(
         target_modules: names of the linear layers.
 
     Raises:
-        ImportError: without Unsloth.
-        ValueError: the bundled backbone, which it cannot read.
+        ImportError: Unsloth is not installed.
+        ValueError: ``name`` is the bundled backbone, which Unsloth cannot read.
         RuntimeError: the weights are not NF4.
     """
     if name == BUNDLED_BACKBONE:
-        raise ValueError(f"loader unsloth cannot read {name}, which has no tokenizer. Remedy: loader transformers")
+        raise ValueError(f"loader unsloth cannot read {name}, which has no tokenizer. Remedy: use loader transformers")
     if importlib.util.find_spec("unsloth") is None:
         raise ImportError(
-            "Unsloth is not installed; it wants older versions of transformers and datasets, hence an environment of "
-            "its own. Remedy: tests/unsloth_environment.sh FOLDER makes one for a CPU; or loader transformers"
+            "Unsloth is not installed; it needs older versions of transformers and datasets, in its own environment. "
+            "Remedy: run tests/unsloth_environment.sh FOLDER to make one for a CPU, or use loader transformers"
         )
     fast = importlib.import_module("unsloth").FastLanguageModel
     model, _ = fast.from_pretrained(name, revision=revision, max_seq_length=2, load_in_4bit=True, dtype=None)
@@ -149,18 +149,18 @@ def load_unsloth_backbone(
         random_state=3407,
         use_rslora=False,
     )
-    return inner.requires_grad_(False)  # attaching LoRA to the whole model takes up the layers made here
+    return inner.requires_grad_(False)  # attaching LoRA to the whole model reuses the layers made here
 
 
 def holds_matrices_alone(dtype: torch.dtype, quantization: str, one_token: bool) -> bool:
-    """Does training hold only a backbone's matrices in bfloat16? One token and quantised backbones are so in whole."""
+    """Does training hold only the matrices in bfloat16? It loads one-token and quantized backbones wholly in it."""
     return dtype == torch.bfloat16 and quantization == "none" and not one_token
 
 
 def hold_bfloat16(backbone: nn.Module) -> None:
-    """Hold the matrices of a float32 backbone in bfloat16, in place; norms and embeddings stay as they are.
+    """Hold the matrices of a float32 backbone in bfloat16, in place; norms and embeddings do not change.
 
-    Under autocast every product is computed with bfloat16 copies of its matrices, which need not be made anew each time.
+    Under autocast every product uses bfloat16 copies of its matrices. This way they are not made again each time.
     """
     for module in backbone.modules():
         if isinstance(module, nn.Linear):
@@ -168,29 +168,29 @@ def hold_bfloat16(backbone: nn.Module) -> None:
 
 
 def compile_layers(backbone: nn.Module) -> None:
-    """Compile each layer of a backbone, in place, for batches of any size; names of weights stay as they are.
+    """Compile each layer of a backbone, in place, for batches of any size; weight names do not change.
 
-    The layers are alike, so that one compilation serves them all; the whole model would be unrolled into one graph.
+    The layers are alike, so one compilation serves them all. The whole model would be unrolled into one graph.
 
     Raises:
-        OSError: no C++ compiler is there.
+        OSError: there is no C++ compiler.
     """
-    from torch._inductor import cpp_builder, exc  # imports a quarter of torch, for this alone
+    from torch._inductor import cpp_builder, exc  # imports a quarter of torch, only for this
 
     try:
         cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler as error:
-        raise OSError("torch.compile finds no C++ compiler. Remedy: g++, or CXX=/path/to/one") from error
+        raise OSError("torch.compile finds no C++ compiler. Remedy: install g++, or set CXX=/path/to/one") from error
     for layer in cast(nn.ModuleList, backbone.layers):
         layer.compile(dynamic=True)
 
 
 @torch.no_grad()
 def restore_float32(model: EmotionModel) -> None:
-    """Give a backbone that was trained on in bfloat16 its float32 weights back, in place.
+    """Restore the float32 weights of a backbone that training held in bfloat16, in place.
 
-    Autocast computes with bfloat16 copies of frozen weights anyway, so that training may hold the copies alone. What
-    is scored and published is float32, the same on every machine.
+    Autocast uses bfloat16 copies of frozen weights anyway, so training may hold only the copies. Scoring and
+    publishing use float32, the same on every machine.
     """
     config = model.config
     exact = load_backbone(

@@ -35,10 +35,10 @@ REFERENCE_HIGH_ALPHA = frozenset(
 """Labels with alpha 0.75 in the reference's training code; all others have 0.25."""
 
 REFERENCE_CARD_HIGH_ALPHA = (REFERENCE_HIGH_ALPHA - {"disapproval"}) | {"desire"}
-"""The same by the reference's model card, which differs from its code in one label."""
+"""The same labels in the reference's model card, which differs from its code in one."""
 
 IGNORED_LABEL = -100
-"""A target that gives no loss, as everywhere in transformers: for rows that only fill up a batch."""
+"""A target that adds no loss, as everywhere in transformers: for rows that only fill a batch."""
 
 ALPHA_PRESETS = ("r2", "r2-card", "uniform", "inverse-frequency")
 
@@ -54,17 +54,17 @@ def focal_loss(
 
     Args:
         logits: float [B, L].
-        targets: multi-hot [B, L], or soft in [0, 1] where ``gamma`` is 0 and ``alpha`` 0.5; decisions marked
-            :data:`IGNORED_LABEL` give nothing.
+        targets: multi-hot [B, L], or soft in [0, 1] if ``gamma`` is 0 and ``alpha`` is 0.5; decisions marked
+            :data:`IGNORED_LABEL` add no loss.
         alpha: weight of a positive per label, [L] in [0, 1]; a negative weighs 1 − alpha.
         gamma: focusing exponent ≥ 0; 0 gives alpha-weighted binary cross-entropy.
-        num_items: decisions in the whole optimizer step, B×L summed over micro-batches and processes; default this
-            batch's own, which makes the result a mean.
+        num_items: decisions in the whole optimizer step, B×L summed over micro-batches and processes; defaults to
+            this batch's own, which makes the result a mean.
     """
     counted = targets != IGNORED_LABEL
     targets = torch.where(counted, targets, 0).to(logits.dtype)
     cross_entropy = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    # 1 − p_t = sigmoid of the logit turned away from the target: exact where 1 − sigmoid(x) would cancel.
+    # 1 − p_t is the sigmoid of −x for a positive, of x for a negative: exact where 1 − sigmoid(x) would cancel.
     distance = torch.sigmoid(logits * (1 - 2 * targets))
     weight = alpha * targets + (1 - alpha) * (1 - targets)
     total = (counted * weight * distance.pow(gamma) * cross_entropy).sum()
@@ -74,12 +74,12 @@ def focal_loss(
 def alpha_per_label(
     alpha: str | Mapping[str, float], labels: Sequence[str], positives: Sequence[int], rows: int
 ) -> list[float]:
-    """Alpha of every label.
+    """Alpha per label.
 
     Args:
         alpha: ``r2`` or ``r2-card`` (0.75 for the reference's fifteen labels, else 0.25), ``uniform`` (0.5),
-            ``inverse-frequency`` (1 − share of positive rows), or a mapping label → alpha, also as JSON; a key
-            ``default`` (0.5 where absent) stands for the labels that are not named.
+            ``inverse-frequency`` (1 − share of positive rows), or a mapping label → alpha, also as JSON; its key
+            ``default`` (0.5 if absent) covers the labels that are not named.
         labels: the L label names.
         positives: positive training rows per label.
         rows: number of training rows.
@@ -97,7 +97,7 @@ def alpha_per_label(
     if isinstance(alpha, str):
         if not alpha.startswith("{"):
             raise ValueError(
-                f"alpha: unknown preset {alpha!r}. Remedy: {', '.join(ALPHA_PRESETS)} or a mapping label: value"
+                f"alpha: unknown preset {alpha!r}. Remedy: use {', '.join(ALPHA_PRESETS)} or a mapping label: value"
             )
         alpha = cast(dict[str, float], json.loads(alpha))
     values = dict(alpha)
@@ -108,5 +108,5 @@ def alpha_per_label(
     result = [float(values.get(label, default)) for label in labels]
     outside = [f"{label}: {value}" for label, value in zip(labels, result, strict=True) if not 0 <= value <= 1]
     if outside:
-        raise ValueError(f"alpha: values must lie in [0, 1], got {', '.join(outside)}")
+        raise ValueError(f"alpha: values must be in [0, 1], got {', '.join(outside)}")
     return result

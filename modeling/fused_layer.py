@@ -1,8 +1,8 @@
 """A layer of the one-token backbone, with LoRA, that trains as one function.
 
-A training step of few rows is many small matrix products, and what surrounds them takes longer than they do: autograd's
-own nodes, casts, and laying a frozen matrix out for every product anew. Here a layer's forward and backward pass are
-written out, its matrices that read the same input are one, and each is laid out once for either direction.
+A training step with few rows is many small matrix products. The overhead around them takes longer than they do:
+autograd's own nodes, casts, and laying a frozen matrix out again for every product. Here a layer's forward and backward
+passes are written out. Matrices that read the same input are joined, and each is laid out once for each direction.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from modeling.adapters import LoraLinear
 from modeling.infer import OneTokenLayer, OneTokenMistral, fold_groups, laid_out_linear, lay_out
 
 FEW_ROWS = 64
-"""LoRA's products of so few rows are in float32: of a bfloat16 one the call takes longer than the product."""
+"""Up to this many rows LoRA's products are in float32: a bfloat16 call takes longer than its product."""
 
 _PROJECTIONS = ("self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 class _Frozen:
-    """A matrix W that does not train, for x Wᵀ and g W; in oneDNN's own layout, where it has one."""
+    """A frozen matrix W, for x Wᵀ and g W; in oneDNN's own layout, if it has one."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.dtype = weight.dtype
         self.forward_weight, self.backward_weight = lay_out(weight), lay_out(weight.t().contiguous())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, in] → [B, out], in the precision of W, then in that of x."""
+        """[B, in] → [B, out], computed in the precision of W, returned in x's."""
         return laid_out_linear(x.to(self.dtype), self.forward_weight).to(x.dtype)
 
     def backward(self, gradient: torch.Tensor) -> torch.Tensor:
-        """[B, out] → [B, in], in the same way."""
+        """[B, out] → [B, in], likewise."""
         return laid_out_linear(gradient.to(self.dtype), self.backward_weight).to(gradient.dtype)
 
 
 class _Layer(NamedTuple):
-    """What of a layer does not train."""
+    """The frozen parts of a layer."""
 
     value: _Frozen
     output: _Frozen
@@ -54,23 +54,23 @@ class _Layer(NamedTuple):
     head_dim: int
 
 
-def _normalise(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, ...]:
-    """RMSNorm [B, H]; and for the backward pass the same without its weight, and the inverse root mean square."""
+def _normalize(hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, ...]:
+    """RMSNorm [B, H]; for the backward pass also the same without its weight, and the inverse root mean square."""
     inverse = torch.rsqrt(hidden.square().mean(-1, keepdim=True).add_(epsilon))
-    normalised = hidden * inverse
-    return normalised * weight, normalised, inverse
+    normalized = hidden * inverse
+    return normalized * weight, normalized, inverse
 
 
-def _normalise_backward(
-    gradient: torch.Tensor, weight: torch.Tensor, normalised: torch.Tensor, inverse: torch.Tensor
+def _normalize_backward(
+    gradient: torch.Tensor, weight: torch.Tensor, normalized: torch.Tensor, inverse: torch.Tensor
 ) -> torch.Tensor:
     scaled = gradient * weight
-    mean = (scaled * normalised).mean(-1, keepdim=True)
-    return scaled.addcmul_(normalised, mean, value=-1).mul_(inverse)
+    mean = (scaled * normalized).mean(-1, keepdim=True)
+    return scaled.addcmul_(normalized, mean, value=-1).mul_(inverse)
 
 
 def _add_lora(answer: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Add s (x Aᵀ) Bᵀ to the answer in place; s x Aᵀ for the backward pass."""
+    """Add s (x Aᵀ) Bᵀ to the answer in place; return s x Aᵀ for the backward pass."""
     inner = functional.linear(x, a).mul_(scaling)
     answer.addmm_(inner, b.t())
     return inner
@@ -85,29 +85,29 @@ def _lora_backward(
     b: torch.Tensor,
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of A and B; that of x is added to ``of_x`` in place."""
+    """Gradients of A and B; the gradient of x is added to ``of_x`` in place."""
     of_inner = (gradient @ b).mul_(scaling)
     of_x.addmm_(of_inner, a)
     return of_inner.t() @ x, gradient.t() @ inner
 
 
 class _LayerFunction(torch.autograd.Function):
-    """One layer [B, H] → [B, H], of its input, what is frozen, LoRA's scaling, and A and B of :data:`_PROJECTIONS`."""
+    """One layer [B, H] → [B, H]: its input, the frozen parts, LoRA's scaling, and A and B of :data:`_PROJECTIONS`."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, layer: _Layer, scaling: float, *lora: torch.Tensor) -> torch.Tensor:
         dtype = hidden.dtype if len(hidden) <= FEW_ROWS else layer.value.dtype
         value_a, value_b, output_a, output_b, gate_a, gate_b, up_a, up_b, down_a, down_b = (w.to(dtype) for w in lora)
         output_a = fold_groups(output_a, layer.groups, layer.head_dim)
-        normalised, *first_norm = _normalise(hidden, layer.before_attention, layer.epsilon)
-        read = normalised.to(dtype)
+        normalized, *first_norm = _normalize(hidden, layer.before_attention, layer.epsilon)
+        read = normalized.to(dtype)
         value = layer.value.forward(read)
         value_inner = _add_lora(value, read, value_a, value_b, scaling)
         output = layer.output.forward(value)
         output_inner = _add_lora(output, value, output_a, output_b, scaling)
         hidden = hidden + output
-        normalised, *second_norm = _normalise(hidden, layer.before_mlp, layer.epsilon)
-        read_again = normalised.to(dtype)
+        normalized, *second_norm = _normalize(hidden, layer.before_mlp, layer.epsilon)
+        read_again = normalized.to(dtype)
         gate_up = layer.gate_up.forward(read_again)
         gate, up = gate_up.chunk(2, dim=1)
         gate_inner = _add_lora(gate, read_again, gate_a, gate_b, scaling)
@@ -144,32 +144,32 @@ class _LayerFunction(torch.autograd.Function):
         of_read = layer.gate_up.backward(of_gate_up)
         of_gate_lora = through(of_read, of_gate, read_again, gate_inner, gate_a, gate_b)
         of_up_lora = through(of_read, of_up, read_again, up_inner, up_a, up_b)
-        gradient = gradient + _normalise_backward(of_read, layer.before_mlp, second, second_inverse)
+        gradient = gradient + _normalize_backward(of_read, layer.before_mlp, second, second_inverse)
         narrow = gradient.to(read.dtype)
         of_value = layer.output.backward(narrow)
         of_output_a, of_output_b = through(of_value, narrow, value, output_inner, output_a, output_b)
         of_read = layer.value.backward(of_value)
         of_value_lora = through(of_read, of_value, read, value_inner, value_a, value_b)
-        gradient = gradient + _normalise_backward(of_read, layer.before_attention, first, first_inverse)
+        gradient = gradient + _normalize_backward(of_read, layer.before_attention, first, first_inverse)
         # A value's gradient reaches every head that repeats it.
         of_output_a = of_output_a.unflatten(1, (-1, 1, layer.head_dim)).expand(-1, -1, layer.groups, -1).flatten(1)
         return gradient, None, None, *of_value_lora, of_output_a, of_output_b, *of_gate_lora, *of_up_lora, *of_down
 
 
 class FusedOneTokenLayer(OneTokenLayer):
-    """A layer that computes as one function while it trains with plain LoRA, and as its parent does otherwise."""
+    """A layer that computes as one function while it trains with plain LoRA, and as its parent otherwise."""
 
     frozen: _Layer | None
 
     def train(self, mode: bool = True) -> FusedOneTokenLayer:
-        """Set the mode; the matrices that are laid out for training go when it ends."""
+        """Set the mode; when training ends, drop the matrices laid out for it."""
         if not mode:
             self.frozen = None
         super().train(mode)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the matrices that are laid out, which cannot be copied and are made again."""
+        """The state without laid-out matrices, which cannot be copied and are made again."""
         return {**self.__dict__, "frozen": None}
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -205,17 +205,17 @@ class FusedOneTokenLayer(OneTokenLayer):
 
 
 def _share_plain_lora(projections: list[LoraLinear]) -> bool:
-    """Has each of them plain LoRA, of one name and one scaling?"""
+    """Do they all have plain LoRA, with one name and one scaling?"""
     if not all(isinstance(part, LoraLinear) and part.computes_plain_lora for part in projections):
         return False
     return len({(part.active_adapters[0], part.scaling[part.active_adapters[0]]) for part in projections}) == 1
 
 
 def fuse_layers(backbone: nn.Module) -> bool:
-    """Let each layer of a one-token backbone train as one function, in place; names of weights stay as they are.
+    """Let each layer of a one-token backbone train as one function, in place; weight names do not change.
 
     Returns:
-        Whether this is done: every layer must have plain LoRA on all its matrices, which are not quantised.
+        Whether it was done: every layer must have plain LoRA on all its matrices, without quantization.
     """
     if not isinstance(backbone, OneTokenMistral) or backbone.config.hidden_act != "silu":
         return False

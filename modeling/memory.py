@@ -1,8 +1,8 @@
-"""What training and classifying will hold in memory, from a configuration alone: no weights, no GPU, no run.
+"""Predict the memory of training and classifying from a configuration: no weights, no GPU, no run.
 
-The model is built on the meta device with its real shapes, its matrices packed as bitsandbytes packs them. Its own
-forward and backward then run on tensors that have a shape and no content, and every storage that comes and goes is
-counted. So the activations are what autograd saves, whatever the layers do, and not a formula beside them.
+The model is built on the meta device with its real shapes, and with matrices packed as bitsandbytes packs them. Its
+own forward and backward then run on tensors with shapes but no content. Every storage that is made and freed is
+counted. So the activations are what autograd really saves, not a separate formula.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from modeling.recipe import ALL_LINEAR
 GIB = 2**30
 
 GPUS = {8: 7.6, 12: 11.6, 16: 14.5, 24: 21.9, 40: 39.3, 48: 44.3, 80: 79.1}
-"""Common GPUs: the number on the box → the GiB that PyTorch finds on the least generous of them, such as RTX 4060,
+"""Common GPUs: the number on the box → the GiB that PyTorch finds on the smallest of them, such as RTX 4060,
 RTX 3060, T4, L4, A100, L40S, H100 (error correction and the driver take the rest)."""
 
 RESERVE = GIB // 2
-"""For what PyTorch does not allocate or cannot use: CUDA context and kernels (0.3 to 0.45 GiB), workspace of cuBLAS
-(8 MiB, 32 on Hopper), and the gaps between blocks."""
+"""Memory that PyTorch does not allocate or cannot use: CUDA context and kernels (0.3 to 0.45 GiB), cuBLAS workspace
+(8 MiB, 32 on Hopper), and gaps between blocks."""
 
 INFERENCE_ROWS = 64
 """Rows that ``EmotionClassifier`` sends through the backbone at once."""
@@ -51,7 +51,7 @@ OPTIMIZERS_32BIT = {
     "adagrad": 1,
     "sgd": 0,
 }
-"""Float32 states of a trainable parameter, by transformers' name of the optimizer."""
+"""Float32 states per trainable parameter, by the optimizer's name in transformers."""
 
 OPTIMIZERS_8BIT = {
     "adamw_bnb_8bit": 2,
@@ -60,11 +60,11 @@ OPTIMIZERS_8BIT = {
     "lion_8bit": 1,
     "paged_lion_8bit": 1,
 }
-"""States of one byte, with a float32 constant for every 256 of them."""
+"""One-byte states per trainable parameter, with a float32 constant for every 256 of them."""
 
 _COPY = "head, the frozen copy that PEFT keeps"
 
-_LAID_OUT = "frozen matrices, laid out for either direction"
+_LAID_OUT = "frozen matrices, laid out for each direction"
 
 _SMALLEST_8BIT = 4_096
 """bitsandbytes keeps the states of smaller tensors in float32."""
@@ -72,22 +72,22 @@ _SMALLEST_8BIT = 4_096
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides how much memory is needed.
+    """What determines how much memory is needed.
 
     Attributes:
-        config: the model, with its ``backbone_config``; where it reads words, every text is ``window_length`` tokens long.
-        dtype: precision of the frozen weights that are not quantised, while training.
+        config: the model, with its ``backbone_config``; if it reads words, every text is ``window_length`` tokens long.
+        dtype: precision of the frozen weights that are not quantized, while training.
         scoring_dtype: their precision when the trained model is scored.
         lora_rank: rank of the adapters.
         lora_dropout: dropout on the adapters' input.
         lora_target_modules: names of the linear layers with an adapter.
-        batch_size: rows of a micro-batch.
-        gradient_accumulation_steps: micro-batches of an optimizer step.
+        batch_size: rows per micro-batch.
+        gradient_accumulation_steps: micro-batches per optimizer step.
         bf16: autocast while training.
         gradient_checkpointing: recompute each layer in the backward pass.
-        fused_layers: let layers of one token train as one function, where they can.
-        optim: optimizer, by transformers' name.
-        output_layer: is ``lm_head`` loaded too? Never by this project; by loaders of a whole causal language model.
+        fused_layers: let one-token layers train as one function, if they can.
+        optim: optimizer, by its name in transformers.
+        output_layer: is ``lm_head`` loaded too? This project never does; loaders of a whole causal language model do.
         device: ``cuda`` or ``cpu``.
     """
 
@@ -109,10 +109,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by part, at each of the moments where the peak may lie.
+    """Bytes by part, at each moment when the peak may occur.
 
     Attributes:
-        parameters: numbers of parameters by part; a 4-bit one counts as one.
+        parameters: numbers of parameters by part; a 4-bit one counts as one parameter.
         training: moment (``step``, ``optimizer``, ``scoring``) → part → bytes.
         inference: part → bytes.
         layer_activations: bytes that one layer keeps for the backward pass of a micro-batch.
@@ -135,20 +135,20 @@ class MemoryPlan:
 
 
 def evaluation_rows(reads_words: bool) -> int:
-    """Rows that the trainer evaluates at once: of a single token each, more."""
+    """Rows that the trainer evaluates at once; more if each is a single token."""
     return INFERENCE_ROWS if reads_words else 256
 
 
 def smallest_gpu(peak: int) -> int | None:
-    """The smallest of :data:`GPUS` that holds ``peak`` bytes and the reserve; None where none does."""
+    """The smallest of :data:`GPUS` that holds ``peak`` bytes and the reserve; None if none does."""
     return next((name for name, capacity in GPUS.items() if peak + RESERVE <= capacity * GIB), None)
 
 
-# The model, and what it weighs
+# The model and its size
 
 
 def _build(setting: Setting, dtype: torch.dtype, training: bool = False) -> tuple[nn.Module, EmotionModel]:
-    """The model on the meta device as training or scoring holds it, with and without PEFT's shell."""
+    """The model on the meta device as training or scoring holds it, with and without PEFT's wrapper."""
     model = build_on_meta(setting.config)
     if setting.config.head == "mlp":
         return model, model
@@ -171,7 +171,7 @@ def _build(setting: Setting, dtype: torch.dtype, training: bool = False) -> tupl
                     setattr(module, name, QuantisedLinear(child, setting.config.quantization))
         if setting.config.reads_one_token:
             backbone.norm.float()
-        alpha = setting.lora_rank  # a factor, which takes no memory
+        alpha = setting.lora_rank  # a factor takes no memory
         peft_model = attach_lora(model, setting.lora_rank, alpha, setting.lora_dropout, setting.lora_target_modules)
     return peft_model, model
 
@@ -192,30 +192,30 @@ def _part(name: str, tensor: torch.Tensor, owner: nn.Module) -> str:
 
 
 def weigh(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
-    """Numbers of parameters, and bytes, of a model's tensors by part."""
+    """Numbers of parameters and bytes of a model's tensors, by part."""
     parameters: dict[str, int] = {}
     sizes: dict[str, int] = {}
     modules = dict(model.named_modules())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         owner = modules[name.rpartition(".")[0]]
         part = _part(f".{name}", tensor, owner)
-        quantised = isinstance(owner, QuantisedLinear) and isinstance(tensor, nn.Parameter)
-        count = cast(Any, owner).in_features * cast(Any, owner).out_features if quantised else tensor.numel()
+        quantized = isinstance(owner, QuantisedLinear) and isinstance(tensor, nn.Parameter)
+        count = cast(Any, owner).in_features * cast(Any, owner).out_features if quantized else tensor.numel()
         parameters[part] = parameters.get(part, 0) + (count if isinstance(tensor, nn.Parameter) else 0)
         sizes[part] = sizes.get(part, 0) + tensor.numel() * tensor.element_size()
     return parameters, sizes
 
 
 def optimizer_bytes(setting: Setting, sizes: Iterable[int]) -> tuple[int, int]:
-    """Bytes of the states, and of the largest temporary, of an optimizer over tensors of these numbers of elements.
+    """Bytes of an optimizer's states and of its largest temporary, over tensors with these numbers of elements.
 
     Raises:
-        ValueError: an optimizer whose states are not known here.
+        ValueError: the optimizer's states are not known here.
     """
     elements = list(sizes)
     largest, cpu = max(elements), setting.device == "cpu"
     if setting.optim in OPTIMIZERS_32BIT:
-        # torch takes one square root of all tensors at once on a GPU; on a CPU two of one tensor at a time.
+        # On a GPU torch takes the square root of all tensors at once; on a CPU, two of one tensor at a time.
         at_once = sum(elements) if setting.optim in ("adamw_torch", "rmsprop", "adagrad") else 0
         temporary = 2 * largest if cpu else at_once
         return 4 * OPTIMIZERS_32BIT[setting.optim] * sum(elements), 4 * temporary
@@ -225,15 +225,15 @@ def optimizer_bytes(setting: Setting, sizes: Iterable[int]) -> tuple[int, int]:
             f"optim: the states of {setting.optim} are not known to the memory plan. Remedy: use one of {known}"
         )
     states = sum(4 * n if n < _SMALLEST_8BIT else n + 4 * math.ceil(n / 256) for n in elements)
-    # A GPU updates 8-bit states in place; a CPU through float32 copies of states, gradient, weight and denominator.
+    # A GPU updates 8-bit states in place; a CPU uses float32 copies of states, gradient, weight and denominator.
     return OPTIMIZERS_8BIT[setting.optim] * states, 4 * 5 * largest if cpu else 0
 
 
-# The moments
+# The moments of the peak
 
 
 def _rows(config: EmotionConfig, rows: int) -> dict[str, torch.Tensor]:
-    """The largest batch that the model can be given."""
+    """The largest batch that the model can get."""
     batch = {}
     if config.reads_embedding:
         batch["embeddings"] = torch.empty(rows, config.embed_dim)
@@ -244,7 +244,7 @@ def _rows(config: EmotionConfig, rows: int) -> dict[str, torch.Tensor]:
 
 
 def _laid_out_bytes(setting: Setting, weights: dict[str, int]) -> int:
-    """Bytes of the frozen matrices that :mod:`modeling.fused_layer` holds besides, one for each direction."""
+    """Bytes of the extra frozen matrices that :mod:`modeling.fused_layer` holds, one for each direction."""
     small = (
         setting.fused_layers
         and setting.device == "cpu"
@@ -256,7 +256,7 @@ def _laid_out_bytes(setting: Setting, weights: dict[str, int]) -> int:
 
 
 def _train(setting: Setting, shell: nn.Module, model: EmotionModel) -> tuple[dict[str, int], int]:
-    """What a step adds to the weights, by part, and what a layer of it keeps for the backward pass, in bytes."""
+    """Bytes that a step adds to the weights, by part, and that one layer keeps for the backward pass."""
     shell.train()
     if setting.gradient_checkpointing and setting.config.head == "backbone":
         with warnings.catch_warnings():
@@ -270,7 +270,7 @@ def _train(setting: Setting, shell: nn.Module, model: EmotionModel) -> tuple[dic
             layer.register_forward_hook(lambda *_: after_layer.append(meter.live))
         trainable = [parameter for parameter in shell.parameters() if parameter.requires_grad]
         with meter:
-            if setting.gradient_accumulation_steps > 1:  # the first micro-batch has left its gradients
+            if setting.gradient_accumulation_steps > 1:  # the first micro-batch left its gradients
                 for parameter in trainable:
                     parameter.grad = torch.empty_like(parameter)
             before = set(meter.blocks())
@@ -289,7 +289,7 @@ def _train(setting: Setting, shell: nn.Module, model: EmotionModel) -> tuple[dic
 
 
 def _classify(setting: Setting, dtype: torch.dtype, rows: int) -> int:
-    """What a forward pass without gradients adds to the weights, in bytes.
+    """Bytes that a forward pass without gradients adds to the weights.
 
     Two layers are enough: without gradients a layer leaves nothing behind.
     """
@@ -305,10 +305,10 @@ def _classify(setting: Setting, dtype: torch.dtype, rows: int) -> int:
 
 
 def plan_memory(setting: Setting) -> MemoryPlan:
-    """The memory plan of a setting. Takes seconds, and memory for shapes alone.
+    """The memory plan of a setting. Takes seconds, and memory only for shapes.
 
     Raises:
-        ValueError: an optimizer whose states are not known here, or a LoRA target that the backbone does not have.
+        ValueError: the optimizer's states are not known here, or the backbone does not have a LoRA target.
     """
     shell, model = _build(setting, setting.dtype, training=True)
     parameters, weights = weigh(shell)

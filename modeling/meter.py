@@ -1,4 +1,4 @@
-"""Counting the memory of a computation on tensors that have a shape and no content; quantised layers of that kind."""
+"""Count the memory of a computation on tensors with shapes but no content; quantized layers of that kind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_iter
 
 @dataclass(eq=False)
 class Block:
-    """A storage: bytes, and when it came and went."""
+    """A storage: its bytes, and when it was made and freed."""
 
     size: int
     born: int
@@ -25,10 +25,10 @@ class Block:
 
 
 class Meter(TorchDispatchMode):
-    """Counts the bytes of the storages that come and go while it is entered.
+    """Counts the bytes of the storages that are made and freed while it is active.
 
     Args:
-        known: tensors that are there already, and are not counted.
+        known: tensors that exist already, which are not counted.
     """
 
     def __init__(self, known: Iterable[torch.Tensor]) -> None:
@@ -40,7 +40,7 @@ class Meter(TorchDispatchMode):
         self._alive: dict[int, Block] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count what it made."""
+        """Run an operation and count what it makes."""
         result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, torch.Tensor):
@@ -65,18 +65,18 @@ class Meter(TorchDispatchMode):
         self.live -= block.size
 
     def blocks(self, tensors: Iterable[torch.Tensor] | None = None) -> list[Block]:
-        """The storages of these tensors, or all that are alive."""
+        """The storages of these tensors, or all live ones."""
         if tensors is None:
             return list(self._alive.values())
         return [self._alive[tensor.untyped_storage()._cdata] for tensor in tensors]
 
     def at_peak(self, blocks: Iterable[Block]) -> int:
-        """Bytes of those blocks that were alive when the peak was reached."""
+        """Bytes of the blocks that were alive at the peak."""
         return sum(block.size for block in blocks if block.born <= self.peak_time < block.died)
 
 
 def without_content(model: nn.Module) -> list[torch.Tensor]:
-    """Put fake tensors of a CPU in the place of a model's meta tensors, so that autocast sees a device; return them."""
+    """Replace a model's meta tensors with fake CPU tensors, so that autocast sees a device; return them."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             empty = torch.empty(parameter.shape, dtype=parameter.dtype)
@@ -87,17 +87,18 @@ def without_content(model: nn.Module) -> list[torch.Tensor]:
 
 
 def constants_nf4(parameters: int) -> int:
-    """Bytes of the constants of one NF4 matrix with double quantisation.
+    """Bytes of the constants of one NF4 matrix with double quantization.
 
-    Each block of 64 weights has its largest magnitude in 8 bits, each 256 of these theirs in float32, beside their
-    mean, the 256 values of the 8-bit code and the 16 of NF4 (Dettmers et al., QLoRA, 2023, section 3).
+    Each block of 64 weights stores its largest magnitude in 8 bits. Each 256 of these magnitudes store theirs in
+    float32. Their mean, the 256 values of the 8-bit code and the 16 of NF4 are also stored (Dettmers et al., QLoRA,
+    2023, section 3).
     """
     blocks = math.ceil(parameters / 64)
     return blocks + 4 * math.ceil(blocks / 256) + 4 * (1 + 256 + 16)
 
 
-class _QuantisedProduct(torch.autograd.Function):
-    """What bitsandbytes allocates: in both directions one dequantised matrix, and nothing kept but the packed one."""
+class _QuantizedProduct(torch.autograd.Function):
+    """What bitsandbytes allocates: one dequantized matrix per direction; it keeps only the packed one."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
@@ -111,7 +112,7 @@ class _QuantisedProduct(torch.autograd.Function):
 
 
 class QuantisedLinear(nn.Linear):
-    """The shapes and the traffic of ``bitsandbytes.nn.Linear4bit`` or ``Linear8bitLt``, without content."""
+    """The shapes and allocations of ``bitsandbytes.nn.Linear4bit`` or ``Linear8bitLt``, without content."""
 
     def __init__(self, linear: nn.Linear, quantization: str) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False)
@@ -127,5 +128,5 @@ class QuantisedLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Linear layer in bfloat16, [B, in] → [B, out]."""
         shape = (self.out_features, self.in_features)
-        product = cast(Any, _QuantisedProduct).apply(x.to(torch.bfloat16), self.weight, shape)
+        product = cast(Any, _QuantizedProduct).apply(x.to(torch.bfloat16), self.weight, shape)
         return cast(torch.Tensor, product.to(x.dtype))

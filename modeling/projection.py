@@ -1,10 +1,10 @@
-"""Where the projected token starts: large enough for the backbone to keep what it says.
+"""Initialize the projected token: long enough that the backbone keeps its content.
 
-A pretrained decoder turns a lone token at position 0 into an attention sink: within three layers its MLPs add one
-and the same vector, hundreds to thousands of times longer than the token, and the final norm then divides what the
-token said by that length. Whether they do depends on the token's length in the residual stream. At the length of
-the vocabulary's own tokens two different inputs leave the 135M backbone with a cosine above 0.9; some hundred times
-longer, the same input keeps below 0.1.
+A pretrained decoder turns a lone token at position 0 into an attention sink. Within three layers its MLPs add the
+same vector, hundreds to thousands of times longer than the token. The final norm then divides the token's content
+by that length. Whether this happens depends on the token's length in the residual stream. At the length of the
+vocabulary's own tokens, two different inputs leave the 135M backbone with a cosine above 0.9. About a hundred times
+longer, the same inputs stay below 0.1.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import nn
 def standardise_projection(
     projection: nn.Sequential, embeddings: np.ndarray, token_norm: float, seed: int, sample: int = 4_096
 ) -> None:
-    """Initialise a projection in place from the embeddings that it will read.
+    """Initialize a projection in place from the embeddings that it will read.
 
-    The first linear layer absorbs the standardisation of its input (zero mean, unit variance per dimension), so that
-    the layout stays Linear, GELU, Linear; the second is centred and scaled so that tokens have the mean length
+    The first linear layer absorbs the standardization of its input (zero mean, unit variance per dimension), so the
+    layout stays Linear, GELU, Linear. The second is centered and scaled so that tokens have the mean length
     ``token_norm``.
 
     Args:

@@ -1,4 +1,4 @@
-"""A recipe: every setting of a run in one flat, typed record, and what else must know of each."""
+"""A recipe: every setting of a run in one flat, typed record, with marks for other modules."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any, Literal, get_args, get_type_hints
 from modeling.infer.settings import ModelSettings, setting
 
 GROUPS = ("corpus", "encoder", "balance", "model", "loss", "optimization")
-"""Headings of the settings, in the order in which they are listed and written."""
+"""Headings of the settings, in the order they are listed and written."""
 
 Split = Literal["official", "stratified", "pooled-r2"]
 AuditPolicy = Literal["report", "drop-from-train", "fail"]
 Oversampling = Literal["none", "duplicate", "smote", "mlsmote", "ismote", "ismote-r2"]
 WHOLE_ROW_METHODS: tuple[Oversampling, ...] = ("none", "duplicate")
-"""Methods whose new rows are copies, so that they have words to read."""
+"""Methods whose new rows are copies, so they have words to read."""
 MlsmoteLabels = Literal["ranking", "union", "intersection"]
 
 CONTAMINATED: Split = "pooled-r2"
-"""The split protocol that trains on children of test rows."""
+"""The split protocol that trains on rows made from test rows."""
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The reference's LoRA targets."""
 
 
 @dataclass
 class Recipe(ModelSettings):
-    """What is trained, on what, and how; the settings of the model are inherited.
+    """What is trained, on what data, and how; the model's settings are inherited.
 
-    Marks of a field, in its metadata, tell the others what they must know:
+    A field's metadata has marks for other modules:
 
     - ``decides_rows``: the rows of the corpus depend on it.
-    - ``local_path``: it names places on this machine; a package hides it, and a resumed run may find them elsewhere.
+    - ``local_path``: it names paths on this machine; a package hides it, and a resumed run may change it.
     - ``free``: a resumed run may change it.
-    - ``on_card=False``: the table of settings on the model card leaves it out.
+    - ``on_card=False``: the model card's table of settings leaves it out.
     """
 
     dataset: str = setting(
@@ -45,7 +45,7 @@ class Recipe(ModelSettings):
     )
     data_dir: str | None = setting(
         None,
-        "folder of a local corpus; for dataset files also one file, to be split",
+        "folder of a local corpus; with dataset files also a single file to split",
         "corpus",
         decides_rows=True,
         local_path=True,
@@ -73,18 +73,18 @@ class Recipe(ModelSettings):
         on_card=False,
     )
     unlabelled: Literal["keep", "drop"] = setting(
-        "keep", "rows without a label of the run: keep (all-zero) or drop", "corpus", decides_rows=True
+        "keep", "rows with none of the run's labels: keep (all zeros) or drop", "corpus", decides_rows=True
     )
     split: Split = setting(
         "official",
-        "official: the corpus's own; stratified: made anew, copies kept together; pooled-r2: the reference's order, "
-        "whose scores are contaminated",
+        "official: the corpus's own; stratified: a new split that keeps copies together; pooled-r2: the reference's "
+        "order, whose scores are contaminated",
         "corpus",
         on_card=False,
     )
     audit_policy: AuditPolicy = setting(
         "report",
-        "training rows whose text stands in an evaluation split: report them, drop them from train, or fail",
+        "training rows whose text is also in an evaluation split: report them, drop them from train, or fail",
         "corpus",
     )
     encoder: str = setting(
@@ -95,19 +95,19 @@ class Recipe(ModelSettings):
     )
     balance: Oversampling = setting("none", "oversampling of rare labels", "balance", on_card=False)
     balance_target: int = setting(
-        0, "positive rows per label to oversample up to; 0 leaves it to balance_ratio", "balance", least=0
+        0, "oversample each label to this many positive rows; 0 uses balance_ratio", "balance", least=0
     )
     balance_ratio: float = setting(
         0.0,
-        "oversample until no label is rarer than the most frequent one by this ratio; 0 means the mean ratio (ML-ROS)",
+        "oversample until the most frequent label is at most this many times any other; 0 uses the mean ratio (ML-ROS)",
         "balance",
         least=0,
     )
-    balance_labels: list[str] = setting([], "labels to oversample; none named means all but neutral", "balance")
+    balance_labels: list[str] = setting([], "labels to oversample; if empty, all except neutral", "balance")
     balance_neighbours: int = setting(5, "neighbors k of smote, mlsmote and ismote", "balance", least=1)
     mlsmote_labels: MlsmoteLabels = setting("ranking", "labels of a row made by mlsmote", "balance")
     neutral_keep: float = setting(
-        1.0, "rows labeled neutral alone to keep: up to 1 a fraction, above 1 a number", "balance", least=0
+        1.0, "rows labeled only neutral to keep: a fraction up to 1, a number above 1", "balance", least=0
     )
     mlp_hidden_size: int = setting(576, "width of the mlp baseline", "model", least=2, on_card=False)
     model_name: str = setting(
@@ -115,13 +115,13 @@ class Recipe(ModelSettings):
     )
     model_revision: str | None = setting(None, "revision of a Hub backbone", "model", on_card=False)
     num_hidden_layers: int = setting(
-        0, "layers of the backbone that are used, from the first; 0 uses all", "model", least=0
+        0, "number of backbone layers to use, from the first; 0 uses all", "model", least=0
     )
     loader: Literal["transformers", "unsloth"] = setting(
-        "transformers", "library that loads the backbone; unsloth needs an environment of its own", "model"
+        "transformers", "library that loads the backbone; unsloth needs its own environment", "model"
     )
     token_norm: float = setting(
-        0.0, "length of a projected token at the start; 0 keeps torch's default initialization", "model", least=0
+        0.0, "initial length of a projected token; 0 keeps torch's default initialization", "model", least=0
     )
     lora_rank: int = setting(16, "LoRA rank", "model", least=1)
     lora_alpha: int = setting(32, "LoRA alpha; the update is scaled by alpha / rank", "model", least=1)
@@ -131,8 +131,8 @@ class Recipe(ModelSettings):
     alpha: str = setting("r2", "r2, r2-card, uniform, inverse-frequency, or a JSON mapping label: value", "loss")
     teachers: list[str] = setting(
         [],
-        "folders of finished runs or packages of the same splits and labels: half of each target is what they say, the "
-        "sigmoid of their mean logits; with gamma 0 and alpha uniform",
+        "folders of finished runs or packages with the same splits and labels: half of each target is the sigmoid of "
+        "their mean logits; needs gamma 0 and alpha uniform",
         "loss",
         local_path=True,
     )
@@ -140,7 +140,7 @@ class Recipe(ModelSettings):
     batch_size: int = setting(32, "rows per micro-batch and process", "optimization", least=1)
     gradient_accumulation_steps: int = setting(
         0,
-        "micro-batches per optimizer step; 0 cuts batch_size into as few as fit the memory, by the plan",
+        "micro-batches per optimizer step; 0 splits batch_size into as few as the plan says fit in memory",
         "optimization",
         least=0,
     )
@@ -153,11 +153,11 @@ class Recipe(ModelSettings):
     warmup: float = setting(0.05, "share of the steps that warm up", "optimization", least=0, most=1)
     weight_decay: float = setting(0.01, "weight decay", "optimization", least=0)
     max_grad_norm: float = setting(1.0, "gradient clipping", "optimization", least=0)
-    optim: str = setting("adamw_torch", "optimizer, by transformers' name", "optimization")
+    optim: str = setting("adamw_torch", "optimizer, by its name in transformers", "optimization")
     bf16: bool = setting(
         False,
-        "bfloat16 autocast while training, unless the CPU has no such products (AVX2 alone) and is faster in float32; "
-        "final scores are always in the model's own precision",
+        "bfloat16 autocast while training, unless the CPU has no bfloat16 products (AVX2 only) and float32 is faster; "
+        "final scores always use the model's own precision",
         "optimization",
     )
     gradient_checkpointing: bool = setting(
@@ -165,11 +165,11 @@ class Recipe(ModelSettings):
     )
     fused_layers: bool = setting(
         True,
-        "on a CPU, in bfloat16: each layer of one token trains as one function, its matrices held in three layouts",
+        "on a CPU in bfloat16: train each one-token layer as one function; holds its matrices in three layouts",
         "optimization",
     )
     torch_compile: bool = setting(
-        False, "compile the backbone's layers: a minute first, then faster large batches", "optimization"
+        False, "compile the backbone's layers: takes a minute, then large batches are faster", "optimization"
     )
     metric_for_best_model: Literal["macro_f1", "macro_f1_tuned"] = setting(
         "macro_f1", "validation metric of the best checkpoint: macro_f1 (at 0.5) or macro_f1_tuned", "optimization"
@@ -179,7 +179,7 @@ class Recipe(ModelSettings):
     )
     checkpoint_minutes: float = setting(
         0.0,
-        "also save a checkpoint within an epoch after this many minutes; 0 saves only at its end",
+        "also save a checkpoint within an epoch after this many minutes; 0 saves only at the epoch's end",
         "optimization",
         least=0,
     )
@@ -202,26 +202,26 @@ def marked(mark: str, default: bool = False) -> list[str]:
 
 
 def not_on_card() -> list[str]:
-    """Settings that the card names elsewhere, that do not bear on the result, or that name local files."""
+    """Settings that the card names elsewhere, that do not affect the result, or that name local files."""
     return [name for name in FIELDS if name in marked("local_path") or name not in marked("on_card", True)]
 
 
 def free_on_resume() -> list[str]:
-    """Settings that may differ when a run is resumed; rows and teachers are held by their contents."""
+    """Settings that may differ when a run is resumed; rows and teachers are compared by content."""
     return marked("free") + marked("local_path")
 
 
 def hide_local_paths(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The content of a ``recipe.yaml`` without the places on this machine."""
+    """The content of a ``recipe.yaml`` without paths on this machine."""
     defaults = dataclasses.asdict(Recipe())
     return {key: defaults[key] if key in marked("local_path") else value for key, value in recipe.items()}
 
 
 def model_settings(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says of the model, as arguments of :class:`modeling.infer.EmotionConfig`."""
+    """A recipe's model settings, as arguments of :class:`modeling.infer.EmotionConfig`."""
     return {field.name: getattr(recipe, field.name) for field in dataclasses.fields(ModelSettings)}
 
 
 def choices(name: str) -> tuple[str, ...]:
-    """The accepted values of a setting that has a list of them."""
+    """The accepted values of a setting with a fixed list."""
     return get_args(get_type_hints(Recipe)[name])

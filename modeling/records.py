@@ -1,6 +1,6 @@
-"""The files of a run folder and what is in them: written by training, read by hub_release.
+"""The files of a run folder and their contents: written by training, read by hub_release.
 
-A record is a file's name that knows the type of its content. Contents are JSON objects unless the name says otherwise.
+A record is a file name with the type of its content. The content is a JSON object unless the name says otherwise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Record(str, Generic[Content]):
 
 
 class PolicyScores(TypedDict):
-    """Scores of a split under one threshold policy; ``intervals_95`` has low and high of each by its name."""
+    """Scores of a split under one threshold policy; ``intervals_95`` maps each score's name to [low, high]."""
 
     macro_f1: float
     micro_f1: float
@@ -31,7 +31,7 @@ SplitScores = dict[Policy, PolicyScores]
 
 
 class Metrics(TypedDict):
-    """Scores of each split, the split protocol, and of which null test they are."""
+    """Scores of each split, the split protocol, and the null test, if they come from one."""
 
     validation: SplitScores
     test: SplitScores
@@ -49,11 +49,11 @@ ThresholdTable = TypedDict(
         "per_label_unshrunk": dict[str, float],
     },
 )
-"""Thresholds from validation: one for all labels; one per label, and the same before they are shrunk."""
+"""Thresholds from validation: one for all labels, one per label, and the per-label ones before shrinkage."""
 
 
 class Calibration(TypedDict):
-    """The calibration of the logits, and how well probabilities were calibrated ``before`` and ``after`` it."""
+    """Calibration of the logits, and how well calibrated probabilities were ``before`` and ``after`` it."""
 
     method: Literal["none", "temperature", "platt"]
     reason: str
@@ -84,7 +84,7 @@ class TrainingRows(TypedDict):
 
 
 class Audit(TypedDict):
-    """Where the rows come from, copies across splits, label noise, and labels that look exchanged."""
+    """Where the rows come from, copies across splits, label noise, and labels that look swapped."""
 
     corpus: str
     revision: str
@@ -122,7 +122,7 @@ class Environment(TypedDict):
 
 
 class Emissions(TypedDict):
-    """Grams of CO2 equivalent, what estimated them, and the country."""
+    """Grams of CO2 equivalent, the source of the estimate, and the country."""
 
     grams: float
     source: str
@@ -130,7 +130,7 @@ class Emissions(TypedDict):
 
 
 class Timing(TypedDict):
-    """Seconds of each stage; ``epochs`` that were trained."""
+    """Seconds of each stage, and the number of ``epochs`` trained."""
 
     seconds_of_preparation: float
     seconds_of_training: float
@@ -141,7 +141,7 @@ class Timing(TypedDict):
 
 
 class Context(TypedDict):
-    """What a reader of the scores needs beside them; ``local`` says which parts are folders of this machine."""
+    """What a reader needs besides the scores; ``local`` says which parts are folders on this machine."""
 
     bootstrap_draws: int
     unreliable: dict[str, float]
@@ -150,21 +150,21 @@ class Context(TypedDict):
 
 
 class GoldenRow(TypedDict):
-    """A text and what the trained model says of it."""
+    """A text and the trained model's probabilities for it."""
 
     text: str
     probabilities: list[float]
 
 
 class Golden(TypedDict):
-    """Fixed texts and the trained model's probabilities, for whoever loads it to reproduce."""
+    """Fixed texts and the trained model's probabilities, to verify a loaded copy."""
 
     labels: list[str]
     rows: list[GoldenRow]
 
 
 class FocalConfig(TypedDict):
-    """The focal loss: alpha of each label, and gamma."""
+    """The focal loss: alpha per label, and gamma."""
 
     alpha: dict[str, float]
     gamma: float
@@ -177,7 +177,7 @@ METRICS = Record[Metrics]("metrics.json")
 THRESHOLDS = Record[ThresholdTable]("thresholds.json")
 CALIBRATION = Record[Calibration]("calibration.json")
 TIMING = Record[Timing]("timing.json")
-"""Written last: a run that has it is finished."""
+"""Written last: a run with this file is finished."""
 CONTEXT = Record[Context]("context.json")
 GOLDEN = Record[Golden]("golden.json")
 FOCAL = Record[FocalConfig]("focal_config.json")
@@ -198,7 +198,7 @@ PUBLISHED_RESULTS = (
     *(FOCAL, GOLDEN, METRICS, THRESHOLDS, PER_LABEL, CALIBRATION, TIMING, CONTEXT),
     *(PER_LABEL_PLOT, PRECISION_RECALL_PLOT, THRESHOLDS_PLOT, CONFUSIONS_PLOT, RELIABILITY_PLOT),
 )
-"""Results that a package takes over as they are."""
+"""Results that a package takes unchanged."""
 RESULTS = (*PUBLISHED_RESULTS, SCORES, PREDICTIONS)
 """Files that only a finished run has."""
 RECORDED = (*KNOWN_BEFORE, *PUBLISHED_RESULTS)
@@ -208,7 +208,7 @@ LOG_LOSSES = "validation_log_losses"
 """Array in ``predictions.npz``: the cross-fitted log loss of each validation row."""
 
 MODEL = "model"
-"""Folder of the best weights with their configuration."""
+"""Folder with the best weights and their configuration."""
 MODEL_CONFIG = f"{MODEL}/config.json"
 ADAPTER_WEIGHTS = f"{MODEL}/adapter_model.safetensors"
 BASELINE_WEIGHTS = f"{MODEL}/model.safetensors"

@@ -385,7 +385,7 @@ def a_baseline_that_is_no_number(folder: Path) -> None:
     whole_model(folder, {key: torch.full_like(value, torch.nan) for key, value in load_file(folder / HEAD).items()})
 
 
-@case("config.json is of a baseline", loads=True)
+@case("config.json is for a baseline", loads=True)
 def a_baseline(folder: Path) -> None:
     setting(CONFIG, head="mlp")(folder)
     whole_model(folder, load_file(folder / HEAD))

@@ -200,7 +200,9 @@ def test_policies(planted: Corpus, caplog: pytest.LogCaptureFixture) -> None:
     assert dropped["train"].labels.tolist() == [[1, 0, 0]]
     assert dropped["test"] is planted["test"] and dropped["validation"] is planted["validation"]
     assert not any(mask.any() for mask in audit_corpus(dropped).copies.values())
-    with pytest.raises(LeakError, match=r"test: 0 exact, 1 normalised, 1 near.*Remedy: policy drop-from-train"):
+    with pytest.raises(
+        LeakError, match=r"test: 0 exact, 1 normalised, 1 near.*Remedy: use audit_policy drop-from-train"
+    ):
         apply_policy(planted, audit, "fail")
 
 
@@ -245,7 +247,7 @@ def test_training_rows_stem_from_train() -> None:
     counted = audit_rows(corpus, embeddings, honest, contaminated=True)
     assert counted["training_rows"]["synthetic_with_parent_outside_train"] == 1
     foreign[-1, 1] = 14
-    with pytest.raises(LeakError, match="no row of the corpus"):
+    with pytest.raises(LeakError, match="not a row of the corpus"):
         audit_rows(corpus, embeddings, honest, contaminated=True)
     turned = rows.labels.copy()
     turned[:, [0, 1]] = turned[:, [1, 0]]
@@ -343,7 +345,7 @@ def test_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", test, str(train)]) == 1
     out = capsys.readouterr().out
     assert f"{test}: 1 of 2 rows have a copy (0 exact, 1 normalised, 0 near) in {train}" in out
-    assert "1 of 1 copies have other labels" in out
+    assert "1 of 1 copies have different labels" in out
     assert f"no row of {train} has: fear" in out and f"no row of {test} has: anger" in out
     assert f"{test}, line 1 [joy]\n    'Well,  DONE'" in out and f"{train}, line 2 [anger]\n    'well done!'" in out
     unlabelled = write(tmp_path / "c.jsonl", [{"text": "something else"}])
@@ -356,7 +358,7 @@ def test_two_files_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     empty = write(tmp_path / "empty.jsonl", [{"text": " "}])
     for arguments, message in (
         ([good, str(tmp_path / "none.csv")], "No such file"),
-        ([good, str(tmp_path)], "unknown kind of file"),
+        ([good, str(tmp_path)], "unknown file type"),
         ([good, good, "--text_column", "body"], "no column 'body', only text"),
         ([good, good, "--label_column", "emotion"], "no column 'emotion', only text"),
         ([good, good, "--dataset", "goemotions"], "labels.txt is missing"),

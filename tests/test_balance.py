@@ -104,7 +104,7 @@ def test_targets_by_ratio_and_by_mean_ratio() -> None:
     assert oversample(rows, names, "duplicate", 0).labels.sum(axis=0).tolist() == [60, 20, 10]
     assert oversample(rows, names, "duplicate", 0, 50, only=("b",)).labels.sum(axis=0).tolist() == [60, 50, 4]
     assert len(oversample(rows, names, "none", 0, 50)) == 100
-    with pytest.raises(BalanceError, match="balance_labels: d is no label"):
+    with pytest.raises(BalanceError, match="balance_labels: d is not a label"):
         oversample(rows, names, "smote", 0, 50, only=("d",))
 
 
@@ -147,7 +147,7 @@ def test_thinning_takes_only_rows_of_that_label_alone(keep: float, seed: int) ->
 
 def test_rows_between_embeddings_are_refused_for_words() -> None:
     with pytest.raises(
-        RecipeError, match=r"have no words to read\. Remedy: with input tokens use one of none, duplicate"
+        RecipeError, match=r"have no words to read\. Remedy: with input tokens, use one of none, duplicate"
     ):
         check_recipe(Recipe(input="tokens", balance="smote"))
     check_recipe(Recipe(input="tokens", balance="duplicate"))

@@ -105,7 +105,7 @@ def test_the_tables_of_model_and_data(carded: Path) -> None:
     assert ["test", "train", "1,203", "4", "5", "0"] in tables[header]
     assert "1,212 of the test rows have a copy in train" in card and "3,017 were dropped" in card
     rows = audit["training_rows"]
-    assert f"Trained on {rows['real']:,} real and {rows['synthetic']:,} synthetic rows" in card and rows["synthetic"]
+    assert f"Training used {rows['real']:,} real and {rows['synthetic']:,} synthetic rows" in card and rows["synthetic"]
     names = ("expected_calibration_error", "mean_label_calibration_error", "brier_score")
     calibration = read(carded, "calibration.json")
     header = ("rows", "when", "expected calibration error", "its mean over labels", "Brier score")
@@ -138,7 +138,7 @@ def test_scores_are_rounded_once(carded: Path) -> None:
 @pytest.mark.parametrize(
     ("unreliable", "words"),
     [
-        (LABELS, ["The scores of all 3 labels say little", "which here leaves no label", "All 3 labels have scores"]),
+        (LABELS, ["The scores of all 3 labels say little", "(no label is left here)", "All 3 labels have scores"]),
         (LABELS[:2], ["The scores of 2 of the 3 labels say little", "To leave them out:", "2 of the 3 labels have"]),
         (LABELS[:1], ["The scores of 1 of the 3 labels say little", "To leave them out:", "1 of the 3 labels has"]),
         ((), ["None: each label has at least 100 test rows"]),
@@ -221,8 +221,8 @@ def test_the_template_is_strict(carded: Path, tmp_path: Path, monkeypatch: pytes
     template = template_path().read_text(encoding="utf-8")
     cases = {
         "{{ carbon }}" + template: "differ: carbon",
-        template.replace("{{ hardware }}", ""): "differ: hardware",
-        template.replace("{{ title }}", "{{ title.upper_case }}"): "UndefinedError",
+        template.replace("{{ exporter }}", ""): "differ: exporter",
+        template.replace("{{ exporter }}", "{{ exporter.upper_case }}"): "UndefinedError",
         template + "{% if %}": "TemplateSyntaxError",
     }
     for text, message in cases.items():
@@ -250,7 +250,7 @@ def test_written_again_from_the_package_alone(carded: Path, tmp_path: Path, monk
     (moved / "timing.json").write_text("[1]")
     seal(moved)
     result = CliRunner().invoke(app, ["card", str(moved)])
-    assert result.exit_code == 2 and "timing.json holds no JSON object. Remedy:" in result.output
+    assert result.exit_code == 2 and "timing.json is not a JSON object. Remedy:" in result.output
     assert (moved / "README.md").read_bytes() == card
 
 
@@ -264,8 +264,8 @@ def test_a_new_card_seals_nothing_else(carded: Path, tmp_path: Path, file: str) 
     (moved / "README.md").write_text("by hand")
     sums = (moved / "SHA256SUMS").read_bytes()
     result = CliRunner().invoke(app, ["card", str(moved)])
-    assert result.exit_code == 1 and f"✗ {file} is not the file that SHA256SUMS names. Remedy: " in result.output
-    assert "✗ notes.txt is no part of a package. Remedy: delete it" in result.output
+    assert result.exit_code == 1 and f"✗ {file} does not match SHA256SUMS. Remedy: " in result.output
+    assert "✗ notes.txt is not part of a package. Remedy: delete it" in result.output
     assert (moved / "SHA256SUMS").read_bytes() == sums and (moved / "README.md").read_text() == "by hand"
 
 

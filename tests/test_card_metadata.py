@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from hub_release.card.render import render_card
+from modeling.infer.bundled import _GGUF_FILE
 from tests.cards import put, read, tables_of
 from tests.conftest import ROOT
 from training.data.corpus import GOEMOTIONS_HUB, Corpus
@@ -92,11 +93,11 @@ def test_what_is_not_published_is_not_named(carded: Path, changed: Callable[...,
     data = ModelCard(card).data.to_dict()
     assert not {"base_model", "base_model_relation", "datasets", "language", "license", "emotion"} & set(data)
     assert "The rows are the publisher's own and are not published." in card
-    assert "The licence of the trained weights is not stated here" in card
+    assert "The license of the trained weights is not stated here" in card
     for hidden in ("own-mistral", "weights/", str(ROOT), str(carded.parent), str(Path.home())):
         assert hidden not in card
     assert not re.search(r"(?<![\w.:/<])/(home|root|tmp|usr|Users|var|mnt)\b", card)
-    assert "Beside published systems" not in card and "GoEmotions" not in card.replace("goemotions-mistral", "")
+    assert "Published systems" not in card and "GoEmotions" not in card.replace("goemotions-mistral", "")
 
 
 CITATIONS = {
@@ -134,15 +135,15 @@ def test_rows_of_our_own_with_the_labels_of_others(published: Callable[..., str]
         starter, real = published(dataset="starter"), published()
     finally:
         recipe.write_text(before, encoding="utf-8")
-    assert "GoEmotions (labels): `demszky2020goemotions`" in starter and "labels are those of GoEmotions" in starter
+    assert "GoEmotions (labels): `demszky2020goemotions`" in starter and "The labels are from GoEmotions." in starter
     assert "go_emotions" not in starter, "rows of GoEmotions were not used"
     assert "GoEmotions (rows): `demszky2020goemotions`" in real and real.count("demszky2020goemotions") == 2
 
 
 def test_the_bundled_backbone_is_not_called_what_it_is_not(published: Callable[..., str]) -> None:
     bundled, hub = published(), published(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
-    assert "Q4_1" in bundled._GGUF_FILE
-    assert "Q4_1, dequantised, frozen" in bundled and "4-bit ones (GGUF, Q4_1), dequantised" in bundled
+    assert "Q4_1" in _GGUF_FILE
+    assert "Q4_1, dequantised, frozen" in bundled and "4-bit weights (GGUF, Q4_1), which are dequantized" in bundled
     assert "Q4_1, dequantised, nf4, frozen" in published(quantization="nf4")
     assert "not quantised, frozen" in hub and "Q4_1" not in hub
 
@@ -170,7 +171,7 @@ def test_published_figures_stand_beside_their_own(published: Callable[..., str])
     rows = tables_of(card)["system", "protocol", "macro F1", "micro F1"]
     assert rows[0][0] == "**this model**" and rows[0][1].startswith("official test split")
     assert rows[1:] == [["Another", "official test split, 0.5", "0.4715", ""], ["Third", "own split", "0.8", "0.75"]]
-    assert "do not compare with this model's" not in card
+    assert "not comparable with this model's" not in card
     corpus = Corpus(GOEMOTIONS_HUB, "", GOEMOTIONS_28, {})
     starter = Corpus("starter", "1", GOEMOTIONS_28, {})
     found = [comparable(Prepared(c, {}, None, {}, {}, "")) for c in (corpus, starter)]  # type: ignore[arg-type]
@@ -179,7 +180,7 @@ def test_published_figures_stand_beside_their_own(published: Callable[..., str])
 
 def test_a_part_of_a_published_test_split_is_not_called_that(published: Callable[..., str]) -> None:
     card = published(test_rows=5_400)
-    assert "They do not compare with this model's" in card and "not its test split as it is published" in card
+    assert "Their scores are not comparable with this model's" in card and "not its published test split" in card
     for result in ModelCard(card).data.eval_results:
         assert result.dataset_type == "unpublished" and result.dataset_revision is None
         assert result.dataset_name == "GoEmotions, other rows than its test split"

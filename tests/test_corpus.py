@@ -105,7 +105,7 @@ FAULTS: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
         ("line 3", "'labels'", "nan"),
     ),
     "not JSON": ("train.jsonl", b'{"text": "x", "labels": []}\n{oh}\n', ("line 2", "'{oh}'", "not JSON")),
-    "no object": ("train.jsonl", b'["x", "happy"]\n', ("line 1", '["x", "happy"]', "no object")),
+    "no object": ("train.jsonl", b'["x", "happy"]\n', ("line 1", '["x", "happy"]', "not an object")),
     "not Parquet": ("train.parquet", b"text", ("cannot be read as Parquet",)),
     "duplicate id": ("train.csv", b"text,labels,id\nx,happy,1\ny,angry,1\n", ("line 3", "'id'", "'1'", "line 2")),
     "id of another split": (
@@ -205,7 +205,7 @@ def test_goemotions_faults(tmp_path: Path) -> None:
     for content, message in (
         ("x\t3\n", r"line 1: 2 cells for the 3 columns text, labels, id: 'x\\t3'.*Remedy"),
         ("x\tjoy\tid\n", r"line 1, column 'labels': 'joy' is not a list of ids.*Remedy"),
-        ("x\t3\ttrain3\n", r"line 1, column 'id': id 'train3' stands already at .*train\.tsv, line 4.*Remedy"),
+        ("x\t3\ttrain3\n", r"line 1, column 'id': id 'train3' is already at .*train\.tsv, line 4.*Remedy"),
     ):
         (tmp_path / "dev.tsv").write_text(content)
         with pytest.raises(CorpusError, match=rf"dev\.tsv, {message}"):

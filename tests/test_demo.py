@@ -193,7 +193,7 @@ def predicted(where: Locator) -> set[str]:
 def paste(page: Page, lines: list[str]) -> None:
     page.get_by_role("tab", name="Many texts").click()
     # As a paste does, with one event: filling in by line would let gradio measure the box after each.
-    page.get_by_role("textbox", name=re.compile("^Texts, one a line")).evaluate(
+    page.get_by_role("textbox", name=re.compile("^Texts, one per line")).evaluate(
         "(box, text) => { box.value = text; box.dispatchEvent(new Event('input', { bubbles: true })) }",
         "\n".join(lines),
     )
@@ -266,7 +266,7 @@ def test_the_slider_sets_one_threshold_for_all(page: Page, classifier: EmotionCl
         seen.add(frozenset(wanted))
     assert len(seen) >= 3
     expect(page.locator("#bars .verdict")).to_have_text("No label reaches its threshold.")
-    page.get_by_label("Each label its own, tuned").check()
+    page.get_by_label("One for each label, tuned").check()
     expect(page.locator("#bars .chip")).to_have_count(2)
 
 
@@ -336,7 +336,7 @@ def test_keyboard_alone(page: Page) -> None:
     expect(page.locator("#bars .chip")).to_have_count(3)
     page.get_by_role("tab", name="Many texts").focus()
     page.keyboard.press("Enter")
-    page.get_by_role("textbox", name=re.compile("^Texts, one a line")).focus()
+    page.get_by_role("textbox", name=re.compile("^Texts, one per line")).focus()
     page.keyboard.insert_text("sunny\ncake")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#table tbody tr")).to_have_count(2)
@@ -414,7 +414,7 @@ def test_files_of_the_space(servers: SimpleNamespace, folder: Path) -> None:
 def test_a_space_needs_the_whole_package(folder: Path, tmp_path: Path) -> None:
     half = shutil.copytree(folder, tmp_path / "half")
     (half / "infer.py").unlink()
-    with pytest.raises(ReleaseError, match=r"infer\.py is missing\. Remedy: hub_release export"):
+    with pytest.raises(ReleaseError, match=r"infer\.py is missing\. Remedy: run hub_release export"):
         space_files(half, "you/half")
 
 
@@ -424,14 +424,14 @@ def test_demo_says_what_is_wrong(folder: Path, tmp_path: Path, monkeypatch: pyte
         assert result.exit_code == 2, result.output
         return result.output
 
-    assert "is no package: config.json is missing" in run(str(tmp_path))
+    assert "is not a package: config.json is missing" in run(str(tmp_path))
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "config.json").write_text("{")
     assert "cannot be loaded" in run(str(broken))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert "Remedy: another --port" in run(str(folder), "--port", str(taken.getsockname()[1]))
+        assert "Remedy: give another --port" in run(str(folder), "--port", str(taken.getsockname()[1]))
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "hub_release.demo.page.app")
     monkeypatch.delattr("hub_release.demo.page.app")

@@ -106,7 +106,7 @@ def test_a_student_learns_from_its_teachers_and_says_so_without_naming_their_fol
     export(student, package)
     assert check(package) == []
     card = (package / "README.md").read_text()
-    assert "what 3 finished models, trained on the same splits, said of the text" in card and "{hinton2015" in card
+    assert "the prediction of 3 finished models trained on the same splits" in card and "{hinton2015" in card
     assert json.loads((package / "audit.json").read_text())["teachers"]["teacher 1"] in card
     for path in package.rglob("*"):
         assert not path.is_file() or str(Path(teachers[0]).parent).encode() not in path.read_bytes(), path
@@ -177,7 +177,7 @@ REFUSED = {
     "--gamma 2": "gamma 0 and alpha uniform",
     "--alpha r2": "gamma 0 and alpha uniform",
     "--balance ismote": "no text for a teacher to read",
-    "--null_test": "teachers know what it takes away",
+    "--null_test": "teachers know what the test removes",
     "--labels anger joy fear": "has other labels: joy, anger, fear",
     "--split stratified": "other rows in train, validation, test",
     "--teachers /nowhere": "has no audit.json and metrics.json of a finished run",
@@ -201,9 +201,9 @@ BROKEN = {
     "another protocol": ("audit.json", "other rows in another order", put(protocol="pooled-r2")),
     "no labels": ("audit.json", "has no audit.json and metrics.json", lambda audit: audit.pop("labels")),
     "a foreign table": ("audit.json", "has no audit.json and metrics.json", put(splits=[])),
-    "another width": ("model/config.json", "cannot be asked", put(hidden_size=3)),
-    "no backbone": ("model/config.json", "cannot be asked", put(model_name="no/model")),
-    "no encoder": ("model/config.json", "cannot be asked", put(encoder="sentence-transformers/no/model")),
+    "another width": ("model/config.json", "cannot be run", put(hidden_size=3)),
+    "no backbone": ("model/config.json", "cannot be run", put(model_name="no/model")),
+    "no encoder": ("model/config.json", "cannot be run", put(encoder="sentence-transformers/no/model")),
 }
 
 

@@ -269,7 +269,7 @@ def test_a_column_for_each_label_is_as_good_as_one_of_names(
         "sadness": {"rows": 5, "why": "not in the mapping"},
     }
     assert results["hot.csv"]["rows"]["scored"] == 3
-    assert "not of 0 and 1: column votes" in caplog.text
+    assert "its values are not 0 and 1: column votes" in caplog.text
     hot.astype({"boredom": object}).replace({"boredom": {0: None}}).to_csv(tmp_path / "hot.csv", index=False)
     with pytest.raises(CorpusError, match=r"line 2, column 'boredom': '' is not 0 or 1"):
         read_rows(tmp_path / "hot.csv", None, ("joy", "anger"), "text", "labels")
@@ -283,7 +283,7 @@ def test_a_label_that_no_row_has_is_scored_where_the_label_sets_are_one(
     assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
     result, shown = scored(tmp_path / "out"), capsys.readouterr().out
     assert list(result["targets"]) == ["joy", "anger", "fear"] and not result["model_labels_not_mapped"]
-    assert "no row of the file has anger, fear: their F1 is 0, in macro F1 too" in shown
+    assert "no row of the file has anger, fear: their F1 counts as 0 in macro F1" in shown
     classifier = load_classifier(str(finished_run))
     texts = ["sunny cake", "dark cellar", "slammed door"]
     said = classifier.predict_proba(texts) >= [classifier.config.thresholds[label] for label in classifier.labels]
@@ -300,19 +300,19 @@ def test_a_swallowed_row_is_pointed_at(tmp_path: Path, caplog: pytest.LogCapture
     path.write_bytes(b'Fine.,1\r\n"Open quote,2\r\nraw line,5\r\nend",4\r\n')
     with caplog.at_level("WARNING"):
         assert len(read_rows(path, read_mapping("plutchik"), GOEMOTIONS_28, "text", "labels")) == 2
-    assert "line 2, over 3: an unclosed quote swallows rows" in caplog.text
+    assert "line 2, spans 3: an unclosed quote swallows rows" in caplog.text
     lines = path.with_suffix(".tsv")
     lines.write_bytes(path.read_bytes().replace(b",", b"\t"))
     assert len(read_rows(lines, read_mapping("plutchik"), GOEMOTIONS_28, "text", "labels")) == 4
 
 
 BAD_FILES = {
-    "nine.tsv": ("a\t1\r\nb\t2, 9\r\n", r"nine\.tsv, line 2: label '9' is none of the ids 1, 2, .*plutchik"),
-    "names.tsv": ("a\tjoy\n", r"names\.tsv, line 1: label 'joy' is none of the ids"),
+    "nine.tsv": ("a\t1\r\nb\t2, 9\r\n", r"nine\.tsv, line 2: label '9' is not one of the ids 1, 2, .*plutchik"),
+    "names.tsv": ("a\tjoy\n", r"names\.tsv, line 1: label 'joy' is not one of the ids"),
     "cells.tsv": ("a\t1\tx\n", r"cells\.tsv, line 1: 3 cells for the 2 columns text, labels"),
     "column.csv": (
         "text,label\na,1\n",
-        r"column\.csv: no column 'labels', only text, label\. Remedy: --label_column",
+        r"column\.csv: no column 'labels', only text, label\. Remedy: set --label_column",
     ),
     "blank.tsv": (" \t1\n", r"blank\.tsv, line 1, column 'text': the text is ' '\. Remedy"),
     "empty.tsv": ("", "empty.tsv, line 1: the file is empty"),
@@ -332,12 +332,12 @@ def test_bad_files(name: str, tmp_path: Path) -> None:
 
 BAD_MAPPINGS = {
     "labels: {happy: [joy, angr]}": r"own\.yaml, labels, happy: neither .* has the label 'angr'\. Did you mean 'anger'",
-    "labels: {happy: joy}": r"own\.yaml, labels, happy: a list is expected, got 'joy'\. Remedy: \[joy\]",
+    "labels: {happy: joy}": r"own\.yaml, labels, happy: expected a list, got 'joy'\. Remedy: write \[joy\]",
     "labels: {happy: [joy, joy]}": "labels, happy: 'joy' is listed twice",
     "labels: {yes: [joy]}": "labels: True is not a name. Remedy: quote it",
-    "labels: {happy: [joy], joy: [love]}": "'joy' is a target too, which does not list itself",
+    "labels: {happy: [joy], joy: [love]}": "'joy' is also a target, but does not list itself",
     "labels: {}": "own.yaml, labels: no target",
-    "labels: [joy]": r"own\.yaml, labels: a mapping is expected",
+    "labels: [joy]": r"own\.yaml, labels: expected a mapping",
     "label: {happy: [joy]}": "the key labels is missing",
     "{labels: {happy: [joy]}, id: {1: joy}}": "unknown key 'id'; the keys are labels, ids, columns",
     "{labels: {happy: [joy]}, ids: {one: happy}}": "ids: 'one' is not a whole number",
@@ -355,18 +355,18 @@ def test_bad_mappings(content: str, tmp_path: Path) -> None:
 
 
 def test_labels_that_meet_nowhere() -> None:
-    with pytest.raises(MappingError, match=r"no label 'happy' \(3 rows\).*ships \(ekman, plutchik, sentiment\)"):
+    with pytest.raises(MappingError, match=r"no label 'happy' \(3 rows\).*built-in one \(ekman, plutchik, sentiment\)"):
         match_labels(None, GOEMOTIONS_28, {"happy": 3, "joy": 1}, "rows.csv")
-    with pytest.raises(MappingError, match=r"no label of rows\.csv \(happy\) meets one of the model"):
+    with pytest.raises(MappingError, match=r"no label of rows\.csv \(happy\) matches one of the model"):
         match_labels(LabelMapping("own.yaml", {"glad": ("joy",)}), GOEMOTIONS_28, {"happy": 3}, "rows.csv")
-    with pytest.raises(MappingError, match="no such mapping or file; ekman, plutchik, sentiment ship"):
+    with pytest.raises(MappingError, match=r"no such mapping or file\. Remedy: use ekman, plutchik, sentiment"):
         read_mapping("plutchick")
 
 
 def test_flags(tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RecipeError, match=r"evaluate needs rows\. Remedy: add --data FILE"):
         parse(["evaluate", "runs/a"])
-    with pytest.raises(RecipeError, match="--data is not a flag; did you mean '--data_dir'"):
+    with pytest.raises(RecipeError, match="--data is not a flag; did you mean"):
         parse(["--data", "rows.csv"])
     assert parse(["evaluate", "runs/a", "--data", "rows.csv"]).options.output_dir is None
     assert main(["evaluate", str(finished_run), "--data", str(tmp_path / "no.csv")]) == 2

@@ -116,7 +116,7 @@ def test_a_folder_has_about_a_dozen_names() -> None:
             folders.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
     seen = 0
     for folder, names in folders.items():
-        if folder.split("/")[0] in PACKAGES and folder != "modeling/infer":
+        if folder.split("/")[0] in PACKAGES and folder != "modeling/infer" and "starter" not in folder:
             entries = {
                 name for name in names if not name.startswith("__init__") and not name.endswith((".yaml", ".jsonl"))
             }

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from modeling import infer
+from modeling.adapters import IDLE, attach_lora, split_trained_weights
 from modeling.backbones import load_frozen_backbone, read_backbone_config
 from modeling.infer import (
     BUNDLED_BACKBONE,
@@ -39,7 +40,7 @@ from modeling.infer import (
     quantization,
 )
 from modeling.projection import standardise_projection
-from modeling.recipe import ALL_LINEAR, IDLE, attach_lora, split_trained_weights
+from modeling.recipe import ALL_LINEAR
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -412,21 +413,21 @@ def test_a_checkpoint_without_its_weights(checkpoints: Path, tmp_path: Path) -> 
 
 
 NOT_SUPPORTED = {
-    "an unknown quantisation": ("plain", "int3", "cpu", ValueError, r"unknown quantization 'int3'. Remedy: none, nf4"),
-    "nf4 checkpoint, none": ("plain-nf4", "none", "cpu", ValueError, r"in nf4; asked for was none. Remedy: quant.*nf4"),
-    "nf4 checkpoint, 8bit": ("plain-nf4", "8bit", "cpu", ValueError, r"in nf4; asked for was 8bit. Remedy: .*nf4, or"),
-    "8bit checkpoint, none": ("plain-8bit", "none", "cpu", ValueError, r"in 8bit; .* Remedy: quantization 8bit, or"),
-    "8bit checkpoint, nf4": ("plain-8bit", "nf4", "cpu", ValueError, r"in 8bit; .* Remedy: quantization 8bit, or"),
-    "fp4 checkpoint, nf4": ("plain-fp4", "nf4", "cpu", ValueError, r"in fp4; .* Remedy: a checkpoint in full prec"),
-    "gptq checkpoint, nf4": ("gptq", "nf4", "cpu", ValueError, r"in gptq; .* Remedy: a checkpoint in full precision"),
-    "fp8 checkpoint, none": ("fp8", "none", "cpu", ValueError, r"in fp8; .* Remedy: a checkpoint in full precision"),
+    "an unknown quantisation": ("plain", "int3", "cpu", ValueError, r"unknown quantization 'int3'. Remedy: use none"),
+    "nf4 checkpoint, none": ("plain-nf4", "none", "cpu", ValueError, r"in nf4, but .* is none. Remedy: use quant.*nf4"),
+    "nf4 checkpoint, 8bit": ("plain-nf4", "8bit", "cpu", ValueError, r"in nf4, but .* is 8bit. Remedy: use .*nf4, or"),
+    "8bit checkpoint, none": ("plain-8bit", "none", "cpu", ValueError, r"in 8bit, .* Remedy: use quant.* 8bit, or"),
+    "8bit checkpoint, nf4": ("plain-8bit", "nf4", "cpu", ValueError, r"in 8bit, .* Remedy: use quant.* 8bit, or"),
+    "fp4 checkpoint, nf4": ("plain-fp4", "nf4", "cpu", ValueError, r"in fp4, .* Remedy: use a checkpoint in full prec"),
+    "gptq checkpoint, nf4": ("gptq", "nf4", "cpu", ValueError, r"in gptq, .* Remedy: use a checkpoint in full prec"),
+    "fp8 checkpoint, none": ("fp8", "none", "cpu", ValueError, r"in fp8, .* Remedy: use a checkpoint in full prec"),
     "nf4 on an Arm CPU": ("plain", "nf4", "aarch64", ValueError, r"not supported on aarch64. Remedy: .* none, an x86"),
     "8bit on an Arm CPU": ("plain", "8bit", "arm64", ValueError, r"not supported on arm64. Remedy: .* none, an x86"),
     "nf4 on Apple's GPU": ("plain", "nf4", "mps", ValueError, r"not supported on mps. Remedy: .* none"),
     "nf4 without bitsandbytes": ("plain", "nf4", "no bitsandbytes", ImportError, r"Remedy: pip install bitsandbytes"),
     "8bit without bitsandbytes": ("plain", "8bit", "no bitsandbytes", ImportError, r"Remedy: pip install bitsandbytes"),
-    "no GPU": ("plain", "none", "no GPU", ValueError, r"sees no GPU for device cuda:0. Remedy: device cpu"),
-    "nf4, no GPU": ("plain", "nf4", "no GPU", ValueError, r"sees no GPU for device cuda:0. Remedy: device cpu"),
+    "no GPU": ("plain", "none", "no GPU", ValueError, r"sees no GPU for device cuda:0. Remedy: use device cpu"),
+    "nf4, no GPU": ("plain", "nf4", "no GPU", ValueError, r"sees no GPU for device cuda:0. Remedy: use device cpu"),
 }
 
 
@@ -456,5 +457,5 @@ def test_what_is_not_supported_names_the_remedy(
 
 def test_another_architecture(checkpoints: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match=r"architecture gpt2, not mistral. Remedy: one_token false"):
+    with pytest.raises(ValueError, match=r"architecture gpt2, not mistral. Remedy: use one_token false"):
         load_backbone(str(tmp_path), one_token=True)

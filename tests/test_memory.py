@@ -14,11 +14,12 @@ from peft import PeftModel
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import MistralModel
 
+from modeling.adapters import attach_lora
 from modeling.backbones import SMOLLM2_135M, load_frozen_backbone, read_backbone_config
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, OneTokenMistral
 from modeling.memory import GIB, GPUS, RESERVE, Setting, optimizer_bytes, plan_memory, smallest_gpu
 from modeling.meter import constants_nf4
-from modeling.recipe import ALL_LINEAR, attach_lora
+from modeling.recipe import ALL_LINEAR
 from tests.benchmarks.memory import run
 from tests.conftest import EMBED_DIM, LABELS, tiny_config
 from training.commands.plan import savings
@@ -262,9 +263,11 @@ def test_a_step_is_cut_into_as_few_micro_batches_as_fit(
     )  # the peak is in scoring where a step is so small
     assert chosen(needs(24, 1)) == (24, 1)
     assert chosen(needs(24, 1) - 1) == (12, 2)
-    assert "a step of 12 x 2 rows: of 0.50 GiB free, 24 x 1 needs 0.50; 12 x 2 needs 0.50" in caplog.text
+    assert "a step of 12 x 2 rows: 0.50 GiB free; 24 x 1 needs 0.50; 12 x 2 needs 0.50" in caplog.text
     assert chosen(needs(8, 3)) == (8, 3)
-    with pytest.raises(RecipeError, match=r"batch_size: a row at a time needs .* Remedy: gradient_checkpointing true"):
+    with pytest.raises(
+        RecipeError, match=r"batch_size: one row at a time needs .* Remedy: use gradient_checkpointing true"
+    ):
         chosen(RESERVE)
     whole = dataclasses.replace(recipe, gradient_accumulation_steps=5)
     assert fit_batch(whole, PartialState(cpu=True)) is whole

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralModel
 
@@ -176,7 +177,7 @@ def test_unknown_names_are_refused() -> None:
         load_encoder("bert")
     with pytest.raises(ValueError, match="unknown quantization"):
         load_backbone("x", quantization="int3")
-    with pytest.raises(ValueError, match="schema version 99"):
+    with pytest.raises(StrictDataclassError, match="schema_version is 99"):
         EmotionConfig(schema_version=99)
 
 

@@ -243,7 +243,7 @@ def test_compiling_without_a_compiler_says_so(
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     flags = tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, tmp_path / "run")
     assert main([*flags, "--torch_compile", "true"]) == 2
-    assert "torch_compile: torch.compile finds no C++ compiler. Remedy: g++" in capsys.readouterr().err
+    assert "torch_compile: torch.compile finds no C++ compiler. Remedy: install g++" in capsys.readouterr().err
 
 
 def test_float32_comes_back_for_scoring(tiny_backbone: str) -> None:

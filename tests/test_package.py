@@ -231,15 +231,15 @@ def test_what_is_no_threshold_is_refused_before_anything_is_computed(
     classifier: EmotionClassifier, monkeypatch: pytest.MonkeyPatch, wrong: Any
 ) -> None:
     monkeypatch.setattr(classifier, "embed", lambda texts: pytest.fail("texts were encoded"))
-    with pytest.raises(ValueError, match=rf"the threshold is {re.escape(repr(wrong))}. Remedy: a number from 0 to 1"):
+    with pytest.raises(ValueError, match=rf"the threshold is {re.escape(repr(wrong))}. Remedy: use a number from 0"):
         classifier.predict(TEXTS, threshold=wrong)
-    with pytest.raises(ValueError, match=rf"threshold of anger is {re.escape(repr(wrong))}. Remedy: a number from"):
+    with pytest.raises(ValueError, match=rf"threshold of anger is {re.escape(repr(wrong))}. Remedy: use a number from"):
         classifier.predict(TEXTS, threshold={"joy": 0.1, "anger": wrong})
 
 
 @pytest.mark.parametrize("wrong", [-1, 0, True, 1.5, "2"])
 def test_what_is_no_top_k(classifier: EmotionClassifier, wrong: Any) -> None:
-    with pytest.raises(ValueError, match=rf"top_k is {re.escape(repr(wrong))}. Remedy: a whole number from 1, or None"):
+    with pytest.raises(ValueError, match=rf"top_k is {re.escape(repr(wrong))}. Remedy: use a whole number from 1"):
         classifier.predict(TEXTS, top_k=wrong)
 
 
@@ -308,11 +308,11 @@ def test_shell_ends_with_a_message(package: Path, tmp_path: Path, capsys: pytest
             (["--input", str(tmp_path / f"{n}.jsonl")], f"{n}.jsonl, line 3 has no text: .* Remedy")
             for n in list(lines)[:3]
         ),
-        (["--input", str(tmp_path / "no.jsonl")], "no.jsonl, line 3 is no JSON .* Remedy"),
+        (["--input", str(tmp_path / "no.jsonl")], "no.jsonl, line 3 is not JSON .* Remedy"),
         (["a", "--model", "nothing"], "neither a folder nor a Hub id"),
-        (["a", "--device", "toaster"], "device toaster cannot be used .* Remedy: cpu, cuda"),
-        (["a", "--device", "meta"], "device meta cannot be used .* Remedy: cpu, cuda"),
-        (["a", "--threshold", "nan"], "the threshold is nan. Remedy: a number from 0 to 1"),
+        (["a", "--device", "toaster"], "device toaster cannot be used .* Remedy: use cpu, cuda"),
+        (["a", "--device", "meta"], "device meta cannot be used .* Remedy: use cpu, cuda"),
+        (["a", "--threshold", "nan"], "the threshold is nan. Remedy: use a number from 0 to 1"),
         (["a", "--threshold", "50"], "the threshold is 50.0. Remedy"),
         (["a", "--top_k", "-1"], "top_k is -1. Remedy"),
     ):
@@ -381,7 +381,7 @@ def test_six_keys_are_enough(package: Path, classifier: EmotionClassifier, tmp_p
 
 
 def test_export_refuses(finished_run: Path, package: Path, tmp_path: Path) -> None:
-    with pytest.raises(ReleaseError, match="exists already"):
+    with pytest.raises(ReleaseError, match="already exists"):
         export(finished_run, package)
     half = shutil.copytree(finished_run, tmp_path / "half")
     (half / "metrics.json").unlink()
@@ -438,8 +438,8 @@ def test_a_baseline_is_no_package(finished_run: Path, tiny_backbone: str, tmp_pa
     tensors = load_file(weights)
     for change, said in (
         ({"evil": torch.ones(2)}, "has unknown tensors: evil"),
-        ({"classifier.bias": torch.ones(4)}, "has classifier.bias of shape"),
-        ({"classifier.bias": torch.full((3,), torch.inf)}, "has values in classifier.bias that are no finite"),
+        ({"classifier.bias": torch.ones(4)}, "has classifier.bias with shape"),
+        ({"classifier.bias": torch.full((3,), torch.inf)}, "has values in classifier.bias that are not finite"),
     ):
         save_file(tensors | change, weights)
         with pytest.raises(infer.PackageError, match=rf"^model\.safetensors {said}.* Remedy: "):

@@ -56,14 +56,14 @@ BAD = {
     "epochs: 0": r"bad\.yaml: epochs: 0 is out of range; accepted: at least 1",
     "head_dropout: 1.5": r"head_dropout: 1.5 is out of range; accepted: 0 to 1",
     "quantization: fp4": r"argument --quantization: invalid choice: 'fp4' .*nf4",
-    "epochs: [1]": r"bad\.yaml: epochs: \[1\] is of another type; accepted: a whole number",
-    "epochs: null": r"bad\.yaml: epochs: None is of another type; accepted: a whole number",
+    "epochs: [1]": r"bad\.yaml: epochs: \[1\] has the wrong type; accepted: a whole number",
+    "epochs: null": r"bad\.yaml: epochs: None has the wrong type; accepted: a whole number",
     "gamma: {a: 2}": r"bad\.yaml: gamma: .* accepted: a number",
-    "bf16: 1": r"bad\.yaml: bf16: 1 is of another type; accepted: true or false",
-    "dataset_revision: 0123": r"bad\.yaml: dataset_revision: 83 is of another type; accepted: text .*, or null",
-    "labels: [yes, no]": r"bad\.yaml: labels: \[True, False\] is of another type; accepted: a list of texts",
-    "text_column: [text]": r"bad\.yaml: text_column: \['text'\] is of another type; accepted: text",
-    "- a": "a mapping key: value is expected",
+    "bf16: 1": r"bad\.yaml: bf16: 1 has the wrong type; accepted: true or false",
+    "dataset_revision: 0123": r"bad\.yaml: dataset_revision: 83 has the wrong type; accepted: text .*, or null",
+    "labels: [yes, no]": r"bad\.yaml: labels: \[True, False\] has the wrong type; accepted: a list of texts",
+    "text_column: [text]": r"bad\.yaml: text_column: \['text'\] has the wrong type; accepted: text",
+    "- a": "expected a mapping key: value",
     "a: [": "not YAML",
 }
 
@@ -87,7 +87,7 @@ def test_mistakes_are_named(tmp_path: Path, content: str) -> None:
 )
 def test_what_cannot_be_compiled_is_refused(flags: str) -> None:
     parse(flags.split())
-    with pytest.raises(RecipeError, match=r"torch_compile: .* Remedy: torch_compile false, or head backbone"):
+    with pytest.raises(RecipeError, match=r"torch_compile: .* Remedy: use torch_compile false, or head backbone"):
         parse([*flags.split(), "--torch_compile", "true"])
 
 
@@ -122,7 +122,7 @@ def test_every_way_to_load_is_supported_or_names_the_remedy() -> None:
 def test_unknown_recipe_and_flag() -> None:
     with pytest.raises(
         RecipeError,
-        match="the recipes are goemotions, goemotions_mlp, goemotions_pooled_r2, goemotions_tokens, mistral_24b, mistral",
+        match="Remedy: use one of goemotions, goemotions_mlp, goemotions_pooled_r2, goemotions_tokens, mistral_24b, mistral",
     ):
         parse(["--recipe", "nothing"])
     with pytest.raises(RecipeError, match=r"epoch.*--help"):
@@ -134,7 +134,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert "--learning_rate_projection" in shown and "Recipes that ship: goemotions" in shown
+    assert "--learning_rate_projection" in shown and "Built-in recipes: goemotions" in shown
 
 
 def test_help_is_grouped_and_comes_at_once() -> None:

@@ -53,7 +53,7 @@ def test_the_adapter_names_the_4_bit_copy_of_its_backbone(backbone: str, tmp_pat
 
 def test_an_adapter_of_another_backbone(backbone: str, tmp_path: Path) -> None:
     package = write_reference_package(tmp_path / "reference", backbone, "model.language_model.", "tiny/other-bnb-4bit")
-    with pytest.raises(PackageError, match=r"names another backbone than config\.json: tiny/other-bnb-4bit"):
+    with pytest.raises(PackageError, match=r"names a different backbone than config\.json: tiny/other-bnb-4bit"):
         EmotionClassifier(package, encoder=fake_encoder)
 
 

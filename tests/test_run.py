@@ -113,7 +113,7 @@ def test_a_run_is_not_resumed_on_other_rows(
     flags = [*tiny_flags(corpus, tiny_backbone, run), "--balance_target", "30", "--resume"]
     assert main(flags) == 2
     message = capsys.readouterr().err
-    assert "validation changed since it was started" in message and "Remedy" in message
+    assert "validation changed since the run started" in message and "Remedy" in message
     assert {name: (run / name).read_bytes() for name in before} == before
 
 

@@ -325,7 +325,7 @@ def test_a_run_and_its_classifier(
     run = RunFolder(tmp_path / "run")
     config = json.loads((run.path / "model" / "config.json").read_text())
     assert (config["encoder"] == "") == (config["embed_dim"] == 0) == (reads == "tokens")
-    truncation = run.read_json("audit.json")["truncation"]["train"]
+    truncation = run.read("audit.json")["truncation"]["train"]
     texts = [json.loads(line)["text"] for line in (tmp_path / "corpus" / "train.jsonl").read_text().splitlines()]
     lengths = np.array([len(tokens) for tokens in tokenize(tiny_tokenizer(), texts, 1)])
     assert truncation == {
@@ -336,10 +336,10 @@ def test_a_run_and_its_classifier(
     }
     classifier = load_classifier(str(run.path))
     assert config["backbone_config"]["num_hidden_layers"] == 1
-    golden = run.read_json("golden.json")["rows"]
+    golden = run.read("golden.json")["rows"]
     found = classifier.predict_proba([row["text"] for row in golden])
     np.testing.assert_allclose(found, [row["probabilities"] for row in golden], atol=1e-6)
-    assert run.read_json("metrics.json")["test"]["per_label"]["macro_f1"] > 0.4
+    assert run.read("metrics.json")["test"]["per_label"]["macro_f1"] > 0.4
     export(run.path, tmp_path / "package")
     assert check(tmp_path / "package") == []
 
@@ -362,7 +362,7 @@ def test_a_quantised_backbone_of_a_vision_model_reads_words(tmp_path: Path, quan
     run = RunFolder(tmp_path / "run")
     losses = re.findall(r"eval_loss ([0-9.]+)", (run.path / "train.log").read_text())
     assert len(losses) == 2 and float(losses[1]) < float(losses[0])
-    golden = run.read_json("golden.json")["rows"]
+    golden = run.read("golden.json")["rows"]
     found = load_classifier(str(run.path)).predict_proba([row["text"] for row in golden])
     np.testing.assert_allclose(found, [row["probabilities"] for row in golden], atol=1e-3)
 
@@ -403,11 +403,11 @@ def test_a_pooled_split_takes_words_from_where_its_parents_stand(tmp_path: Path,
 
 REFUSED = {
     "--head mlp": "head: mlp has no backbone to read words",
-    "--loader unsloth --quantization nf4 --one_token false": "loader: unsloth is called as the reference calls it",
+    "--loader unsloth --quantization nf4 --one_token false": "loader: unsloth is called as in the reference",
     "--balance ismote": "balance: ismote makes rows between embeddings",
     "--window_length 8 --window_overlap 8": "accepted: 0 to 7",
-    "--input embedding --pooling mean": "pooling and attention are of words",
-    "--input embedding --attention bidirectional": "pooling and attention are of words",
+    "--input embedding --pooling mean": "pooling and attention apply only to words",
+    "--input embedding --attention bidirectional": "pooling and attention apply only to words",
 }
 
 
@@ -461,7 +461,7 @@ def test_a_package_that_reads_words_proves_itself(words_package: Path) -> None:
     card = (words_package / "README.md").read_text()
     assert "text → tokenizer → tokens, 4 at once after the token that begins a sequence → backbone (causal" in card
     assert "encoder" not in (words_package / "requirements.txt").read_text()
-    assert "A longer text is classified in windows that share 1 tokens, each" in card
+    assert "A longer text is classified in windows that share 1 token. Each" in card
 
 
 def test_its_classifier_and_pipeline_give_the_golden_probabilities(words_package: Path) -> None:
@@ -488,7 +488,7 @@ def _other_vocabulary(path: Path) -> None:
 BROKEN = {
     "is missing": lambda path: path.unlink(),
     "is missing or damaged": lambda path: path.write_text(path.read_text()[:-200]),
-    "has the token 61, the backbone 32": _other_vocabulary,
+    "has token 61, but the backbone has 32": _other_vocabulary,
     "more than 67,108,864 bytes": lambda path: path.write_bytes(b"{}" + b" " * 2**26),
 }
 
@@ -510,7 +510,7 @@ def test_another_order_of_the_vocabulary_is_seen(words_package: Path, tmp_path: 
     vocabulary = content["model"]["vocab"]
     vocabulary["I"], vocabulary["passed"] = vocabulary.pop("sunny"), vocabulary.pop("cake")
     (copy / "tokenizer.json").write_text(json.dumps(content))
-    assert any("is not the file that SHA256SUMS names" in problem for problem in check(copy))
+    assert any("does not match SHA256SUMS" in problem for problem in check(copy))
     seal(copy)
     assert any("golden probabilities differ" in problem for problem in check(copy))
 
@@ -519,4 +519,4 @@ def test_a_tokenizer_that_nothing_reads_is_no_part_of_a_package(package: Path, t
     copy = shutil.copytree(package, tmp_path / "package")
     tiny_tokenizer().save(str(copy / "tokenizer.json"))
     seal(copy)
-    assert [problem for problem in check(copy) if "tokenizer.json is no part of a package" in problem]
+    assert [problem for problem in check(copy) if "tokenizer.json is not part of a package" in problem]

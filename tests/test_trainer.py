@@ -247,7 +247,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_backbone: 
     assert launch([*flags, "--resume"], tmp_path).wait() == 0
     resumed = (cut / "train.log").read_text().split("resuming from")[1]
     assert "epoch 2.00" in resumed and "epoch 1.00" not in resumed  # starting again would give the same weights
-    assert RunFolder(cut).read_json("metrics.json") == RunFolder(whole).read_json("metrics.json")
+    assert RunFolder(cut).read("metrics.json") == RunFolder(whole).read("metrics.json")
     first, second = weights_of(whole), weights_of(cut)
     assert len(first) == len(second) > 20
     for name in first:
@@ -270,7 +270,7 @@ def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path: Path, tiny_backb
         shutil.rmtree(run.checkpoints / f"checkpoint-{step}")
     assert main([*flags, "--resume"]) == 0
     assert "checkpoint-9" in (run.path / "train.log").read_text().split("resuming from")[1]
-    whole, cut = (RunFolder(folder.path).read_json("metrics.json") for folder in runs)
+    whole, cut = (RunFolder(folder.path).read("metrics.json") for folder in runs)
     assert cut == whole
     first, second = (weights_of(folder.path) for folder in runs)
     for name in first:
@@ -310,10 +310,10 @@ def test_early_stopping_keeps_its_patience_over_a_resume(tmp_path: Path, tiny_ba
         *("--epochs", "6", "--early_stopping_patience", "2", "--save_total_limit", "9"),
     ]
     assert main(flags) == 0
-    assert run.read_json("timing.json")["epochs"] == 3
+    assert run.read("timing.json")["epochs"] == 3
     shutil.rmtree(run.checkpoints / "checkpoint-18")
     assert main([*flags, "--resume"]) == 0
-    assert run.read_json("timing.json")["epochs"] == 3
+    assert run.read("timing.json")["epochs"] == 3
 
 
 # Of the last 2 rows one process gets both; 618 rows are more than the sampler of words sorts at once.
@@ -326,7 +326,7 @@ def test_two_processes_equal_one(tmp_path: Path, tiny_backbone: str, reads: str,
     cut = ["--batch_size", "4", "--gradient_accumulation_steps", "2"]
     done = launch([*tiny_flags(corpus, tiny_backbone, two), *shared, *cut], tmp_path, processes=2).wait()
     assert done == 0, (tmp_path / "launch.log").read_text()[-3000:]
-    assert RunFolder(two).read_json("environment.json")["processes"] == 2
+    assert RunFolder(two).read("environment.json")["processes"] == 2
     first, second = weights_of(one), weights_of(two)
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=1e-5)

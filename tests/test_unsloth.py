@@ -33,16 +33,16 @@ BACKBONE = "tiny/headed-mistral"
 
 def test_what_is_not_supported_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     for flags in ("--quantization none", "--quantization 8bit --one_token false", "--quantization nf4"):
-        with pytest.raises(RecipeError, match=r"loader: unsloth loads a whole backbone in nf4. Remedy: "):
+        with pytest.raises(RecipeError, match=r"loader: unsloth only loads a whole backbone in nf4. Remedy: "):
             parse(["--loader", "unsloth", *flags.split()])
     recipe = parse(["--loader", "unsloth", "--quantization", "nf4", "--one_token", "false"]).recipe
     assert recipe.loader == "unsloth"
-    with pytest.raises(ValueError, match=r"cannot read smollm2-135m.*Remedy: loader transformers"):
+    with pytest.raises(ValueError, match=r"cannot read smollm2-135m.*Remedy: use loader transformers"):
         load_unsloth_backbone("smollm2-135m", None, 16, 32, 0.0, ALL_LINEAR)
-    with pytest.raises(ImportError, match=r"not installed.*Remedy: tests/unsloth_environment.sh"):
+    with pytest.raises(ImportError, match=r"not installed.*Remedy: run tests/unsloth_environment.sh"):
         load_unsloth_backbone(BACKBONE, None, 16, 32, 0.0, ALL_LINEAR)
     monkeypatch.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))
-    with pytest.raises(RuntimeError, match="Remedy: a process for each loader"):
+    with pytest.raises(RuntimeError, match="Remedy: use a process for each loader"):
         load_frozen_backbone(BACKBONE, None, "none", "cpu")
 
 

@@ -59,17 +59,17 @@ def run(*arguments: object, code: int = 0) -> str:
 
 def test_push_and_pull_as_verbs(hub: TestHub, folder: Path, tmp_path: Path, checked: list[dict[str, bytes]]) -> None:
     text = run("push", folder, NAME, "--dry-run")
-    assert "will be made" in text and "+ config.json (new)" in text and "Nothing was touched" in text
+    assert "will be created" in text and "+ config.json (new)" in text and "Nothing was touched" in text
     assert not hub.repositories and len(checked) == 1
     text = run("push", folder, NAME, "--yes", "--tag", "v1", "--message", "First")
     head = hub.repositories["model", NAME].branches["main"]
     assert f"{hub.url}/{NAME}/commit/{head}" in text and hub.repositories["model", NAME].resolve(head).title == "First"
     assert checked[1:] == [FILES, FILES], "before the push, and what a stranger gets"
     assert hub.repositories["model", NAME].tags == {"v1": head}
-    assert "holds this package already" in run("push", folder, NAME, "--yes", "--tag", "v1", "--no-verify")
+    assert "already has this package" in run("push", folder, NAME, "--yes", "--tag", "v1", "--no-verify")
     (folder / "config.json").write_bytes(b"[]")
     taken = run("push", folder, NAME, "--yes", "--tag", "v1", code=2)
-    assert f"v1 of {NAME} names the commit {head} already. Remedy: another --tag" in taken
+    assert f"v1 of {NAME} already names the commit {head}. Remedy: give another --tag" in taken
     assert hub.repositories["model", NAME].files() == FILES, "the tag is looked at before anything is pushed"
     assert "~ config.json (changed)" in run("push", folder, NAME, "--yes", "--no-verify", "--tag", "v2")
     assert "complete" in run("pull", NAME, tmp_path / "first", "--revision", "v1")
@@ -211,25 +211,25 @@ def test_a_look_shows_the_space_and_a_taken_tag(
     assert "app.py" in planned["space"]["plan"]["new"] and planned["space"]["commit"] is None
     hub.add("model", NAME, {"config.json": b"old"}).tags["v1"] = "0" * 40
     hub.repositories["model", NAME].tags["v1"] = hub.repositories["model", NAME].branches["main"]
-    assert f"v1 of {NAME} names the commit" in run(*look, code=2)
+    assert f"v1 of {NAME} already names the commit" in run(*look, code=2)
     text = run("push", package, NAME, "--revision", "dev", "--dry-run")
-    assert "+ branch dev (new, made from main)" in text
+    assert "+ branch dev (new, from main)" in text
     assert not any(request.startswith("POST") for request in hub.requests)
 
 
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        (["--space", "page"], 2, "'page' is no repository"),
-        (["--space", "you/a--b"], 2, "'you/a--b' is no repository"),
-        (["--space", "others/page"], 3, "others/page does not exist, and this token may not make it"),
+        (["--space", "page"], 2, "'page' is not a repository name"),
+        (["--space", "you/a--b"], 2, "'you/a--b' is not a repository name"),
+        (["--space", "others/page"], 3, "others/page does not exist, and this token may not create it"),
         (["--space", "readers/page"], 3, "may write to you, team. Remedy: name it you/page"),
         (["--space", "others/theirs"], 3, "the token may not do this"),
         (["--space", "you/page", "--revision", "dev"], 2, "a Space serves the branch main, not dev"),
-        (["--tag", "v1"], 2, "v1 of you/model names the commit"),
-        (["--tag", "v 2"], 2, "'v 2' is no name of a branch or tag"),
-        (["--revision", "a..b"], 2, "'a..b' is no name of a branch or tag"),
-        (["--message", " "], 2, "the message is empty. Remedy: --message"),
+        (["--tag", "v1"], 2, "v1 of you/model already names the commit"),
+        (["--tag", "v 2"], 2, "'v 2' is not a branch or tag name"),
+        (["--revision", "a..b"], 2, "'a..b' is not a branch or tag name"),
+        (["--message", " "], 2, "the message is empty. Remedy: give --message"),
     ],
 )
 @pytest.mark.parametrize("how", ["--yes", "--dry-run"])
@@ -249,7 +249,7 @@ def test_a_tag_of_an_earlier_commit_stays(hub: TestHub, folder: Path, checked: l
     there = hub.add("model", NAME, {"config.json": b"old"})
     there.tags["v1"] = before = there.branches["main"]
     run("push", folder, NAME, "--yes", "--no-verify")
-    assert f"names the commit {before} already" in run("push", folder, NAME, "--yes", "--tag", "v1", code=2)
+    assert f"already names the commit {before}" in run("push", folder, NAME, "--yes", "--tag", "v1", code=2)
     assert there.tags["v1"] == before
 
 
@@ -257,7 +257,7 @@ def test_a_tag_of_an_earlier_commit_stays(hub: TestHub, folder: Path, checked: l
     ("within", "words"),
     [
         ("/tag/", "is pushed, but is not tagged v1: "),
-        ("/resolve/", "is pushed, but what a stranger gets could not be looked at: "),
+        ("/resolve/", "is pushed, but what a stranger gets could not be checked: "),
         ("/api/spaces/you/page/commit/", "is pushed, but its Space you/page is not: "),
     ],
 )
@@ -312,7 +312,7 @@ def test_odd_hubs(
 ) -> None:
     for verb in (("push", folder, NAME, "--yes"), ("pull", NAME, tmp_path / "pulled")):
         for endpoint, code, words in (
-            ("localhost", 2, "HF_ENDPOINT is 'localhost', no address. Remedy: unset it"),
+            ("localhost", 2, "HF_ENDPOINT is 'localhost', not an address. Remedy: unset it"),
             ("http://[bad", 3, "Remedy: check"),
             ("http://localhost:port", 3, "Remedy: check"),
             ("http://127.0.0.1:9", 3, "the connection failed"),
@@ -366,7 +366,7 @@ def test_a_space_is_published_too(hub: TestHub, package: Path, checked: list[dic
     assert {"app.py", "app.css", "infer.py", "requirements.txt"} <= set(files) and NAME in files["README.md"].decode()
     assert pushed["space"]["url"] == f"{hub.url}/spaces/you/page/commit/{pushed['space']['commit']}"
     again = run("push", package, NAME, "--space", "you/page", "--yes", "--no-verify")
-    assert "holds this package already" in again and "holds this Space already" in again
+    assert "already has this package" in again and "already has this Space" in again
     assert "leave out one" in run("push", package, NAME, "--space", "you/page", "--yes", "--create-pr", code=2)
 
 

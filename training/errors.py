@@ -1,4 +1,4 @@
-"""Errors whose message is enough for the user: the entry script prints it and ends with exit code 2."""
+"""Errors whose message is all the user needs: the entry script prints it and exits with code 2."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ class TrainingError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's message, which may go on for a page."""
+    """The first line of a library's message, which may be a page long."""
     return str(error).strip().partition("\n")[0]

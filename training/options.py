@@ -21,7 +21,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Shows each flag in one spelling, defaults that say something, and descriptions as they are written."""
+    """Shows one spelling per flag, only defaults that mean something, and descriptions as written."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=120)
@@ -38,7 +38,7 @@ class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
 
 
 class _Parser(HfArgumentParser):
-    """A parser that raises where argparse would exit, so that the message can name the file."""
+    """A parser that raises instead of exiting, so that the message can name the file."""
 
     def error(self, message: str) -> NoReturn:
         raise RecipeError(message)
@@ -48,7 +48,7 @@ _METAVARS: dict[Any, str] = {int: "N", float: "X", string_to_bool: "true|false"}
 
 
 def _flag(item: dataclasses.Field[Any]) -> Any:
-    """A field as the parser takes it: its default and its help."""
+    """A field in the form the parser takes: its default and its help."""
     metadata = {"help": item.metadata["help"]}
     if item.default_factory is not dataclasses.MISSING:
         return field(default_factory=item.default_factory, metadata=metadata)
@@ -56,7 +56,7 @@ def _flag(item: dataclasses.Field[Any]) -> Any:
 
 
 def _flags(name: str, kind: type, names: Iterable[str]) -> DataClassType:
-    """Some fields of a dataclass as one of its own, which the parser lists under the heading ``name``."""
+    """A new dataclass with some fields of ``kind``, which the parser lists under the heading ``name``."""
     hints, items = get_type_hints(kind), {item.name: item for item in dataclasses.fields(kind)}
     fields = [(key, plain_type(hints[key]), _flag(items[key])) for key in names]
     heading = {"_argument_group_name": name}
@@ -75,7 +75,7 @@ def _parser(name: str) -> _Parser:
         prog=f"training/run.py {name}" if name != "train" else "training/run.py [VERB]",
         usage="%(prog)s" + (f" {verb.positional.upper()}" if verb.positional else "") + " [--flag value ...]",
         description=_describe(name),
-        epilog=f"Recipes that ship: {', '.join(_recipe_names())}." if verb.takes_recipe else None,
+        epilog=f"Built-in recipes: {', '.join(_recipe_names())}." if verb.takes_recipe else None,
         allow_abbrev=False,
         formatter_class=_Formatter,
     )
@@ -85,7 +85,7 @@ def _parser(name: str) -> _Parser:
         parser.add_argument(verb.positional, nargs="+" if several else None, help=positional.metadata["help"])
     for action in parser._actions:
         if action.option_strings and action.option_strings[0].startswith("--no_"):
-            action.help = SUPPRESS  # the parser makes one for each switch that is on
+            action.help = SUPPRESS  # the parser adds one for each switch that is on by default
         elif action.type and not action.choices:
             action.metavar = _METAVARS.get(action.type, action.dest.upper() if not action.option_strings else "TEXT")
     return parser
@@ -97,7 +97,7 @@ def _describe(name: str) -> str:
         return f"{verb.help[0].upper()}{verb.help[1:]}.\n\n{verb.details}".strip()
     verbs = "\n".join(f"  {verb:<14}{other.help}" for verb, other in VERBS.items())
     return (
-        "Train a multi-label emotion classifier, and what goes with it.\n\n"
+        "Train multi-label emotion classifiers, compare them and score them.\n\n"
         f"verbs (each has its own --help):\n{verbs}\n\n"
         "A recipe sets every setting below; flags override it."
     )
@@ -108,7 +108,7 @@ def _recipe_names() -> list[str]:
 
 
 def parse(argv: Sequence[str]) -> Command[Any]:
-    """The verb, its options, and the recipe named by ``--recipe`` with the other flags laid over it.
+    """The verb, its options, and the recipe named by ``--recipe`` with the other flags applied on top.
 
     Raises:
         RecipeError: unknown verb, recipe or key, wrong type, or a value out of range.
@@ -133,10 +133,10 @@ def parse(argv: Sequence[str]) -> Command[Any]:
 
 
 def _split_verb(argv: list[str]) -> tuple[str, list[str]]:
-    """The verb and the rest of a command line; ``train`` where none is given."""
+    """The verb of a command line, ``train`` by default, and the rest."""
     old = [flag for flag in OLD_FLAGS if flag in argv]
     if len(old) > 1:
-        raise RecipeError(f"{', '.join(old)} are different verbs. Remedy: give one of them")
+        raise RecipeError(f"{', '.join(old)} are different verbs. Remedy: give only one")
     if old:
         start = argv.index(old[0])
         end = next((i for i in range(start + 1, len(argv)) if argv[i].startswith("--")), len(argv))
@@ -145,13 +145,14 @@ def _split_verb(argv: list[str]) -> tuple[str, list[str]]:
         return "train", argv
     if argv[0] not in VERBS:
         raise RecipeError(
-            f"{argv[0]!r} is not a verb; {suggest(argv[0], VERBS)}Remedy: use one of {', '.join(VERBS)}, or none to train"
+            f"{argv[0]!r} is not a verb; {suggest(argv[0], VERBS)}Remedy: use one of {', '.join(VERBS)}, or none to "
+            "train"
         )
     return argv[0], argv[1:]
 
 
 def _read_recipe(flags: Sequence[str], parser: _Parser) -> tuple[list[str], str]:
-    """The settings of the recipe that the flags name, as flags, and its name."""
+    """The settings of the recipe named by the flags, as flags, and its name."""
     place = next((flags[i + 1] for i in range(len(flags) - 1) if flags[i] == "--recipe"), RecipeOptions().recipe)
     place = next((flag.partition("=")[2] for flag in flags if flag.startswith("--recipe=")), place)
     path = RECIPES / f"{place}.yaml"
@@ -159,8 +160,8 @@ def _read_recipe(flags: Sequence[str], parser: _Parser) -> tuple[list[str], str]
         path = Path(place)
     if not path.is_file():
         raise RecipeError(
-            f"--recipe {place}: no such recipe or file; {suggest(place, _recipe_names())}the recipes are "
-            f"{', '.join(_recipe_names())}"
+            f"--recipe {place}: no such recipe or file; {suggest(place, _recipe_names())}Remedy: use one of "
+            f"{', '.join(_recipe_names())}, or a YAML file"
         )
     try:
         settings = read_recipe_file(path)
@@ -174,7 +175,7 @@ def _parse(parser: _Parser, flags: Sequence[str]) -> dict[str, Any]:
     namespace, unknown = parser.parse_known_args(list(flags))
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
-        raise RecipeError(f"{unknown[0]} is not a flag; {suggest(unknown[0], known)}Remedy: look at --help")
+        raise RecipeError(f"{unknown[0]} is not a flag; {suggest(unknown[0], known)}Remedy: see --help")
     return vars(namespace)
 
 
@@ -192,13 +193,13 @@ def _check_places(recipe: Recipe) -> None:
 
 def _check_options(name: str, recipe: Recipe, options: Any) -> None:
     if name == "null-test" and recipe.teachers:
-        raise RecipeError("null-test: teachers know what it takes away. Remedy: test the recipe without teachers")
+        raise RecipeError("null-test: teachers know what the test removes. Remedy: test the recipe without teachers")
     output = getattr(options, "output_dir", None)
     if output and Path(output).resolve() in {Path(teacher).resolve() for teacher in recipe.teachers}:
         raise RecipeError(f"teachers: {output} is this run's own folder. Remedy: use another --output_dir")
     if name == "compare-runs" and len(options.runs) < 2:
         raise RecipeError(
-            "compare-runs needs two run folders or more. Remedy: name them; the others are compared with the first"
+            "compare-runs needs at least two run folders. Remedy: name them; the others are compared with the first"
         )
     if name == "evaluate" and not options.data:
         raise RecipeError("evaluate needs rows. Remedy: add --data FILE, a labeled CSV, TSV, JSONL or Parquet file")

@@ -1,4 +1,4 @@
-"""Which recipes make sense, and how a recipe file is read."""
+"""Check recipes and read recipe files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from training.errors import TrainingError
 
 
 class RecipeError(TrainingError, ValueError):
-    """A bad recipe or flag; the message names the key, where it stands and the accepted values."""
+    """A bad recipe or flag; the message names the key, its place and the accepted values."""
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuse values out of range and settings that do not go together.
+    """Refuse out-of-range values and settings that conflict.
 
     Raises:
         RecipeError: the message names the field and the accepted values.
@@ -31,19 +31,19 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.input != "embedding" and recipe.balance not in WHOLE_ROW_METHODS:
         raise RecipeError(
             f"balance: {recipe.balance} makes rows between embeddings, which have no words to read. Remedy: with input "
-            f"{recipe.input} use one of {', '.join(WHOLE_ROW_METHODS)}"
+            f"{recipe.input}, use one of {', '.join(WHOLE_ROW_METHODS)}"
         )
     _check_input(recipe)
     _check_teachers(recipe)
     whole = recipe.prefix != "none" or not recipe.one_token
     if recipe.loader == "unsloth" and not (recipe.quantization == "nf4" and recipe.head == "backbone" and whole):
         raise RecipeError(
-            "loader: unsloth loads a whole backbone in nf4. Remedy: quantization nf4, head backbone and one_token false, "
-            "or loader transformers"
+            "loader: unsloth only loads a whole backbone in nf4. Remedy: use quantization nf4, head backbone and "
+            "one_token false, or loader transformers"
         )
     if recipe.head == "mlp" and recipe.quantization != "none":
         raise RecipeError(
-            "quantization: head mlp has no backbone to quantise. Remedy: quantization none, or head backbone"
+            "quantization: head mlp has no backbone to quantize. Remedy: use quantization none or head backbone"
         )
     if recipe.torch_compile and (recipe.loader, recipe.quantization, recipe.head) != (
         "transformers",
@@ -51,13 +51,13 @@ def check_recipe(recipe: Recipe) -> None:
         "backbone",
     ):
         raise RecipeError(
-            "torch_compile: what is compiled is a backbone in full precision, loaded by transformers. Remedy: "
+            "torch_compile: only a full-precision backbone loaded by transformers can be compiled. Remedy: use "
             "torch_compile false, or head backbone, quantization none and loader transformers"
         )
     if recipe.encoder not in ENCODERS and not recipe.encoder.startswith("sentence-transformers/"):
         accepted = f"{', '.join(ENCODERS)} or sentence-transformers/<model>"
         raise RecipeError(f"encoder: {recipe.encoder!r} is unknown; accepted: {accepted}")
-    from transformers.training_args import OptimizerNames  # imports torch, which --help does without
+    from transformers.training_args import OptimizerNames  # imports torch, which --help does not need
 
     if recipe.optim not in set(OptimizerNames):
         raise RecipeError(f"optim: {recipe.optim!r} is unknown; accepted: {', '.join(OptimizerNames)}")
@@ -75,17 +75,19 @@ def check_recipe(recipe: Recipe) -> None:
 def _check_input(recipe: Recipe) -> None:
     words = recipe.input != "embedding"
     if words and recipe.head == "mlp":
-        raise RecipeError("head: mlp has no backbone to read words. Remedy: head backbone, or input embedding")
+        raise RecipeError("head: mlp has no backbone to read words. Remedy: use head backbone or input embedding")
     if words and recipe.loader == "unsloth":
         raise RecipeError(
-            "loader: unsloth is called as the reference calls it, for one token. Remedy: loader transformers"
+            "loader: unsloth is called as in the reference, for one token. Remedy: use loader transformers"
         )
     if not words and (recipe.pooling, recipe.attention) != ("last", "causal"):
-        raise RecipeError("pooling and attention are of words. Remedy: input tokens or hybrid, or leave them out")
+        raise RecipeError(
+            "pooling and attention apply only to words. Remedy: use input tokens or hybrid, or leave them out"
+        )
     if recipe.window_overlap >= recipe.window_length:
         raise RecipeError(
-            f"window_overlap: {recipe.window_overlap} leaves nothing new to a window of window_length {recipe.window_length}; "
-            f"accepted: 0 to {recipe.window_length - 1}"
+            f"window_overlap: {recipe.window_overlap} leaves nothing new in a window of window_length "
+            f"{recipe.window_length}; accepted: 0 to {recipe.window_length - 1}"
         )
 
 
@@ -94,16 +96,16 @@ def _check_teachers(recipe: Recipe) -> None:
         return
     if recipe.balance not in WHOLE_ROW_METHODS:
         raise RecipeError(
-            f"teachers: balance {recipe.balance} makes rows between embeddings, which have no text for a teacher to read. "
-            f"Remedy: balance {' or '.join(WHOLE_ROW_METHODS)}"
+            f"teachers: balance {recipe.balance} makes rows between embeddings, which have no text for a teacher to "
+            f"read. Remedy: use balance {' or '.join(WHOLE_ROW_METHODS)}"
         )
     twice = [teacher for index, teacher in enumerate(recipe.teachers) if teacher in recipe.teachers[:index]]
     if twice:
         raise RecipeError(f"teachers: {twice[0]} is given twice. Remedy: name each teacher once")
     if recipe.gamma or recipe.alpha != "uniform":
         raise RecipeError(
-            "teachers: what they say lies between 0 and 1, for which the focal loss is not made. Remedy: gamma 0 and alpha "
-            "uniform"
+            "teachers: the focal loss is not made for their targets, which are between 0 and 1. Remedy: use gamma 0 "
+            "and alpha uniform"
         )
 
 
@@ -111,7 +113,9 @@ def _check_alpha(alpha: str) -> None:
     try:
         values = json.loads(alpha)
     except json.JSONDecodeError as error:
-        raise RecipeError(f"alpha: {alpha!r} is not JSON ({error}); accepted: a preset, or label: value") from None
+        raise RecipeError(
+            f"alpha: {alpha!r} is not JSON ({error}); accepted: a preset, or a JSON mapping label: value"
+        ) from None
     for label, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise RecipeError(f"alpha: {label}: {value!r} is not a number from 0 to 1")
@@ -121,13 +125,13 @@ def _check_alpha(alpha: str) -> None:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'epochs'? `` for a name that is close to a known one, else nothing."""
+    """``did you mean 'epochs'? `` for a name that is close to a known one, else empty."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {close[0]!r}? " if close else ""
 
 
 def plain_type(hint: Any) -> Any:
-    """A type as a command line has it."""
+    """The type that the command line takes."""
     return float if hint == Number else hint
 
 
@@ -135,21 +139,21 @@ def read_recipe_file(path: Path) -> list[str]:
     """The settings of a recipe file as flags.
 
     Raises:
-        RecipeError: not YAML, an unknown key, or a value of another type.
+        RecipeError: not YAML, an unknown key, or a value of the wrong type.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"not YAML: {error}") from None
     if not isinstance(content, dict):
-        raise RecipeError("a mapping key: value is expected")
+        raise RecipeError("expected a mapping key: value")
     for key in content:
         if key not in FIELDS:
             raise RecipeError(f"unknown key {key!r}; {suggest(str(key), FIELDS)}The keys are {', '.join(FIELDS)}")
     return to_flags(content)
 
 
-_QUOTE = "(quote what YAML would read as a number, a date or yes and no)"
+_QUOTE = "(quote anything that YAML would read as a number, a date, yes or no)"
 _ACCEPTED: dict[Any, tuple[tuple[type, ...], str]] = {
     int: ((int, str), "a whole number"),
     float: ((int, float, str), "a number"),
@@ -158,11 +162,11 @@ _ACCEPTED: dict[Any, tuple[tuple[type, ...], str]] = {
     str | None: ((str, type(None)), f"text {_QUOTE}, or null"),
     list[str]: ((str,), f"a list of texts {_QUOTE}"),
 }
-"""The types of a setting's values in YAML, and what they are called; of a list those of its items."""
+"""The types that a setting's values may have in YAML, and their names; for a list, the types of its items."""
 
 
 def _refuse_other_type(key: str, value: Any) -> None:
-    """Refuse what would become another value as a flag's text, such as a list of one number for a number."""
+    """Refuse a value that would change when written as a flag, such as a list of one number for a number."""
     hint = get_type_hints(Recipe).get(key)
     if hint is None or (key == "alpha" and isinstance(value, dict)):
         return
@@ -172,14 +176,14 @@ def _refuse_other_type(key: str, value: Any) -> None:
     ]
     items = value if isinstance(value, list) and wanted == list[str] else [value]
     if not all(isinstance(item, types) for item in items):
-        raise RecipeError(f"{key}: {value!r} is of another type; accepted: {accepted}")
+        raise RecipeError(f"{key}: {value!r} has the wrong type; accepted: {accepted}")
 
 
 def to_flags(content: Mapping[str, Any]) -> list[str]:
     """Settings as flags.
 
     Raises:
-        RecipeError: a value of another type.
+        RecipeError: a value of the wrong type.
     """
     flags: list[str] = []
     for key, value in content.items():

@@ -1,6 +1,6 @@
-"""Train an emotion classifier, and what goes with it: ``accelerate launch training/run.py --recipe NAME``.
+"""Train emotion classifiers, compare them and score them: ``accelerate launch training/run.py --recipe NAME``.
 
-Each verb is one file in ``commands/``, imported when it is asked for, so that ``--help`` answers at once.
+Each verb is one file in ``commands/``, imported only when used, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Any
 # Threads that spin while they wait make two processes on two cores ten times slower; set before torch loads OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from modeling.infer.quiet import silence_libraries
 from training.commands.verbs import Command
 from training.errors import TrainingError
 from training.options import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the verb says. Returns the exit code: 1 for a failed test, 2 where the input is at fault."""
+    """Run the verb and return the exit code: 1 for a failed test, 2 for bad input."""
+    silence_libraries()
     try:
         return run(parse(sys.argv[1:] if argv is None else argv))
     except (TrainingError, ImportError, OSError) as error:
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command[Any]) -> int:
-    """The verbs."""
+    """Run a parsed command."""
     recipe, options = command.recipe, command.options
     match command.verb:
         case "evaluate":

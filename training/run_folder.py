@@ -1,4 +1,4 @@
-"""The run folder: what a training run leaves behind. This file is its sole writer and reader."""
+"""The run folder: what a training run leaves behind. Only this module writes and reads it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RunFolderError(TrainingError, RuntimeError):
 
 
 class RunFolder:
-    """``runs/<name>/``. Whatever is read by others appears whole or not at all: written beside its place, then moved."""
+    """``runs/<name>/``. Files that others read appear whole or not at all: written elsewhere, then moved."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -60,27 +60,27 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def open(self, resume: bool, overwrite: bool) -> None:
-        """Create the folder, or make sure that it may be written to; nothing is deleted yet.
+        """Create the folder, or check that it may be written to; delete nothing yet.
 
         Raises:
-            RunFolderError: it holds a run already, and neither ``resume`` nor ``overwrite`` says what to do with it; or
-                files of somebody else that a run would replace.
+            RunFolderError: it already holds a run, and neither ``resume`` nor ``overwrite`` is set; or it is not a run
+                folder and has files that a run would replace.
         """
         is_run = (self.path / RECIPE).exists()
         if is_run and not resume and not overwrite:
             raise RunFolderError(
-                f"{self.path} holds a run already. Remedy: --resume to continue it, --overwrite to train it anew, or "
-                "another --output_dir"
+                f"{self.path} already holds a run. Remedy: use --resume to continue it, --overwrite to train it again, "
+                "or another --output_dir"
             )
         foreign = [name for name in (*RESULTS, MODEL) if (self.path / name).exists()]
         if foreign and not is_run:
             raise RunFolderError(
-                f"{self.path} is no run folder, but has {', '.join(foreign)}. Remedy: another --output_dir"
+                f"{self.path} is not a run folder, but has {', '.join(foreign)}. Remedy: use another --output_dir"
             )
         self.path.mkdir(parents=True, exist_ok=True)
 
     def clear(self, checkpoints: bool) -> None:
-        """Delete results, which an interrupted run must not be taken for, and ``checkpoints`` too where asked."""
+        """Delete results, so that an interrupted run does not look finished, and checkpoints if asked."""
         for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / MODEL, ignore_errors=True)
@@ -89,7 +89,7 @@ class RunFolder:
         self.checkpoints.mkdir(exist_ok=True)
 
     def refuse_other_recipe(self, fields: Mapping[str, Any]) -> None:
-        """Refuse to resume with settings that are not those of the run.
+        """Refuse to resume with settings other than the run's.
 
         Raises:
             RunFolderError: the settings differ; the message names them.
@@ -100,33 +100,33 @@ class RunFolder:
         other = sorted(key for key in fields if key in stored and key not in free and stored[key] != fields[key])
         if other:
             raise RunFolderError(
-                f"--resume with other settings than those of {self.path}: {', '.join(other)}. Remedy: give the same "
-                "recipe and flags, or --overwrite to train anew"
+                f"--resume with settings that differ from {self.path}: {', '.join(other)}. Remedy: give the same "
+                "recipe and flags, or use --overwrite to train again"
             )
 
     def inputs_sha256(self) -> dict[str, str]:
-        """Fingerprints of splits and teachers as the run read them; empty where none are on record."""
+        """Fingerprints of splits and teachers as the run read them; empty if none are recorded."""
         if not (self.path / AUDIT).is_file():
             return {}
         audit = self.read(AUDIT)
         return {**audit.get("corpus_sha256", {}), **audit.get("teachers", {})}
 
     def refuse_other_inputs(self, fingerprints: Mapping[str, str]) -> None:
-        """Refuse to resume on rows or from teachers that are not those of the run.
+        """Refuse to resume with rows or teachers other than the run's.
 
         Raises:
-            RunFolderError: a split has other texts or labels, or a teacher other files; the message names it.
+            RunFolderError: the texts or labels of a split, or the files of a teacher, changed; the message names it.
         """
         recorded = self.inputs_sha256()
         other = [name for name in {**recorded, **fingerprints} if recorded.get(name) != fingerprints.get(name)]
         if recorded and other:
             raise RunFolderError(
-                f"--resume with other rows or teachers than those of {self.path}: {', '.join(other)} changed since it "
-                "was started. Remedy: give it what it had, or --overwrite to train anew"
+                f"--resume with rows or teachers that differ from {self.path}: {', '.join(other)} changed since the "
+                "run started. Remedy: restore them, or use --overwrite to train again"
             )
 
     def last_checkpoint(self) -> Path | None:
-        """The last complete checkpoint: the highest step whose trainer state, written last, is there."""
+        """The last complete checkpoint: the highest step with a trainer state, which is written last."""
         found = {
             int(match[1]): path
             for path in self.checkpoints.glob("checkpoint-*")
@@ -157,7 +157,7 @@ class RunFolder:
         return content
 
     def write_recipe(self, fields: Mapping[str, Any]) -> None:
-        """Write the resolved recipe, which gives the same run again."""
+        """Write the resolved recipe, which reproduces the run."""
         self.write_text(RECIPE, yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True))
 
     def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -202,7 +202,7 @@ def describe_environment(seed: int, processes: int, bf16: bool) -> Environment:
 
 
 def _cpu_name() -> str:
-    """What the processor calls itself; on Linux ``platform`` does not know."""
+    """The processor's own name, which ``platform`` does not know on Linux."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         found = re.search(r"^model name\s*:\s*(.+)$", information.read_text(encoding="utf-8"), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What was trained, as a classifier: a package, or the model of a finished run."""
+"""A trained model as a classifier: a package, or the model of a finished run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from training.run_folder import RunFolderError
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Is this the folder of a run? A package records the recipe too, but its configuration lies beside it."""
+    """Is this a run folder? A package has the recipe too, but with ``config.json`` next to it."""
     return (folder / RECIPE).is_file() and not (folder / "config.json").is_file()
 
 
 def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> EmotionClassifier:
-    """A package (folder or Hub id), or the model of a finished run, in float32 on every machine unless told otherwise.
+    """A package (folder or Hub id), or the model of a finished run, in float32 by default on every machine.
 
     Raises:
         RunFolderError: the run is not finished.
@@ -30,7 +30,9 @@ def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> EmotionCl
         return EmotionClassifier(model, dtype=dtype)
     folder = Path(model) / MODEL
     if not (folder / "config.json").is_file():
-        raise RunFolderError(f"{model} is not a finished run: model/config.json is missing. Remedy: train to the end")
+        raise RunFolderError(
+            f"{model} is not a finished run: model/config.json is missing. Remedy: train it to the end"
+        )
     if not (folder / "adapter_config.json").is_file():
         return EmotionClassifier(folder, dtype=torch.float32)
     device = "cuda" if torch.cuda.is_available() else "cpu"

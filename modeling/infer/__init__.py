@@ -1,6 +1,6 @@
-"""The modules that ship, bundled into one file, as a package's ``infer.py``; and what the project uses of them.
+"""The modules that ship as a package's ``infer.py``, bundled into one file, and the names that the project uses.
 
-A name is imported when it is first used: a command that needs a setting alone does not wait for PyTorch.
+A name is imported on first use: a command that needs only a setting does not wait for PyTorch.
 """
 
 import lazy_loader

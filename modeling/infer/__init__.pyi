@@ -36,8 +36,10 @@ from .fused import (
     FEWEST_ROWS as FEWEST_ROWS,
     FusedOneTokenMistral as FusedOneTokenMistral,
     fold_groups as fold_groups,
+    has_onednn_layout as has_onednn_layout,
     laid_out_linear as laid_out_linear,
     lay_out as lay_out,
+    multiplies_bfloat16 as multiplies_bfloat16,
     packs_matrices as packs_matrices,
 )
 from .heads import build_heads as build_heads, build_projection as build_projection

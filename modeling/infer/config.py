@@ -1,4 +1,4 @@
-"""Configuration of an emotion model, and how a package's is read."""
+"""Configuration of an emotion model, and how to read a package's."""
 
 import numbers
 from collections.abc import Iterator
@@ -25,25 +25,25 @@ _MAX_SIZE = 2**20
 class EmotionConfig(ModelSettings, PreTrainedConfig):
     """Configuration of an :class:`EmotionModel`: its settings, and what it was trained on and for.
 
-    Every field has a default, so the six keys of the reference load too. A value of another type or out of range is
+    Every field has a default, so the reference's six keys load too. A value of the wrong type or out of range is
     refused when it is set.
 
     Args:
         model_name: backbone: a Hub id, a folder or ``smollm2-135m``.
         hidden_size: width H of the backbone.
-        embed_dim: width E of the sentence embedding; 0 where the backbone reads words alone.
+        embed_dim: width E of the sentence embedding; 0 if the backbone reads only words.
         emotion_labels: the L label names, in the order of the classifier's outputs.
-        threshold: probability from which a label is predicted when it has no entry in ``thresholds``.
+        threshold: probability from which a label without an entry in ``thresholds`` is predicted.
         thresholds: probability per label, tuned on validation rows.
         threshold_source: how ``thresholds`` were found.
         unreliable_labels: labels whose test scores rest on too few rows.
         encoder: name of the sentence encoder, see :func:`load_encoder`.
-        encoder_version: version that made the embeddings.
+        encoder_version: version of it that made the embeddings.
         base_model_revision: revision of a Hub backbone.
         dataset: name of the training corpus.
         dataset_revision: its revision.
-        backbone_config: the backbone's own configuration, to build one without its weights; of the checkpoint as many
-            layers are used as its ``num_hidden_layers`` says.
+        backbone_config: the backbone's own configuration, to build one without its weights; its
+            ``num_hidden_layers`` says how many layers of the checkpoint are used.
         schema_version: version of this list of fields.
     """
 
@@ -67,7 +67,7 @@ class EmotionConfig(ModelSettings, PreTrainedConfig):
     problem_type: Literal["multi_label_classification"] = "multi_label_classification"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Give the labels to transformers under its own names, or take them from there."""
+        """Copy the labels to transformers' own fields, or take them from there."""
         if not self.emotion_labels and self.id2label:
             self.emotion_labels = list(map(str, self.id2label.values()))
         if self.emotion_labels:
@@ -85,7 +85,7 @@ class EmotionConfig(ModelSettings, PreTrainedConfig):
             )
 
     def validate_windows(self) -> None:
-        """Refuse windows that overlap in whole."""
+        """Refuse windows that overlap completely."""
         if self.window_overlap >= self.window_length:
             raise ValueError(
                 f"window_overlap is {self.window_overlap}, not below the window_length of {self.window_length}"
@@ -98,7 +98,7 @@ class EmotionConfig(ModelSettings, PreTrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int | None:
-        """Layers of the backbone that are used, from the first; None, where ``backbone_config`` does not say, is all."""
+        """Number of backbone layers to use, from the first; None (not in ``backbone_config``) uses all."""
         return (self.backbone_config or {}).get("num_hidden_layers")
 
 
@@ -106,7 +106,7 @@ def read_config(folder: Path) -> EmotionConfig:
     """The configuration of a package.
 
     Raises:
-        PackageError: the message names every field that is not as :class:`EmotionConfig` says.
+        PackageError: the message names every field that does not fit :class:`EmotionConfig`.
     """
     content = read_json(folder, "config.json")
     problems = list(_config_problems(content))
@@ -114,8 +114,8 @@ def read_config(folder: Path) -> EmotionConfig:
         raise PackageError("config.json", f"is not valid: {'; '.join(problems)}")
     try:
         return EmotionConfig.from_pretrained(folder)
-    except Exception as error:  # transformers checks the fields that are its own with many kinds of exception
-        raise PackageError("config.json", f"is not valid: {error}") from error
+    except Exception as error:  # transformers raises many kinds of exception for its own fields
+        raise PackageError("config.json", f"is not valid: {error.__cause__ or error}") from error
 
 
 def _config_problems(config: dict[str, Any]) -> Iterator[str]:
@@ -132,10 +132,10 @@ def _config_problems(config: dict[str, Any]) -> Iterator[str]:
     for key in ("embed_dim", "hidden_size"):
         unused = key == "embed_dim" and config.get("input") == "tokens"
         if not unused and (type(config.get(key)) is not int or config[key] < 2):
-            yield f"{key} is {config.get(key)!r:.80}, not a width"
+            yield f"{key} is {config.get(key)!r:.80}, not a valid width"
     if config.get("head") != "mlp" and not config.get("model_name"):
-        yield "model_name names no backbone"
-    # Other references to code would be followed by the Auto classes, into other repositories too.
+        yield "model_name is missing or empty"
+    # The Auto classes would follow other references to code, into other repositories too.
     for key, own in (("auto_map", AUTO_MAP), ("custom_pipelines", CUSTOM_PIPELINES)):
         used = config.get(key, {})
         if not isinstance(used, dict) or not used.items() <= own.items():
@@ -176,5 +176,5 @@ def _label_problems(config: dict[str, Any]) -> Iterator[str]:
 
 
 def is_probability(value: Any) -> bool:
-    """Is it a number from 0 to 1, of Python or numpy? Booleans and nan are not."""
+    """Is it a Python or numpy number from 0 to 1? Booleans and nan are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= cast(float, value) <= 1

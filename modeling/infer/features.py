@@ -1,4 +1,4 @@
-"""What a model reads of texts: sentence embeddings, tokens, and windows of long texts."""
+"""A model's input: sentence embeddings, tokens, and windows of long texts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from modeling.infer.config import EmotionConfig
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:
-    """The texts as a list of strings that UTF-8 can hold.
+    """The texts as a list of strings that UTF-8 can encode.
 
     Raises:
         TypeError: an item is not a string; the message names its index.
@@ -24,17 +24,17 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     for index, text in enumerate(checked):
         if not isinstance(text, str):
             raise TypeError(f"texts[{index}] is {type(text).__name__}, not a string: {text!r:.80}")
-    # Half an emoji (a lone surrogate, legal in JSON) is no UTF-8: it becomes a question mark.
+    # Half an emoji (a lone surrogate, legal in JSON) is not valid UTF-8: it becomes a question mark.
     return [text.encode("utf-8", "replace").decode() for text in checked]
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a model reads of N texts.
+    """A model's input for N texts.
 
     Attributes:
-        embeddings: sentence embeddings, float32 [N, E]; None where it reads words alone.
-        tokens: token ids of each text, int64 [T] with T ≥ 1; None where it reads the sentence embedding alone.
+        embeddings: sentence embeddings, float32 [N, E]; None if the model reads only words.
+        tokens: token ids of each text, int64 [T] with T ≥ 1; None if it reads only the sentence embedding.
     """
 
     embeddings: np.ndarray | None = None
@@ -45,25 +45,25 @@ class Features:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text, int64 [N]; 1 where it is one embedding."""
+        """Number of tokens of each text, int64 [N]; 1 if the text is one embedding."""
         return np.array([len(row) for row in self.tokens] if self.tokens is not None else [1] * len(self), dtype=int)
 
     def take(self, rows: np.ndarray) -> "Features":
-        """The features of some rows, by their indices."""
+        """The features of the rows with these indices."""
         embeddings = None if self.embeddings is None else self.embeddings[rows]
         return Features(embeddings, None if self.tokens is None else [self.tokens[row] for row in rows.tolist()])
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], bos_token_id: int) -> list[np.ndarray]:
-    """Token ids of each text, without special tokens; of a text without any the beginning-of-sequence token alone."""
+    """Token ids of each text, without special tokens; a text without any gets the beginning-of-sequence token."""
     encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.array(encoding.ids or [bos_token_id], dtype=np.int64) for encoding in encodings]
 
 
 def cut_into_windows(features: Features, config: EmotionConfig) -> tuple[Features, np.ndarray]:
-    """Windows of at most ``window_length`` tokens, those of a text one after the other, and where each text's begin, [N].
+    """Windows of at most ``window_length`` tokens, text by text, and the index of each text's first window, [N].
 
-    The last window ends with the text, so that no window is short where the text is long.
+    The last window ends with the text, so a long text has no short window.
     """
     if features.tokens is None:
         return features, np.arange(len(features))
@@ -80,7 +80,7 @@ def cut_into_windows(features: Features, config: EmotionConfig) -> tuple[Feature
 
 
 def pool_windows(logits: np.ndarray, firsts: np.ndarray, windows: str) -> np.ndarray:
-    """Logits of texts, float32 [N, L], from those of their windows; see :func:`cut_into_windows` for ``firsts``."""
+    """Logits of texts, float32 [N, L], pooled over their windows; ``firsts`` is from :func:`cut_into_windows`."""
     if windows == "max":
         return np.maximum.reduceat(logits, firsts)
     return np.add.reduceat(logits, firsts) / np.diff(firsts, append=len(logits))[:, None].astype(np.float32)

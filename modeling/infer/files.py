@@ -1,4 +1,4 @@
-"""A package's files, which are a stranger's: each is read as data, and refused where reading could do harm."""
+"""A package's files, written by strangers: each is read as data, and refused if reading it could do harm."""
 
 import json
 import os
@@ -16,7 +16,7 @@ _MAX_JSON_DEPTH = 32
 
 
 def local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None, **hub: Any) -> Path:
-    """Folder of a package, which is downloaded where a Hub id names it.
+    """Folder of a package, downloaded if a Hub id names it.
 
     Raises:
         FileNotFoundError: neither a folder nor a Hub id.
@@ -30,7 +30,7 @@ def local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None,
 
 
 def refuse_unsafe_entries(folder: Path) -> None:
-    """Refuse a folder in which reading could lead out of it, or never end.
+    """Refuse a folder if reading it could lead outside or never end.
 
     Raises:
         PackageError: the first of :func:`unsafe_entries`.
@@ -40,9 +40,9 @@ def refuse_unsafe_entries(folder: Path) -> None:
 
 
 def unsafe_entries(folder: Path) -> Iterator[PackageError]:
-    """Links that leave the folder, and what is neither file nor folder: pipes, sockets, devices, links to nothing.
+    """Links that leave the folder, and entries that are neither file nor folder: pipes, sockets, devices, broken links.
 
-    The Hub's cache itself links a snapshot's files to its blobs.
+    Links from a snapshot in the Hub's cache to its blobs are allowed.
     """
     root = folder.resolve()
     homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
@@ -51,25 +51,25 @@ def unsafe_entries(folder: Path) -> Iterator[PackageError]:
         if path.is_symlink() and not any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes):
             yield PackageError(name, "is a link that leaves the package", "delete it")
         elif not path.is_file() and not path.is_dir():
-            yield PackageError(name, "is no plain file", "delete it")
+            yield PackageError(name, "is not a plain file", "delete it")
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """The object in a JSON file of a package.
 
     Raises:
-        PackageError: it is missing, huge, no UTF-8 or no strict JSON; or a key stands twice, which readers resolve
+        PackageError: it is missing, huge, not UTF-8 or not strict JSON; or a key appears twice, which readers resolve
             differently.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if len(content) < len(pairs):
-            raise ValueError("a key stands twice")
+            raise ValueError("a key appears twice")
         return content
 
     def no_number(text: str) -> None:
-        raise ValueError(f"{text} is no number of JSON")
+        raise ValueError(f"{text} is not a JSON number")
 
     try:
         if (folder / name).stat().st_size > _MAX_JSON_BYTES:
@@ -86,7 +86,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise PackageError(name, f"cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise PackageError(name, "holds no JSON object")
+        raise PackageError(name, "is not a JSON object")
     return content
 
 

@@ -1,4 +1,4 @@
-"""The parts beside the backbone that train in full."""
+"""The parts besides the backbone, which train in full."""
 
 from torch import nn
 
@@ -11,7 +11,7 @@ def build_projection(embed_dim: int, hidden_size: int) -> nn.Sequential:
 
 
 def build_heads(config: EmotionConfig) -> nn.ModuleDict:
-    """The parts beside the backbone that train in full, by name: those that ``input`` and ``pooling`` ask for."""
+    """The parts besides the backbone, by name: those that ``input`` and ``pooling`` need."""
     heads = nn.ModuleDict()
     if config.reads_embedding:
         heads["projection"] = build_projection(config.embed_dim, config.hidden_size)

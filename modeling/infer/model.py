@@ -4,14 +4,13 @@ import os
 from typing import Any, cast
 
 import torch
-from peft import set_peft_model_state_dict
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from modeling.infer.adapter import read_adapter
+from modeling.infer.adapter import load_adapter
 from modeling.infer.backbone import build_backbone, fetch_backbone
 from modeling.infer.config import EmotionConfig, read_config
 from modeling.infer.files import local_folder, refuse_unsafe_entries
@@ -22,7 +21,7 @@ from modeling.infer.weights import BASELINE_FILE, read_head, read_head_file, rea
 
 _HUB_OPTIONS = ("token", "cache_dir", "force_download", "local_files_only")
 _AUTO_MODEL_OPTIONS = ("trust_remote_code", "code_revision", "adapter_kwargs")
-"""What the Auto classes pass on, and a package has no use for."""
+"""Options that the Auto classes pass on and a package does not use."""
 
 
 class EmotionModel(PreTrainedModel):
@@ -33,7 +32,7 @@ class EmotionModel(PreTrainedModel):
         backbone: a language model that takes ``inputs_embeds``.
 
     Attributes:
-        tokenizer: of the words, where it reads them; the model itself does not use it.
+        tokenizer: for words, if the model reads them; the model itself does not use it.
     """
 
     config_class = EmotionConfig
@@ -50,9 +49,9 @@ class EmotionModel(PreTrainedModel):
             setattr(self, name, head)
         self.dropout = nn.Dropout(config.head_dropout)
         self.post_init()
-        # After post_init, which would draw a loaded backbone's weights anew.
+        # After post_init, which would initialize a loaded backbone's weights again.
         self.backbone: Any = backbone if backbone is not None else build_backbone(config)
-        for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # by it PEFT chooses its layers, here as in a package
+        for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # PEFT chooses its layers by it, here as in a package
             setattr(self, flag, getattr(self.backbone, flag, False))
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -66,11 +65,11 @@ class EmotionModel(PreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> SequenceClassifierOutput:
-        """Classify; of ``embeddings`` and ``input_ids`` what the configuration's ``input`` asks for.
+        """Classify ``embeddings``, ``input_ids`` or both, as the configuration's ``input`` says.
 
         Args:
             embeddings: sentence embeddings, float [B, E].
-            labels: multi-hot [B, L]; with them the output has the mean binary cross-entropy as ``loss``.
+            labels: multi-hot [B, L]; if given, the output has the mean binary cross-entropy as ``loss``.
             input_ids: tokens without special ones, int [B, T], padded on either side.
             attention_mask: 1 where ``input_ids`` has a token, 0 where it is padded, [B, T].
         """
@@ -117,19 +116,19 @@ class EmotionModel(PreTrainedModel):
         tokens = torch.cat([*before, words], dim=1)
         seen: torch.Tensor = mask.long()
         if self.config.attention == "bidirectional":
-            # A mask that could be left out must not be: without one the backbone makes its own, a causal one.
+            # Never leave the mask out: without one the backbone makes its own, which is causal.
             seen = cast(
                 torch.Tensor,
                 create_bidirectional_mask(self.backbone.config, tokens, seen, allow_is_bidirectional_skip=False),
             )
-        positions = (mask.cumsum(dim=1) - 1).clamp_min(0)  # of a text's tokens alone, wherever the padding is
+        positions = (mask.cumsum(dim=1) - 1).clamp_min(0)  # only of a text's tokens, wherever the padding is
         hidden = self.backbone(
             inputs_embeds=tokens, attention_mask=seen, position_ids=positions, use_cache=False
         ).last_hidden_state
         return self._pool(hidden[:, special:], mask[:, special:])
 
     def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """One vector a text, float32 [B, H], of hidden states [B, T, H] where ``mask`` [B, T] is true."""
+        """One vector per text, float32 [B, H], from hidden states [B, T, H] where ``mask`` [B, T] is true."""
         if self.config.pooling == "last":
             places = torch.arange(mask.shape[1], device=mask.device)
             return hidden[torch.arange(len(hidden), device=mask.device), (places * mask).argmax(dim=1)]
@@ -155,12 +154,12 @@ class EmotionModel(PreTrainedModel):
     ) -> "EmotionModel":
         """Load a package: its heads, its adapter, and the frozen backbone that it names.
 
-        ``fuse`` makes it faster where it can, for inference alone, see :class:`EmotionClassifier`;
-        ``quantization`` stands in for the package's own, see :func:`load_backbone`. A baseline (``head`` is ``mlp``) is
-        loaded from the folder that ``save_pretrained`` wrote: it has no backbone, and no adapter.
+        ``fuse`` makes it faster if possible, only for inference, see :class:`EmotionClassifier`. ``quantization``
+        replaces the package's own, see :func:`load_backbone`. A baseline (``head`` is ``mlp``) is loaded from the
+        folder that ``save_pretrained`` wrote: it has no backbone and no adapter.
 
         Raises:
-            PackageError: a file is broken, hostile or does not fit the others; nothing of it was executed.
+            PackageError: a file is broken, hostile or does not fit the others; nothing in it was executed.
         """
         hub = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
         folder = local_folder(pretrained_model_name_or_path, revision, **hub)
@@ -187,8 +186,7 @@ class EmotionModel(PreTrainedModel):
             getattr(model, part).load_state_dict({key: head[f"{part}.{key}"] for key in module.state_dict()})
         if config.reads_words:
             model.tokenizer = read_tokenizer(folder, config)
-        model.backbone, adapter = read_adapter(folder, config, backbone)
-        set_peft_model_state_dict(model.backbone, adapter)
+        model.backbone = load_adapter(folder, config, backbone)
         if fuse and config.quantization == "none":
             one_token = config.reads_one_token
             model.backbone = FusedOneTokenMistral(model.backbone) if one_token else model.backbone.merge_and_unload()

@@ -1,4 +1,4 @@
-"""A Mistral for a single token, without what such a token never needs."""
+"""A Mistral for a single token, without the parts that it never needs."""
 
 from typing import cast
 
@@ -11,7 +11,7 @@ from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSN
 
 
 class _OneTokenAttention(nn.Module):
-    """Attention over a single key: its softmax is 1, so that what is left is ``o_proj(repeat(v_proj(x)))``."""
+    """Attention over a single key: its softmax is 1, which leaves ``o_proj(repeat(v_proj(x)))``."""
 
     def __init__(self, config: MistralConfig) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class OneTokenLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """The layer's output, [B, H]."""
-        # The residual stream keeps the norms' float32 where the matrices are bfloat16, or computed with in bfloat16.
+        # The residual stream keeps the norms' float32 even if the matrices are bfloat16 or compute in bfloat16.
         weight = self.self_attn.v_proj.weight
         dtype = weight.dtype if weight.is_floating_point() else torch.bfloat16
         hidden = hidden + self.self_attn(self.input_layernorm(hidden).to(dtype))
@@ -45,11 +45,11 @@ class OneTokenLayer(GradientCheckpointingLayer):
 
 
 class OneTokenMistral(PreTrainedModel):
-    """``MistralModel`` for sequences of one embedded token, without the weights that such a token never meets.
+    """``MistralModel`` for sequences of one embedded token, without the weights that such a token never uses.
 
-    Attention over one key gives its value, whatever query and key are, and no rotation touches values. So ``q_proj``,
-    ``k_proj``, rotary tables, masks, ``embed_tokens`` and ``lm_head`` are neither loaded nor computed; the other
-    modules have their names in ``MistralModel``. Outputs and gradients are those of the whole model.
+    Attention over one key gives its value, whatever query and key are, and values are never rotated. So ``q_proj``,
+    ``k_proj``, rotary tables, masks, ``embed_tokens`` and ``lm_head`` are neither loaded nor computed. The other
+    modules keep their ``MistralModel`` names. Outputs and gradients equal the whole model's.
 
     Args:
         config: configuration of the language model.
@@ -61,7 +61,7 @@ class OneTokenMistral(PreTrainedModel):
     # Lists, as the parent declares them.
     _no_split_modules = ["OneTokenLayer"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["input_layernorm", "post_attention_layernorm", "norm"]  # noqa: RUF012
-    # Whatever else lies in the checkpoint is not read, a vision tower included.
+    # Nothing else in the checkpoint is read, including a vision tower.
     _keys_to_ignore_on_load_unexpected = [r".*"]  # noqa: RUF012
 
     def __init__(self, config: MistralConfig) -> None:
@@ -71,7 +71,7 @@ class OneTokenMistral(PreTrainedModel):
         self.post_init()
 
     def forward(self, inputs_embeds: torch.Tensor, use_cache: bool = False) -> BaseModelOutput:
-        """Last hidden state [B, 1, H], after the final norm, of one embedded token a row, [B, 1, H].
+        """Last hidden state [B, 1, H], after the final norm, of one embedded token per row, [B, 1, H].
 
         Raises:
             ValueError: a row has more than one token.

@@ -1,4 +1,4 @@
-"""The pipeline of transformers for a package."""
+"""The transformers pipeline for a package."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from modeling.infer.predict import predict_logits
 class EmotionPipeline(TextClassificationPipeline):
     """``pipeline("text-classification", model=…, trust_remote_code=True, top_k=None)``: texts → labels with scores.
 
-    Scores are sigmoid probabilities, ``top_k=None`` gives all of them; what they should reach to count is in
-    ``model.config.thresholds``. Options of a tokenizer (``truncation=True``) change nothing: what is too long for one
-    window is read in several.
+    Scores are sigmoid probabilities, and ``top_k=None`` gives all of them. Their thresholds are in
+    ``model.config.thresholds``. Tokenizer options (``truncation=True``) change nothing: a text too long for one window
+    is read in several.
     """
 
     _load_tokenizer = False
@@ -28,9 +28,9 @@ class EmotionPipeline(TextClassificationPipeline):
         self._classifier = EmotionClassifier.from_model(cast(EmotionModel, self.model))
 
     def check_model_type(self, supported_models: Any) -> None:
-        """Accept the model; the list is of transformers' own models."""
+        """Accept the model: the list has only transformers' own models."""
 
-    def preprocess(self, inputs: str | list[str], **tokenizer_kwargs: Any) -> dict[str, Features]:  # type: ignore[override]  # no tokenizer's output
+    def preprocess(self, inputs: str | list[str], **tokenizer_kwargs: Any) -> dict[str, Features]:  # type: ignore[override]  # not a tokenizer's output
         """One text, or a batch of them, as ``{"features": …}``."""
         return {"features": self._classifier.features([inputs] if isinstance(inputs, str) else inputs)}
 
@@ -47,8 +47,8 @@ class EmotionPipeline(TextClassificationPipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator[Any]:
-        """Results one by one, computed batch by batch when they are asked for."""
-        # A dataset of torch has a length and items; it need not be iterable.
+        """Yield results one by one, computed batch by batch on demand."""
+        # A torch dataset has a length and items; it need not be iterable.
         texts = (inputs[i] for i in range(len(inputs))) if hasattr(inputs, "__len__") else iter(inputs)
         while batch := list(itertools.islice(texts, batch_size)):
             logits = self.forward(self.preprocess(batch, **preprocess_params), **forward_params)["logits"]

@@ -1,4 +1,4 @@
-"""Features → logits and probabilities, with the cores of a CPU shared out."""
+"""Features → logits and probabilities, shared among a CPU's cores."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -17,22 +17,22 @@ from modeling.infer.encoders import PROGRESS_BAR_FROM
 from modeling.infer.features import Features, cut_into_windows, pool_windows
 
 SMALL_PRODUCT, SMALL_MATRIX = 2**27, 2**22
-"""Multiplications of the largest product of a layer, and weights of its matrix, below which one CPU thread is fastest.
+"""One CPU thread is fastest below this many multiplications in a layer's largest product, and weights in its matrix.
 
-Waking another thread takes longer than its share of so small a product, while a larger matrix needs several to be read;
-``tests/benchmarks/training_speed.py`` has products on both sides of the first bound.
+Waking another thread takes longer than its share of such a small product. A larger matrix needs several threads to be
+read. ``tests/benchmarks/training_speed.py`` has products on both sides of the first bound.
 """
 
 ROWS_OF_A_WORKER = 8
-"""Texts from which it is worth while to give a CPU core texts of its own, for which it reads all weights."""
+"""From this many texts it pays to give a CPU core its own texts, for which it reads all weights."""
 
 _one_reader = threading.Lock()
-"""PyTorch's number of threads is the process's: whoever changes it for a while must be alone."""
+"""PyTorch's number of threads is per process: only one caller may change it at a time."""
 
 
 @contextmanager
 def at_most(threads: int) -> Iterator[None]:
-    """No more CPU threads than these for the operations within."""
+    """Use at most this many CPU threads for the operations inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(threads, before))
     try:
@@ -42,7 +42,7 @@ def at_most(threads: int) -> Iterator[None]:
 
 
 def suits_one_thread(model: Any, vectors: int) -> bool:
-    """Are the matrix products of a layer with so many vectors so small that one CPU thread computes them fastest?"""
+    """Are a layer's matrix products with this many vectors small enough that one CPU thread is fastest?"""
     inner = getattr(getattr(model.backbone, "config", None), "intermediate_size", model.config.embed_dim)
     matrix = model.config.hidden_size * inner
     return bool(matrix <= SMALL_MATRIX and vectors * matrix < SMALL_PRODUCT)
@@ -52,10 +52,10 @@ def suits_one_thread(model: Any, vectors: int) -> bool:
 def share_cores(
     model: PreTrainedModel, texts: int, batch_size: int
 ) -> Iterator[tuple[Callable[..., Iterator[int]], int]]:
-    """How the cores of a CPU share texts: a ``map`` over batches, and the texts of a batch.
+    """Share texts among a CPU's cores: yield a ``map`` over batches, and the number of texts in a batch.
 
-    Cores that read texts of their own need not wait for each other at every operation. All together read no more than
-    ``batch_size`` texts at once. bitsandbytes changes its layers as they compute, which allows for one worker.
+    Cores that read their own texts need not wait for each other at every operation. Together they read at most
+    ``batch_size`` texts at once. bitsandbytes changes its layers as they compute, so it gets only one worker.
     """
     config, at_once = cast(EmotionConfig, model.config), max(min(batch_size, texts), 1)
     with _one_reader:
@@ -75,7 +75,7 @@ def share_cores(
 
 @torch.inference_mode()
 def predict_logits(model: PreTrainedModel, features: Features, batch_size: int = 64) -> np.ndarray:
-    """Logits, float32 [N, L], of N texts, in the model's own precision; texts of like length share a batch."""
+    """Logits, float32 [N, L], of N texts, in the model's own precision; texts of similar length share a batch."""
     was_training = model.training
     model.eval()
     config, device = cast(EmotionConfig, model.config), next(model.parameters()).device
@@ -84,7 +84,7 @@ def predict_logits(model: PreTrainedModel, features: Features, batch_size: int =
     order = np.argsort(-windows.lengths, kind="stable")
 
     def read(rows: np.ndarray) -> int:
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):  # no thread inherits them
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):  # threads do not inherit them
             tensors = {name: tensor.to(device) for name, tensor in to_tensors(windows.take(rows)).items()}
             logits[rows] = model(**tensors).logits.float().cpu().numpy()
         return len(rows)
@@ -112,7 +112,7 @@ def to_tensors(features: Features) -> dict[str, torch.Tensor]:
 
 
 def _shows_progress(features: Features) -> bool:
-    """One embedding a text is read faster than it was made, behind a bar of its own."""
+    """Only for tokens: embeddings are read faster than they were made, and making them had its own bar."""
     return features.tokens is not None and len(features) >= PROGRESS_BAR_FROM
 
 

@@ -1,4 +1,4 @@
-"""4-bit and 8-bit weights: what is supported, how it is asked for, and proof that it was done."""
+"""4-bit and 8-bit weights: what is supported, how to request it, and proof that it was done."""
 
 import platform
 import re
@@ -12,7 +12,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from modeling.infer.errors import import_optional
 
 X86 = ("x86_64", "AMD64")
-"""What ``platform.machine()`` calls the only CPUs that bitsandbytes supports here and oneDNN was tried on."""
+"""``platform.machine()`` of the only CPUs that bitsandbytes supports here and oneDNN was tested on."""
 
 _QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "nf4": {
@@ -24,50 +24,53 @@ _QUANTIZATIONS: dict[str, dict[str, Any]] = {
     "8bit": {"load_in_8bit": True},
 }
 LANGUAGE_MODEL = r"^(?:model\.)?(?:language_model\.)?(?:model\.)?(?=layers\.|norm\.|embed_tokens\.)"
-"""What stands before a layer's name in a checkpoint: nothing, or the places of the headed and the vision models."""
+"""Prefix of a layer's name in a checkpoint: empty, or that of a model with a head or with vision."""
 
 
 def refuse_unsupported(quantization: str, device: torch.device) -> None:
-    """Refuse a quantization that is unknown, or that this machine cannot compute.
+    """Refuse a quantization that is unknown or that this machine cannot compute.
 
     Raises:
         ValueError: the message names the remedy.
         ImportError: bitsandbytes is missing.
     """
     if quantization != "none" and quantization not in _QUANTIZATIONS:
-        raise ValueError(f"unknown quantization {quantization!r}. Remedy: none, nf4 or 8bit")
+        raise ValueError(f"unknown quantization {quantization!r}. Remedy: use none, nf4 or 8bit")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"PyTorch sees no GPU for device {device}. Remedy: device cpu, or PyTorch built for your GPU")
+        raise ValueError(
+            f"PyTorch sees no GPU for device {device}. Remedy: use device cpu, or install PyTorch built for your GPU"
+        )
     if quantization == "none":
         return
     where = platform.machine() if device.type == "cpu" else device.type
     if where not in ("cuda", *X86):
         raise ValueError(
-            f"quantization {quantization} is not supported on {where}. Remedy: quantization none, an x86 CPU or a CUDA GPU"
+            f"quantization {quantization} is not supported on {where}. "
+            "Remedy: use quantization none, an x86 CPU or a CUDA GPU"
         )
     import_optional("bitsandbytes", "bitsandbytes")
 
 
 def quantization_options(name: str, baked: dict[str, Any] | None, quantization: str) -> dict[str, Any]:
-    """Settings of bitsandbytes: ``baked``, with which a checkpoint was quantised, or those of ``quantization``."""
+    """Settings of bitsandbytes: ``baked`` from a quantized checkpoint, or those of ``quantization``."""
     if baked is None:
         return _QUANTIZATIONS.get(quantization, {})
     kind = str(baked.get("quant_method", "bitsandbytes"))
     if kind == "bitsandbytes":
         kind = "8bit" if baked.get("load_in_8bit") else str(baked.get("bnb_4bit_quant_type", "fp4"))
     if kind != quantization:
-        remedy = f"quantization {kind}, or a" if kind in _QUANTIZATIONS else "a"
+        remedy = f"use quantization {kind}, or a" if kind in _QUANTIZATIONS else "use a"
         raise ValueError(
-            f"the weights of {name} are quantised already, in {kind}; asked for was {quantization}. "
+            f"the weights of {name} are already quantized in {kind}, but quantization is {quantization}. "
             f"Remedy: {remedy} checkpoint in full precision"
         )
-    # The list names modules of the whole checkpoint, of which only the language model is loaded.
+    # The list names modules of the whole checkpoint, but only the language model is loaded.
     skipped = [re.sub(LANGUAGE_MODEL, "", module) for module in baked.get("llm_int8_skip_modules") or ()]
     return {**baked, "llm_int8_skip_modules": skipped or None, "bnb_4bit_compute_dtype": torch.bfloat16}
 
 
 def _nf4_constants(linear: Any, settings: Any) -> list[torch.Tensor] | None:
-    """What a 4-bit weight is multiplied with; None if it is not one, or not as the settings say."""
+    """The constants of a 4-bit weight; None if it is not one, or does not match the settings."""
     state = getattr(linear.weight, "quant_state", None)
     if state is None or (state.quant_type, state.nested) != ("nf4", settings.bnb_4bit_use_double_quant):
         return None
@@ -80,13 +83,13 @@ def _8bit_constants(linear: Any) -> list[torch.Tensor] | None:
 
 
 def check_quantized(model: PreTrainedModel, quantization: str) -> str:
-    """What was quantised, in words; 4-bit weights keep their layout from now on.
+    """Describe what was quantized; 4-bit weights keep their layout from now on.
 
-    bitsandbytes would repack them at the first forward without gradients on a CPU with AVX512-BF16: after it every
-    gradient is wrong, layers must be multiples of 32 wide, and batches from 64 take 2 to 6 times as long.
+    On a CPU with AVX512-BF16, bitsandbytes would repack them at the first forward without gradients. After that every
+    gradient is wrong, layer widths must be multiples of 32, and batches of 64 or more take 2 to 6 times as long.
 
     Raises:
-        RuntimeError: a linear layer is not quantised as it should be.
+        RuntimeError: a linear layer is not quantized as it should be.
     """
     settings: Any = model.config.quantization_config
     sizes = {name: parameter.nbytes for name, parameter in model.named_parameters()}
@@ -96,13 +99,13 @@ def check_quantized(model: PreTrainedModel, quantization: str) -> str:
         constants = _nf4_constants(module, settings) if quantization == "nf4" else _8bit_constants(module)
         if constants is None and should_convert_module(name, settings.llm_int8_skip_modules):
             raise RuntimeError(
-                f"{name} is not in {quantization}. Remedy: another version of bitsandbytes or checkpoint"
+                f"{name} is not in {quantization}. Remedy: use another version of bitsandbytes or checkpoint"
             )
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
         quantized += constants is not None
         sizes[f"{name}.constants"] = sum(tensor.nbytes for tensor in constants or ())
     if not quantized:
-        raise RuntimeError(f"no linear layer is in {quantization}. Remedy: another checkpoint")
-    doubly = " (double quantisation)" if quantization == "nf4" and settings.bnb_4bit_use_double_quant else ""
+        raise RuntimeError(f"no linear layer is in {quantization}. Remedy: use another checkpoint")
+    doubly = " (double quantization)" if quantization == "nf4" and settings.bnb_4bit_use_double_quant else ""
     return f"{quantized} of {len(linear)} linear layers in {quantization}{doubly}, {sum(sizes.values()) / 1e6:,.2f} MB"

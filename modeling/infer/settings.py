@@ -1,4 +1,4 @@
-"""What a user can set of a model: the fields that a recipe and a package's configuration share."""
+"""Settings of a model: the fields that a recipe and a package's configuration share."""
 
 import copy
 import math
@@ -15,7 +15,7 @@ Number = float | int
 def setting(
     default: Any, help: str, group: str = "model", least: float | None = None, most: float | None = None, **marks: bool
 ) -> Any:
-    """A dataclass field that says what it is for, which values it takes, and who else must know of it.
+    """A dataclass field with its help, the values it accepts, and marks for other modules.
 
     Args:
         default: its default; a list or mapping is copied for each instance.
@@ -23,7 +23,7 @@ def setting(
         group: heading under which ``--help`` lists it.
         least: smallest accepted number; None is unbounded.
         most: largest accepted number; None is unbounded.
-        **marks: what others ask of the field, see :class:`modeling.recipe.Recipe`.
+        **marks: marks for other modules, see :class:`modeling.recipe.Recipe`.
     """
     metadata = {"help": help, "range": (least, most), "group": group, "validator": _in_range(least, most), **marks}
     if isinstance(default, list | dict):
@@ -49,42 +49,42 @@ def _in_range(least: float | None, most: float | None) -> Callable[[Any], None]:
 
 @dataclass
 class ModelSettings:
-    """Settings of a model. The annotation of a field is its type and its choices."""
+    """Settings of a model. A field's annotation is its type and its choices."""
 
     head: Literal["backbone", "mlp"] = setting(
-        "backbone", "backbone, or mlp: a baseline without one, trained in seconds", on_card=False
+        "backbone", "backbone, or mlp: a baseline without a backbone, trained in seconds", on_card=False
     )
     quantization: Quantization = setting("none", "precision of the frozen weights: full, 4-bit or 8-bit")
     input: Input = setting(
         "embedding",
-        "what the backbone reads: embedding, one token made of the sentence embedding; tokens, the words; hybrid, both",
+        "what the backbone reads: embedding (one token from the sentence embedding), tokens (words) or hybrid (both)",
     )
     pooling: Literal["last", "mean", "attention"] = setting(
-        "last", "what the classifier reads of the words' states: the last, their mean, or their mean by attention"
+        "last", "what the classifier reads of the words' states: the last, their mean, or their attention-weighted mean"
     )
     attention: Literal["causal", "bidirectional"] = setting(
-        "causal", "causal: a word sees the words before it, as in pretraining; bidirectional: it sees all words"
+        "causal", "causal: each word sees the words before it, as in pretraining; bidirectional: it sees all words"
     )
     window_length: int = setting(
-        128, "tokens of a text that are read at once; training cuts the rest off", least=1, most=2**20
+        128, "tokens of a text that are read at once; training cuts off the rest", least=1, most=2**20
     )
     window_overlap: int = setting(
-        32, "tokens that neighboring windows of a longer text share, when classifying", least=0, most=2**20
+        32, "tokens shared by neighboring windows of a longer text, when classifying", least=0, most=2**20
     )
     windows: Literal["max", "mean"] = setting(
         "mean",
         "logits of a text in several windows: their mean, for what the whole text says; or max, for what one passage "
-        "says, which also finds labels that nobody meant",
+        "says, which also finds unintended labels",
     )
     prefix: Literal["none", "bos"] = setting(
-        "none", "bos: put the beginning-of-sequence token before what the backbone reads"
+        "none", "bos: put the beginning-of-sequence token before the backbone's input"
     )
     one_token: bool = setting(
-        True, "leave out what a lone token does not need (queries, keys, positions, vocabulary); same outputs"
+        True, "leave out what a single token does not need (queries, keys, positions, vocabulary); same outputs"
     )
     embedding_noise: Number = setting(
         0.0,
-        "standard deviation of Gaussian noise on the embeddings while training; 0.042 is USE's own per dimension",
+        "standard deviation of Gaussian noise on the embeddings while training; USE's own is 0.042 per dimension",
         least=0,
     )
     head_dropout: Number = setting(0.1, "dropout before the classifier", least=0, most=1)

@@ -1,15 +1,15 @@
 """Multi-label emotion classification on a Mistral backbone.
 
-Every package carries this code as one file, ``infer.py``, which needs third-party packages alone:
+Every package has this code as one file, ``infer.py``, which needs only third-party packages:
 
     from infer import EmotionClassifier
     EmotionClassifier("path/to/package").predict(["I passed the exam!"])
 
 or, in the shell, ``python infer.py "I passed the exam!"``.
 
-A text becomes a sentence embedding [E], which a projection maps to one input token [H] of the backbone; or the tokens
-of its words; or both. A linear classifier reads the last hidden states. The package holds the heads and a LoRA adapter;
-the frozen backbone is fetched by its name.
+A text becomes a sentence embedding [E], the tokens of its words, or both. A projection maps the embedding to one input
+token [H] of the backbone. A linear classifier reads the last hidden states. The package has the heads and a LoRA
+adapter; the frozen backbone is fetched by name.
 """
 
 import argparse
@@ -24,15 +24,15 @@ from modeling.infer.features import check_texts
 
 
 def _read_texts(path: Path) -> list[str]:
-    """Texts of a JSONL file (a string, or an object with "text", on each line), else of the lines of a text file."""
+    """Texts of a JSONL file (each line a string, or an object with "text"), or the lines of any other file."""
     try:
         content = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}). Remedy: --input names a file of texts") from None
+        raise ValueError(f"{path} cannot be read ({error.strerror}). Remedy: give --input a file of texts") from None
     except UnicodeDecodeError as error:
         number = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {number} is not UTF-8. Remedy: save the file as UTF-8") from None
-    # Not splitlines: a text may hold any line separator but the newline itself.
+    # Not splitlines: a text may have any line separator except the newline.
     lines = [line.rstrip("\r") for line in content.rstrip("\n").split("\n")] if content else []
     if path.suffix != ".jsonl":
         return lines
@@ -43,10 +43,12 @@ def _read_row(line: str, place: str) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'{place} is no JSON ({error}). Remedy: {{"text": "…"}}, or name the file .txt') from None
+        raise ValueError(
+            f'{place} is not JSON ({error}). Remedy: write {{"text": "…"}} or name the file .txt'
+        ) from None
     text = row.get("text") if isinstance(row, dict) else row
     if not isinstance(text, str):
-        raise ValueError(f'{place} has no text: {line!r:.80}. Remedy: {{"text": "…"}}, or a string')
+        raise ValueError(f'{place} has no text: {line!r:.80}. Remedy: write {{"text": "…"}} or a string')
     return text
 
 
@@ -55,7 +57,7 @@ def _refuse_unwritable(path: Path) -> None:
         raise ValueError(f"--output {path} is a folder. Remedy: name a file in it")
     if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError(
-            f"--output {path} cannot be written: it, or the folder {path.parent}, is missing or closed to you. Remedy: "
+            f"--output {path} cannot be written: it or the folder {path.parent} is missing or not writable. Remedy: "
             "make that folder, or name another file"
         )
 
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="where to write the JSON lines (default: the screen)")
     parser.add_argument("--model", default=str(Path(__file__).resolve().parent), help="package folder or Hub id")
     parser.add_argument("--threshold", type=float, help="one threshold for all labels; 0 gives every label")
-    parser.add_argument("--top_k", type=int, help="at most so many labels per text")
+    parser.add_argument("--top_k", type=int, help="at most this many labels per text")
     parser.add_argument("--exclude_unreliable", action="store_true", help="leave out labels with too few test rows")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …")
     arguments = parser.parse_args(argv)
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _refuse_unwritable(arguments.output)
         texts = check_texts(arguments.texts + (_read_texts(arguments.input) if arguments.input else []))
         if not texts:
-            parser.error("no text given: write texts after the command, or --input FILE")
+            parser.error("no text given: write texts after the command, or use --input FILE")
         classifier = EmotionClassifier(arguments.model, device=arguments.device)
         results = classifier.predict(texts, arguments.threshold, arguments.exclude_unreliable, arguments.top_k)
     except (OSError, ValueError, TypeError, ImportError) as error:
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         except OSError as error:
             sys.stderr.write(
-                f"error: {arguments.output} cannot be written ({error.strerror}): the screen gets it all\n"
+                f"error: {arguments.output} cannot be written ({error.strerror}); printing the results instead\n"
             )
     sys.stdout.write(content)
     return 2 if arguments.output else 0

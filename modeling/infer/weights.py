@@ -25,7 +25,7 @@ _GLOBAL_OF_TENSORS = r"torch\._utils _rebuild_(?:tensor_v2|parameter)|collection
 _MAX_PICKLE = 10_000
 """Operations; the pickle of a head has about 270."""
 _MAX_HEADER_BYTES = 2**22
-"""An adapter of a model of 24 billion parameters has 0.1 MB."""
+"""The header of a 24B model's adapter has 0.1 MB."""
 
 TOKENIZER_FILE = "tokenizer.json"
 MAX_TOKENIZER_BYTES = 2**26
@@ -51,7 +51,8 @@ def read_head_file(folder: Path, name: str, config: EmotionConfig) -> dict[str, 
     """The weights in one of :data:`HEAD_FILES` or in :data:`BASELINE_FILE`.
 
     Raises:
-        PackageError: it is missing or damaged, holds anything but plain tensors, or names, shapes or values are not a head's.
+        PackageError: it is missing or damaged, holds anything other than plain tensors, or its names, shapes or values
+            are not a head's.
     """
     with torch.device("meta"):
         head = build_heads(config)
@@ -71,7 +72,7 @@ def refuse_large_header(path: Path) -> None:
     """Refuse a safetensors file that names far more tensors than a package has; a million take 20 s and 2 GB to read.
 
     Raises:
-        ValueError: its header is larger than that of any package.
+        ValueError: its header is larger than any package's.
     """
     with path.open("rb") as file:
         if (size := int.from_bytes(file.read(8), "little")) > _MAX_HEADER_BYTES:
@@ -79,7 +80,7 @@ def refuse_large_header(path: Path) -> None:
 
 
 def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file whose header is of a sane size."""
+    """The tensors of a safetensors file whose header has a sane size."""
     refuse_large_header(path)
     return load_file(path)
 
@@ -88,20 +89,20 @@ def _load_tensors_of_pickle(path: Path) -> dict[str, torch.Tensor]:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("compressed")  # which torch.save never does: what expands could fill the memory
+            raise ValueError("compressed")  # torch.save never compresses, and expanding could fill the memory
         names = {match[0]: match[1] for entry in entries if (match := re.fullmatch(_ENTRY_OF_TORCH, entry.filename))}
         if len(names) < len(entries) or len(set(names.values())) != 1:
-            raise ValueError("an entry stands twice, or is none of torch.save's")
+            raise ValueError("an entry appears twice, or is not one of torch.save's")
         _refuse_other_pickle(archive.read(f"{names.popitem()[1]}/data.pkl"))
     nested = torch.load(path, map_location="cpu", weights_only=True)
     return {f"{part}.{key}": value for part, weights in nested.items() for key, value in weights.items()}
 
 
 def _refuse_other_pickle(content: bytes) -> None:
-    """Refuse what dictionaries of tensors do not need.
+    """Refuse anything that dictionaries of tensors do not need.
 
-    PyTorch's own list of harmless functions is longer, and a tuple that is used again and again, within others, takes
-    for ever to hash.
+    PyTorch's own list of harmless functions is longer. Hashing a tuple that is nested in others again and again never
+    ends.
     """
     tuples: set[Any] = set()
     before = ""
@@ -117,7 +118,7 @@ def _refuse_other_pickle(content: bytes) -> None:
 
 
 def refuse_other_tensors(file: str, tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
-    """Refuse tensors other than plain finite ones of these names and shapes.
+    """Refuse anything but plain finite tensors with these names and shapes.
 
     Raises:
         PackageError: the message names the file and the tensor.
@@ -130,20 +131,20 @@ def refuse_other_tensors(file: str, tensors: Mapping[str, Any], shapes: Mapping[
             not isinstance(tensor, torch.Tensor)
             or tensor.layout != torch.strided
             or tensor.is_meta
-            or not tensor.is_contiguous()  # without it a few bytes could stand for more than the memory holds
+            or not tensor.is_contiguous()  # otherwise a few bytes could stand for more than fits in memory
         ):
-            raise PackageError(file, f"holds no plain tensor under {key}")
+            raise PackageError(file, f"does not hold a plain tensor under {key}")
         if tensor.shape != tuple(shapes[key]):
-            raise PackageError(file, f"has {key} of shape {[*tensor.shape]}, not {[*shapes[key]]}")
+            raise PackageError(file, f"has {key} with shape {[*tensor.shape]}, not {[*shapes[key]]}")
         if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise PackageError(file, f"has values in {key} that are no finite floating-point numbers")
+            raise PackageError(file, f"has values in {key} that are not finite floating-point numbers")
 
 
 def read_tokenizer(folder: Path, config: EmotionConfig) -> Tokenizer:
     """The tokenizer of a package whose backbone reads words.
 
     Raises:
-        PackageError: it is missing, huge, damaged, or has tokens that the backbone does not.
+        PackageError: it is missing, huge, damaged, or has tokens that the backbone does not have.
     """
     try:
         if (folder / TOKENIZER_FILE).stat().st_size > MAX_TOKENIZER_BYTES:
@@ -156,5 +157,5 @@ def read_tokenizer(folder: Path, config: EmotionConfig) -> Tokenizer:
     known = (config.backbone_config or {}).get("vocab_size", 0)
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=known)
     if highest >= known:
-        raise PackageError(TOKENIZER_FILE, f"has the token {highest}, the backbone {known} tokens, counted from 0")
+        raise PackageError(TOKENIZER_FILE, f"has token {highest}, but the backbone has {known} tokens, counted from 0")
     return tokenizer

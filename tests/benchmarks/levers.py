@@ -2,10 +2,10 @@
 
     python tests/benchmarks/levers.py LEVER --recipe goemotions_tokens --data_dir path/to/goemotions --output_dir FOLDER
 
-trains a recipe with one change more; without LEVER's name it lists them. ``training/run.py --compare_runs`` holds the
+trains a recipe with one change more; without LEVER's name it lists them. ``training/run.py compare-runs`` holds the
 run folder against the same recipe without the change. It keeps scores and predictions but no weights: its recipe does
 not tell how they were made, and nobody should publish them. What proves to help becomes a setting; what does not stays
-here. The README has what was measured so far.
+here. This folder's README has what was measured so far.
 """
 
 from __future__ import annotations

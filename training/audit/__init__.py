@@ -1,1 +1,1 @@
-"""What the data of a run hide: copies across splits, exchanged labels, foreign parents."""
+"""Faults hidden in a run's data: copies across splits, swapped labels, foreign parents."""

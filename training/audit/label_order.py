@@ -1,4 +1,4 @@
-"""Labels that changed places between two splits (a column order, an id map), found from embeddings."""
+"""Labels that swapped places between two splits (a column order, an id map), found from embeddings."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 MIN_ROWS = 30
-"""Positive, and negative, rows that a label needs in both splits. With fewer, chance looks like a permutation."""
+"""Positive rows, and negative rows, that a label needs in both splits. With fewer, chance looks like a permutation."""
 MIN_GAIN = 0.05
-"""Least gain in correlation per label: in a large split the smallest difference is beyond chance."""
+"""Lowest gain in correlation per label: in a large split even the smallest difference is beyond chance."""
 FALSE_ALARMS = 1e-3
-"""Chance, per length of a cycle, that labels in the right order are suspected."""
+"""Probability, per cycle length, that labels in the right order are suspected."""
 
 
 @dataclass(frozen=True)
 class SuspectLabels:
-    """Labels that seem to have changed places.
+    """Labels that seem to have swapped places.
 
     Attributes:
         meaning: for each label of the other split, the label that its rows would have in train.
-        gain: mean gain in correlation per label if the names are put right.
+        gain: mean gain in correlation per label if the names are corrected.
         sigmas: the gain in standard errors.
     """
 
@@ -35,7 +35,7 @@ class SuspectLabels:
 
     def __str__(self) -> str:
         pairs = ", ".join(f"{name} looks like {other}" for name, other in self.meaning.items())
-        return f"{pairs} (correlation +{self.gain:.2f} a label if put right, {self.sigmas:.1f} standard errors)"
+        return f"{pairs} (correlation +{self.gain:.2f} per label if corrected, {self.sigmas:.1f} standard errors)"
 
 
 def suspect_labels(
@@ -45,14 +45,14 @@ def suspect_labels(
     other_labels: np.ndarray,
     names: Sequence[str],
 ) -> list[SuspectLabels]:
-    """Labels of another split whose rows look like those of another label in train.
+    """Labels of another split whose rows look like a different label's rows in train.
 
-    A ridge regression learns each label from the embeddings of train. Its scores on the other split are correlated
-    with that split's labels, all with all, and the assignment of greatest sum is taken; where it departs from the
-    names, it does so in cycles. A cycle of k of the L labels is reported when its gain over the names is at least
-    :data:`MIN_GAIN` a label and at least z standard errors, z² = 2 (k ln L + ln(1 / :data:`FALSE_ALARMS`)): the
-    normal tail exp(−z²/2) times the L^k cycles among which the assignment has picked the best. Labels rarer than
-    :data:`MIN_ROWS` are left out; of them nothing is said.
+    A ridge regression learns each label from the embeddings of train. Every label's scores on the other split
+    are correlated with every label of that split, and the assignment with the largest sum is taken; where it departs
+    from the names, it does so in cycles. A cycle of k of the L labels is reported if its gain over the names is at
+    least :data:`MIN_GAIN` per label and at least z standard errors, z² = 2 (k ln L + ln(1 / :data:`FALSE_ALARMS`)): the
+    normal tail exp(−z²/2) times the L^k cycles from which the assignment picked the best. Labels rarer than
+    :data:`MIN_ROWS` are not checked.
 
     Args:
         train_embeddings: float [N, E].
@@ -64,11 +64,11 @@ def suspect_labels(
     common = np.flatnonzero(_is_common(train_labels) & _is_common(other_labels))
     if len(common) < 2:
         return []
-    # On standardised embeddings, a penalty of E weighs as much as E rows, whatever the encoder's scale.
+    # On standardized embeddings, a penalty of E weighs as much as E rows, whatever the encoder's scale.
     model = make_pipeline(StandardScaler(), Ridge(alpha=train_embeddings.shape[1]))
     model.fit(train_embeddings, train_labels[:, common].astype(np.float32))
-    scores = _standardise(model.predict(other_embeddings))
-    truth = _standardise(other_labels[:, common])
+    scores = _standardize(model.predict(other_embeddings))
+    truth = _standardize(other_labels[:, common])
     _, columns = linear_sum_assignment(scores.T @ truth, maximize=True)
     found = []
     for cycle in _cycles(columns):
@@ -88,10 +88,10 @@ def _is_common(labels: np.ndarray) -> np.ndarray:
     return np.asarray(np.minimum(positives, len(labels) - positives) >= MIN_ROWS)
 
 
-def _standardise(values: np.ndarray) -> np.ndarray:
+def _standardize(values: np.ndarray) -> np.ndarray:
     """Columns of mean 0 and variance 1, float64; a constant one becomes 0."""
-    centred = values - values.mean(axis=0, dtype=np.float64)
-    return np.asarray(centred / np.maximum(centred.std(axis=0), 1e-12))
+    centered = values - values.mean(axis=0, dtype=np.float64)
+    return np.asarray(centered / np.maximum(centered.std(axis=0), 1e-12))
 
 
 def _cycles(assignment: np.ndarray) -> Iterator[list[int]]:

@@ -1,4 +1,4 @@
-"""The audit of a run: copies across splits, label noise, labels without rows, and where each training row comes from."""
+"""The audit of a run: copies across splits, label noise, labels without rows, and the origin of each training row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLES = 5
 
 
 class LeakError(TrainingError, RuntimeError):
-    """A training row stems from outside the training split, or stands in validation or test and must not."""
+    """A training row comes from outside the training split, or is also in validation or test and must not be."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class CorpusAudit:
     """What :func:`audit_corpus` found.
 
     Attributes:
-        copies: for each split, boolean [N]: the validation and test rows that have a copy in train, and the training
-            rows that have one in validation or test.
-        report: the counts, for ``audit.json``; its keys are none of :func:`audit_rows`.
+        copies: for each split, boolean [N]: the validation and test rows with a copy in train, and the training rows
+            with one in validation or test.
+        report: the counts, for ``audit.json``; its keys differ from those of :func:`audit_rows`.
     """
 
     copies: dict[str, np.ndarray]
@@ -44,8 +44,8 @@ class CorpusAudit:
 def audit_corpus(corpus: Corpus) -> CorpusAudit:
     """Look for copies across splits, for label noise between copies, and for labels without positive rows.
 
-    Copies are those of :func:`training.data.copies.find_copies`. Each is compared with its best match only: where train
-    holds a text twice with different labels, with the first.
+    Copies are those of :func:`training.data.copies.find_copies`. Each is compared only with its best match: if train
+    has a text twice with different labels, with the first.
     """
     train, validation, test = (corpus[split] for split in SPLITS)
     evaluation = validation.texts + test.texts
@@ -56,7 +56,7 @@ def audit_corpus(corpus: Corpus) -> CorpusAudit:
         "test": [dataclasses.replace(copy, row=copy.row - start) for copy in found if copy.row >= start],
     }
     copies = {split: _mask(in_train[split], len(corpus[split])) for split in in_train}
-    # Not the best matches of these: a training row may be a copy without being the best of any.
+    # Not just the best matches of these: a training row may be a copy without being the best match of any row.
     copies["train"] = _mask(copied, len(train))
     for split, matches in in_train.items():
         if matches:
@@ -88,7 +88,7 @@ def _describe(copies: Sequence[Copy], split: Split, reference: Split, names: Seq
     rows, others = ([getattr(copy, side) for copy in copies] for side in ("row", "reference_row"))
     differ = int((split.labels[rows] != reference.labels[others]).any(axis=1).sum())
     counts = Counter(copy.kind for copy in copies)
-    # Long texts are what nobody writes twice by chance.
+    # Nobody writes a long text twice by chance.
     examples = sorted(copies, key=lambda copy: -len(split.texts[copy.row]))[:EXAMPLES]
     return {
         **{kind: counts[kind] for kind in KINDS},
@@ -111,7 +111,7 @@ def _describe(copies: Sequence[Copy], split: Split, reference: Split, names: Seq
 
 
 def _repeated(split: Split, names: Sequence[str]) -> dict[str, Any]:
-    """Texts that stand more than once in one split (but for case, spaces and punctuation), and whether labels agree."""
+    """Texts that occur more than once in a split (ignoring case, spaces and punctuation), and whether labels agree."""
     groups: dict[str, list[int]] = {}
     for row, text in enumerate(split.texts):
         groups.setdefault(match_key(text), []).append(row)
@@ -135,11 +135,11 @@ def _names(row: np.ndarray, names: Sequence[str]) -> list[str]:
 def apply_policy(corpus: Corpus, audit: CorpusAudit, policy: AuditPolicy) -> Corpus:
     """The corpus to train on, after the policy for copies across splits.
 
-    ``report`` changes nothing. ``drop-from-train`` removes the training rows that have a copy in validation or test,
-    which stay as they are; embeddings and parents must then be those of the new corpus.
+    ``report`` changes nothing. ``drop-from-train`` removes the training rows with a copy in validation or test, which
+    stay as they are; embeddings and parents must then belong to the new corpus.
 
     Raises:
-        LeakError: the policy is ``fail`` and train shares copies with validation or test, or nothing of train is left.
+        LeakError: the policy is ``fail`` and train shares copies with validation or test, or no training row is left.
     """
     dropped = int(audit.copies["train"].sum())
     if policy == "report" or not dropped:
@@ -151,12 +151,13 @@ def apply_policy(corpus: Corpus, audit: CorpusAudit, policy: AuditPolicy) -> Cor
             for split in ("validation", "test")
         )
         raise LeakError(
-            f"train holds copies of evaluation rows ({shared}). Remedy: policy drop-from-train removes the {dropped} "
-            "training rows, report only counts them; or take them out of the files (training/run.py audit FILE FILE)"
+            f"train has copies of evaluation rows ({shared}). Remedy: use audit_policy drop-from-train to remove the "
+            f"{dropped} training rows, or report to only count them; or remove them from the files (training/run.py "
+            "audit FILE FILE)"
         )
     train = corpus["train"].take(np.flatnonzero(~audit.copies["train"]))
     if not len(train):
-        raise LeakError("every training row is a copy of a validation or test row. Remedy: split the corpus anew")
+        raise LeakError("every training row is a copy of a validation or test row. Remedy: split the corpus again")
     logger.info("train: %d of %d rows dropped: copies of validation or test rows", dropped, len(corpus["train"]))
     for label, count in label_counts(train.labels, corpus.labels).items():
         if not count and corpus["train"].labels[:, corpus.labels.index(label)].any():
@@ -173,16 +174,16 @@ def audit_rows(
         corpus: the splits.
         embeddings: float32 [N, E] of all splits, one after the other.
         rows: the rows that will be trained on.
-        mlsmote_labels: the rule of ``mlsmote`` that gave rows between two parents their labels; None where every row
-            has the labels of its first parent. See :func:`_refuse_foreign_labels` for what can be known of it.
-        contaminated: does the split protocol put children of evaluation rows into train? They are then counted.
+        mlsmote_labels: the rule of ``mlsmote`` that gave rows between two parents their labels; None if every row
+            has the labels of its first parent. See :func:`_refuse_foreign_labels` for what can be checked.
+        contaminated: does the split protocol put children of evaluation rows into train? If so, they are counted.
 
     Raises:
         LeakError: a parent outside train, a row that is not what its parents and step give, or foreign labels.
     """
     outside = (rows.parents >= len(corpus["train"])).any(axis=1)
     if rows.parents.min() < 0 or rows.parents.max() >= len(embeddings):
-        raise LeakError("a training row has a parent that is no row of the corpus")
+        raise LeakError("a training row has a parent that is not a row of the corpus")
     if outside.any() and not contaminated:
         raise LeakError(f"{outside.sum()} training rows have a parent outside the training split")
     first, second = embeddings[rows.parents[:, 0]], embeddings[rows.parents[:, 1]]
@@ -215,20 +216,21 @@ def audit_rows(
 
 
 def _refuse_foreign_labels(rows: Rows, labels: np.ndarray, mlsmote_labels: str | None) -> None:
-    """Refuse labels that cannot stem from the parents.
+    """Refuse labels that cannot come from the parents.
 
-    ``mlsmote`` lets all k neighbours of the first parent vote, of which one is recorded. So a row of ``union`` must have
-    at least what its two parents have, a row of ``intersection`` at most what both have, and each row, whatever the
-    rule, a label of both: the one that was oversampled. What the other neighbours voted for is not known: labels that
-    ``union`` and ``ranking`` add to those, and labels that ``ranking`` and ``intersection`` leave out, are not checked.
+    ``mlsmote`` lets all k neighbors of the first parent vote, but only one is recorded. So a row of ``union`` must have
+    at least the labels of its two parents, and a row of ``intersection`` at most the labels that both have. Under every
+    rule, a row must have a label that both have: the one that was oversampled. The votes of the other neighbors are
+    unknown. So labels that ``union`` and ``ranking`` add, and labels that ``ranking`` and ``intersection`` leave out,
+    are not checked.
 
     Args:
         rows: the rows.
         labels: 0/1 [N, L] of the whole corpus, which parents index.
-        mlsmote_labels: the rule; None where every row has the labels of its first parent.
+        mlsmote_labels: the rule; None if every row has the labels of its first parent.
 
     Raises:
-        LeakError: the labels of a row.
+        LeakError: a row has foreign labels.
     """
     first, second = labels[rows.parents[:, 0]], labels[rows.parents[:, 1]]
     own = (rows.labels == first).all(axis=1)
@@ -242,6 +244,6 @@ def _refuse_foreign_labels(rows: Rows, labels: np.ndarray, mlsmote_labels: str |
         voted &= (rows.labels >= (first | second)).all(axis=1)
     elif mlsmote_labels == "intersection":
         voted &= (rows.labels <= both).all(axis=1)
-    # A real row and a copy have one parent, and nobody voted.
+    # Real rows and copies have one parent, so there was no vote.
     if not np.where(rows.parents[:, 0] == rows.parents[:, 1], own, voted).all():
-        raise LeakError(f"a training row has labels that mlsmote by {mlsmote_labels} does not give its parents")
+        raise LeakError(f"a training row has labels that mlsmote with {mlsmote_labels} cannot give it")

@@ -15,7 +15,7 @@ from training.data.tables import SUFFIXES, CorpusError, read_table
 
 @dataclass(frozen=True)
 class _File:
-    """Rows of one file: where each stands, its text, and its labels where the file has some."""
+    """Rows of one file: their places, texts, and labels if the file has any."""
 
     path: Path
     places: list[str]
@@ -29,7 +29,7 @@ def audit_files(paths: Sequence[str], text_column: str, label_column: str | None
     Args:
         paths: rows to look for, and rows to look in.
         text_column: column of the texts.
-        label_column: column of the labels; None takes ``labels`` where a file has it.
+        label_column: column of the labels; None takes ``labels`` if a file has it.
         dataset: ``files``, or ``goemotions`` for its own TSV files.
         examples: how many copies to show.
 
@@ -47,13 +47,13 @@ def _read_file(path: Path, text_column: str, label_column: str | None, dataset: 
         rows = read_goemotions(path)
         return _File(path, [r.place for r in rows], [r.text for r in rows], [set(map(str, r.labels)) for r in rows])
     if path.suffix not in SUFFIXES:
-        raise CorpusError(f"{path}: unknown kind of file. Remedy: one of {', '.join(SUFFIXES)}")
+        raise CorpusError(f"{path}: unknown file type. Remedy: use one of {', '.join(SUFFIXES)}")
     table, places = read_table(path)
     for column in (text_column, label_column):
         if column is not None and column not in table.columns:
             raise CorpusError(
                 f"{path}: no column {column!r}, only {', '.join(map(str, table.columns))}. Remedy: set --text_column "
-                "or --label_column; for the TSV files of GoEmotions: --dataset goemotions"
+                "or --label_column; for the TSV files of GoEmotions, use --dataset goemotions"
             )
     texts = table[text_column].tolist()
     for place, text in zip(places, texts, strict=True):
@@ -76,13 +76,15 @@ def _lines(first: _File, second: _File, copies: Sequence[Copy], examples: int) -
     lines = [f"{first.path}: {summarise(copies, len(first.texts))} in {second.path}"]
     labels, others = first.labels, second.labels
     if labels is None or others is None:
-        lines.append("labels: not compared, a file has no column of labels (--label_column)")
+        lines.append("labels: not compared, because a file has no column of labels (--label_column)")
     else:
         differ = sum(labels[copy.row] != others[copy.reference_row] for copy in copies)
-        lines.append(f"labels: {differ:,} of {len(copies):,} copies have other labels in {second.path}")
+        lines.append(f"labels: {differ:,} of {len(copies):,} copies have different labels in {second.path}")
         counts = Counter(label for copy in copies for label in labels[copy.row])
         if counts:
-            lines.append("  of the copies: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
+            lines.append(
+                "  labels of the copies: " + ", ".join(f"{name} {count}" for name, count in counts.most_common())
+            )
         names, other_names = set[str]().union(*labels), set[str]().union(*others)
         for alone, path in ((names - other_names, second.path), (other_names - names, first.path)):
             if alone:

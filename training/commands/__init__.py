@@ -1,1 +1,1 @@
-"""One verb each of ``training/run.py``."""
+"""The verbs of ``training/run.py``, one per module."""

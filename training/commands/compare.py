@@ -49,11 +49,11 @@ class Cell:
 def compare(recipe: Recipe, options: CompareOptions) -> int:
     """Run the grid and write ``comparison.md``, ``.csv`` and ``.png``.
 
-    A run that is there with the same settings and the same rows is not run again, so a stopped comparison goes on where
-    it was; ``--overwrite`` runs all of them anew.
+    A finished run with the same settings and rows is not run again, so a stopped comparison continues where it stopped;
+    ``--overwrite`` runs everything again.
 
     Raises:
-        RecipeError: an axis or a value that no recipe has.
+        RecipeError: an axis or a value that is not valid in a recipe.
     """
     _refuse_several_processes()
     folder, corpora = Path(str(options.output_dir)), Corpora()
@@ -61,37 +61,37 @@ def compare(recipe: Recipe, options: CompareOptions) -> int:
     settings = {(cell.name, seed): _settings(recipe, cell, seed) for cell in cells for seed in cell.runs}
     inputs = {
         key: hash_inputs(setting, corpora) for key, setting in settings.items()
-    }  # all before the first run: one may be missing
+    }  # all before the first run: an input may be missing
     todo = [
         (cell, seed)
         for cell in cells
         for seed in cell.runs
         if options.overwrite or not _is_done(cell.runs[seed], settings[cell.name, seed], inputs[cell.name, seed])
     ]
-    sys.stdout.write(f"{len(todo)} of {len(settings)} runs are to be made\n")
+    sys.stdout.write(f"{len(todo)} of {len(settings)} runs to do\n")
     for number, (cell, seed) in enumerate(todo, start=1):
         run = cell.runs[seed]
         code = train(settings[cell.name, seed], TrainOptions(output_dir=str(run.path), overwrite=True), corpora)
         if code:
             return code
         shutil.rmtree(run.checkpoints)
-        sys.stdout.write(f"{number} of {len(todo)} is done: {cell.name}, seed {seed}\n")
+        sys.stdout.write(f"{number} of {len(todo)} done: {cell.name}, seed {seed}\n")
     _report(cells, folder)
     return 0
 
 
 def _refuse_several_processes() -> None:
     if PartialState(cpu=not torch.cuda.is_available()).num_processes > 1:
-        raise RecipeError("a grid is many runs of one process each. Remedy: launch one process")
+        raise RecipeError("a grid is many single-process runs. Remedy: launch one process")
 
 
 def compare_runs(options: CompareRunsOptions) -> int:
-    """Compare runs that are there by paired bootstrap and print the table; write it where a folder is named.
+    """Compare existing runs by paired bootstrap and print the table; write it if an output folder is given.
 
-    Of a folder with one run for each seed (``seed-0``, …) the runs are averaged.
+    The runs of a folder with one run per seed (``seed-0``, …) are averaged.
 
     Raises:
-        RecipeError: a run is not finished, or was tested on other rows than the first.
+        RecipeError: a run is not finished, or was not tested on the same rows as the first.
     """
     _refuse_several_processes()
     output = Path(options.output_dir) if options.output_dir else None
@@ -101,8 +101,8 @@ def compare_runs(options: CompareRunsOptions) -> int:
     for path, split in tested.items():
         if split != tested[first]:
             raise RecipeError(
-                f"--compare_runs: {path} was tested on other rows or labels than {first}, and the rows cannot be "
-                "paired. Remedy: train both with the same data, split, seed of the split and labels"
+                f"compare-runs: {path} was tested on other rows or labels than {first}, so rows cannot be paired. "
+                "Remedy: train both with the same data, split, split seed and labels"
             )
     _report(cells, output)
     return 0
@@ -113,19 +113,19 @@ def _finished_runs(folder: Path) -> list[RunFolder]:
     for run in runs or [folder]:
         if not (run / TIMING).is_file():  # written last
             raise RecipeError(
-                f"--compare_runs: {run} is not a finished run. Remedy: train to the end, or another folder"
+                f"compare-runs: {run} is not a finished run. Remedy: train it to the end, or name another folder"
             )
     return [RunFolder(run) for run in runs]
 
 
 def describe_rows(run: RunFolder, split: str) -> tuple[list[str], str, bytes]:
-    """Labels, texts and references of a split, to hold against another run's."""
+    """Labels, hash of the rows and references of a split, to compare with another run's."""
     audit, arrays = run.read(AUDIT), run.read_arrays(PREDICTIONS)
     return audit["labels"], audit["splits"][split]["sha256"], arrays[f"{split}_references"].tobytes()
 
 
 def _report(cells: list[Cell], folder: Path | None) -> None:
-    """Print the table; and write table and plot into ``folder``."""
+    """Print the table, and write table and plot into ``folder`` if given."""
     table = summarise(cells)
     sys.stdout.write(to_markdown(table))
     if folder is None:
@@ -140,23 +140,23 @@ def _report(cells: list[Cell], folder: Path | None) -> None:
 
 
 def build_cells(axes: list[str], seeds: list[int], folder: Path) -> list[Cell]:
-    """The grid of ``field=value,value`` axes; a value that is a list or a mapping stands in brackets, as in YAML.
+    """The grid of ``field=value,value`` axes; a list or a mapping as a value goes in brackets, as in YAML.
 
     Raises:
-        RecipeError: an axis that is not of this form, is given twice, or sets what another one sets; equal values, or
-            two settings that would share a folder.
+        RecipeError: an axis is malformed, is given twice, or sets what another one sets; a value is given twice; or two
+            settings would share a folder.
     """
     values: dict[str, list[Any]] = {}
     for axis in axes:
         field, chosen = _parse_axis(axis)
         if field in values:
-            raise RecipeError(f"--compare {axis}: {field} is given twice. Remedy: list all its values in one axis")
+            raise RecipeError(f"compare {axis}: {field} is given twice. Remedy: list all its values in one axis")
         twice = [value for index, value in enumerate(chosen) if value in chosen[:index]]
         if twice:
-            raise RecipeError(f"--compare {axis}: {field} {twice[0]} is given twice. Remedy: list each value once")
+            raise RecipeError(f"compare {axis}: {field} {twice[0]} is given twice. Remedy: list each value once")
         values[field] = chosen
     if "loss" in values and {"alpha", "gamma"} & set(values):
-        raise RecipeError("--compare: loss sets alpha and gamma; give either loss, or alpha and gamma")
+        raise RecipeError("compare: loss sets alpha and gamma. Remedy: give either loss, or alpha and gamma")
     cells: list[Cell] = []
     for choice in itertools.product(*values.values()):
         settings = dict(zip(values, choice, strict=True))
@@ -167,8 +167,8 @@ def build_cells(axes: list[str], seeds: list[int], folder: Path) -> list[Cell]:
         clash = next((cell.name for cell in cells if place in {run.path.parent for run in cell.runs.values()}), None)
         if clash:
             raise RecipeError(
-                f"--compare: {clash!r} and {name!r} would share the folder {place}. Remedy: compare them with two "
-                "commands, each with an --output_dir of its own"
+                f"compare: {clash!r} and {name!r} would share the folder {place}. Remedy: compare them with two "
+                "commands, each with its own --output_dir"
             )
         overrides = settings | LOSSES[settings["loss"]] if "loss" in settings else settings
         overrides.pop("loss", None)
@@ -177,7 +177,7 @@ def build_cells(axes: list[str], seeds: list[int], folder: Path) -> list[Cell]:
 
 
 def _shorten(name: str, longest: int = 120) -> str:
-    """A folder's name that file systems take; of a longer one the beginning, and a hash of all."""
+    """A folder name that file systems accept: a longer one is cut and gets a hash of the whole name."""
     return name if len(name) <= longest else f"{name[:longest]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
@@ -188,12 +188,14 @@ def _parse_axis(axis: str) -> tuple[str, list[Any]]:
     except yaml.YAMLError:
         values = []
     if not values:
-        raise RecipeError(f"--compare {axis}: write field=value,value, such as balance=none,smote")
+        raise RecipeError(f"compare {axis}: not an axis. Remedy: write field=value,value, such as balance=none,smote")
     if field == "seed":
-        raise RecipeError(f"--compare {axis}: the seeds of every setting are --seeds 0 1 2")
+        raise RecipeError(
+            f"compare {axis}: seed is not an axis. Remedy: give the seeds of every setting as --seeds 0 1 2"
+        )
     unknown = sorted({str(value) for value in values} - set(LOSSES)) if field == "loss" else []
     if unknown:
-        raise RecipeError(f"--compare {axis}: unknown loss {', '.join(unknown)}; accepted: {', '.join(LOSSES)}")
+        raise RecipeError(f"compare {axis}: unknown loss {', '.join(unknown)}; accepted: {', '.join(LOSSES)}")
     return field, values
 
 
@@ -205,16 +207,16 @@ def _is_done(run: RunFolder, recipe: Recipe, inputs: dict[str, str]) -> bool:
     if not (run.path / TIMING).is_file():  # written last
         return False
     stored = yaml.safe_load((run.path / RECIPE).read_text(encoding="utf-8"))
-    # A field that the run's version did not have was as it is by default.
+    # A field that the run's version did not have was at its default.
     return dataclasses.asdict(Recipe()) | stored == dataclasses.asdict(recipe) and run.inputs_sha256() == inputs
 
 
 def summarise(cells: list[Cell]) -> pd.DataFrame:
-    """One row for each cell: log loss and macro F1 over the seeds, and their paired differences to the first cell.
+    """One row for each cell: log loss and macro F1 over the seeds, and their paired differences from the first cell.
 
-    Thresholds are each run's own, from validation (of which validation's own score is tuned on itself); the log loss of
-    validation is cross-fitted. Intervals are of 1,000 bootstrap samples of the rows, the same samples for every cell, of
-    the mean over the seeds; a difference is paired by rows, and given where both cells have the same labels.
+    Each run uses its own thresholds from validation (so the validation score is tuned on itself); the validation log
+    loss is cross-fitted. Intervals are for the mean over the seeds, from 1,000 bootstrap samples of the rows, the same
+    samples for every cell. A difference is paired by rows, and given only if both cells have the same labels.
     """
     first, first_references = _draws(cells[0], "test")
     first_losses, first_rows = _log_losses(cells[0])
@@ -251,9 +253,9 @@ def summarise(cells: list[Cell]) -> pd.DataFrame:
 
 
 def _log_losses(cell: Cell) -> tuple[np.ndarray | None, np.ndarray]:
-    """Cross-fitted log loss of each validation row, the mean over the seeds, [N], and the rows' labels.
+    """Cross-fitted log loss of each validation row, averaged over the seeds, [N], and the rows' labels.
 
-    The first is None where a run has none on record.
+    The first is None if a run did not record it.
     """
     arrays = [run.read_arrays(PREDICTIONS) for run in cell.runs.values()]
     found = (
@@ -280,7 +282,7 @@ def _interval(draws: np.ndarray) -> list[float]:
 
 
 def _draws(cell: Cell, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Macro F1 of bootstrap samples, the mean over the seeds, [draws]; and the labels of the split."""
+    """Macro F1 of bootstrap samples, averaged over the seeds, [draws], and the labels of the split."""
     draws = []
     for run in cell.runs.values():
         arrays = run.read_arrays(PREDICTIONS)
@@ -293,14 +295,14 @@ def _draws(cell: Cell, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The table for people; a difference whose interval leaves out 0 is bold."""
+    """The table as Markdown; a difference is bold if its interval excludes 0."""
     fewest, most = table["seeds"].min(), table["seeds"].max()
     seeds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     lines = [
-        f"Log loss of validation, which chooses, cross-fitted, and macro F1, mean over {seeds} "
-        f"{'seed' if most == 1 else 'seeds'}. Intervals are of {DRAWS:,} bootstrap samples of "
-        "the rows, with the seeds as they are: they do not say how far other seeds would fall apart"
-        + (", which the standard deviation (sd) over the seeds does." if most > 1 else ", and one seed cannot."),
+        f"Cross-fitted log loss of validation, which decides, and macro F1, mean over {seeds} "
+        f"{'seed' if most == 1 else 'seeds'}. Intervals come from {DRAWS:,} bootstrap samples of "
+        "the rows with these seeds: they do not say how much other seeds would differ"
+        + ("; the standard deviation (sd) over the seeds does." if most > 1 else ", and one seed cannot."),
         "",
         "| setting | seeds | validation log loss | against the first [95 %] | validation macro F1 [95 %] | "
         "test (sd) [95 %] | test at 0.5 | against the first [95 %] |",

@@ -1,6 +1,6 @@
-"""Score a package or a run on any labelled file: read, map the label sets onto each other, score, and say what is left.
+"""Score a package or a run on any labeled file: read it, map the label sets, score, and list what did not map.
 
-Nothing is tuned here: the decisions are those of the model's own thresholds, and of 0.5.
+Nothing is tuned here: decisions use the model's own thresholds, and 0.5.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def evaluate(options: EvaluateOptions) -> int:
     path = Path(str(options.data))
     output = Path(options.output_dir) if options.output_dir else None
     if not path.is_file() or path.suffix not in SUFFIXES:
-        raise CorpusError(f"--data {path}: no such file, or not one of {', '.join(SUFFIXES)}")
+        raise CorpusError(f"--data {path}: no such file, or not one of the types {', '.join(SUFFIXES)}")
     chosen = read_mapping(options.mapping) if options.mapping else None
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
@@ -73,10 +73,10 @@ def evaluate(options: EvaluateOptions) -> int:
 
 
 def score(classifier: EmotionClassifier, rows: Sequence[LabelledRow], match: LabelMatch) -> dict[str, Any]:
-    """The content of ``evaluation.json`` but for the names of its inputs.
+    """The content of ``evaluation.json`` except for the names of its inputs.
 
-    A target's probability is the highest of its labels'; it is predicted where one of them reaches its own threshold.
-    Scored are the rows with at least one mapped label, and those without any label, which every label is wrong for.
+    A target's probability is the highest of its labels'; it is predicted if one of them reaches its own threshold. Rows
+    with at least one mapped label are scored, and so are rows without any label: every prediction is wrong for those.
     """
     left = set(match.file_left)
     scored = [row for row in rows if not row.labels or set(row.labels) - left]
@@ -117,9 +117,9 @@ def score(classifier: EmotionClassifier, rows: Sequence[LabelledRow], match: Lab
 
 
 def _without_thresholds(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
-    """What puts an F1 in its place: the F1 of saying the label of every row, and the area under the ROC curve.
+    """Context for an F1: the F1 of predicting the label for every row, and the area under the ROC curve.
 
-    Thresholds that were tuned on other rows may fit badly where the model still ranks well; 0.5 is chance.
+    Thresholds tuned on other rows may fit badly even if the model ranks well; an area of 0.5 is chance.
     """
     positives = int(truth.sum())
     area = float(roc_auc_score(truth, probabilities)) if 0 < positives < len(truth) else None
@@ -148,7 +148,7 @@ def describe(result: dict[str, Any]) -> str:
         )
     always = np.mean([values["f1_always"] for values in free.values()])
     lines.append(
-        f"{'every label, every row':<24}macro F1 {always:.3f} (column always); ROC: area under it, 0.5 is chance"
+        f"{'every label, every row':<24}macro F1 {always:.3f} (column always); ROC: area under the curve, 0.5 is chance"
     )
     return "\n".join([*lines, "", *_describe_mapping(result)])
 
@@ -160,7 +160,7 @@ def _range(ends: Sequence[float]) -> str:
 def _describe_mapping(result: dict[str, Any]) -> list[str]:
     lines = [f"mapping: {result['mapping'] or 'none, the labels are the same'}"]
     if empty := [label for label, row in result["scores"]["package"]["per_label"].items() if not row["support"]]:
-        lines.append(f"no row of the file has {', '.join(empty)}: their F1 is 0, in macro F1 too, as in training")
+        lines.append(f"no row of the file has {', '.join(empty)}: their F1 counts as 0 in macro F1, as in training")
     lines += [
         f"  {t:<16} model: {', '.join(s['model'])}; file: {', '.join(s['file'])}" for t, s in result["targets"].items()
     ]

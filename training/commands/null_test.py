@@ -1,11 +1,11 @@
-"""The null test: a recipe that finds something where there is nothing measures itself, not a model.
+"""The null test: a recipe that finds a signal where there is none measures itself, not a model.
 
-The same recipe is run twice, once with noise in place of the embeddings, once with the training labels dealt out at
-random. Either way train says nothing of a test row, and a score above chance can only come from a leak.
+The recipe is run twice: once with noise in place of the embeddings, once with the training labels shuffled. Either way
+train says nothing about a test row, so a score above chance can only come from a leak.
 
-Chance is what readouts that were never trained score: the test embeddings times random directions, one for each
-label, with thresholds tuned on validation in the same way. (A random direction of real embeddings goes with some
-labels by accident, and the thresholds use that; dealing predictions out to rows at random would set chance too low.)
+Chance is the score of readouts that were never trained: the test embeddings times random directions, one per label,
+with thresholds tuned on validation in the same way. (A random direction of real embeddings correlates with some labels
+by accident, and the thresholds use that. Assigning predictions to rows at random would set chance too low.)
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 NULL_TEST = Record[dict[str, Any]]("null_test.json")
 READOUTS = 100
 DEVIATIONS = 4
-"""A score is at chance up to so many standard deviations above the mean of the readouts."""
+"""A score counts as chance up to this many standard deviations above the mean of the readouts."""
 
 
 def chance_scores(data: Prepared, seed: int, readouts: int = READOUTS) -> np.ndarray:
-    """Test macro F1, thresholds per label from validation, of untrained readouts, [readouts]."""
+    """Test macro F1 of untrained readouts, with thresholds per label from validation, [readouts]."""
     generator = np.random.default_rng(seed)
     mean, deviation = data.embeddings["train"].mean(axis=0), data.embeddings["train"].std(axis=0) + 1e-9
     inputs = {split: (data.embeddings[split] - mean) / deviation for split in ("validation", "test")}
@@ -55,12 +55,12 @@ def chance_scores(data: Prepared, seed: int, readouts: int = READOUTS) -> np.nda
 
 
 def run_null_tests(recipe: Recipe, options: NullTestOptions) -> int:
-    """Run the recipe on noise and on shuffled training labels; 1 where a score is above chance.
+    """Run the recipe on noise and on shuffled training labels; return 1 if a score is above chance.
 
     The two runs and ``null_test.json`` go to ``null_test/`` in the run folder.
     """
     if PartialState(cpu=not torch.cuda.is_available()).num_processes > 1:
-        raise RecipeError("a null test is two runs of one process each. Remedy: launch one process")
+        raise RecipeError("a null test is two single-process runs. Remedy: launch one process")
     folder, corpora = Path(str(options.output_dir)) / "null_test", Corpora()
     outcome: dict[str, Any] = {"protocol": recipe.split, "chance": describe_chance()}
     for name in NULL_TESTS:

@@ -1,4 +1,4 @@
-"""``--plan``: what a recipe will hold in memory, part by part, what each saving is worth, and which GPU is enough."""
+"""``plan``: the memory that a recipe needs, part by part, what each saving is worth, and which GPU is enough."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REFERENCE = {
 
 _PARTS = {
     "frozen matrices": "frozen matrices",
-    "quantised matrices": "frozen matrices, quantised",
+    "quantised matrices": "frozen matrices, quantized",
     "constants of the quantised matrices": "their constants",
     "embed_tokens": "embed_tokens",
     "lm_head": "lm_head",
@@ -51,11 +51,11 @@ _PARTS = {
     "activations": "activations kept for the backward pass",
     "workspace": "workspace: the largest temporaries",
 }
-"""Parts in the order of the table, which is of a GPU, and how it calls them."""
+"""Parts in the order of the table, which is for a GPU, and their names there."""
 
 
 def savings(recipe: Recipe) -> dict[str, Setting]:
-    """The recipe's setting with one switch turned at a time, and the reference's; by the flags that turn it."""
+    """The recipe's setting, the same with one switch changed at a time, and the reference's; by their flags."""
     rows = recipe.batch_size * recipe.gradient_accumulation_steps
     at_once = {"batch_size": rows, "gradient_accumulation_steps": 1}
     if recipe.gradient_accumulation_steps == 1:
@@ -86,7 +86,7 @@ def describe_plan(recipe: Recipe) -> str:
     """The plan as text: its parts, and what each saving is worth.
 
     Raises:
-        RecipeError: the shapes of the backbone cannot be read, or the optimizer's states are not known.
+        RecipeError: the shapes of the backbone cannot be read, or the plan does not know the optimizer.
     """
     # What :func:`fit_batch` tries first.
     recipe = dataclasses.replace(recipe, gradient_accumulation_steps=recipe.gradient_accumulation_steps or 1)
@@ -131,7 +131,7 @@ def _parts_table(recipe: Recipe, plan: MemoryPlan) -> list[str]:
 
 
 def _what_is_read(recipe: Recipe) -> str:
-    words = f"Every text is taken to be window_length {recipe.window_length} tokens long."
+    words = f"Every text is assumed to be window_length {recipe.window_length} tokens long."
     encoder = "The sentence encoder stays on the CPU."
     return {"embedding": encoder, "tokens": words}.get(recipe.input, f"{words} {encoder}")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 import time
 from datetime import timedelta
 
 import torch
 from accelerate import PartialState
+from transformers.utils import logging as transformers_logging
 
 from modeling.recipe import Recipe
 from modeling.records import AUDIT, ENVIRONMENT, LABEL_FREQUENCIES_PLOT, LOG, RECIPE, Environment
@@ -35,12 +37,12 @@ def train(recipe: Recipe, options: TrainOptions, corpora: Corpora, null_test: st
 
     Args:
         recipe: the recipe.
-        options: where the run goes, and whether it goes on.
+        options: where the run is written, and whether it resumes.
         corpora: what earlier runs of this command have read.
         null_test: see :func:`training.fit.prepare.prepare`.
     """
     run = RunFolder(str(options.output_dir))
-    # The main process prepares while the others wait: for teachers longer than the ten minutes that torch allows.
+    # The others wait while the main process prepares; teachers may take longer than the ten minutes that torch allows.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     opened, tracker = time.perf_counter(), start_tracking(options.co2_country if state.is_main_process else None)
     with state.main_process_first():
@@ -56,12 +58,12 @@ def train(recipe: Recipe, options: TrainOptions, corpora: Corpora, null_test: st
     started = time.perf_counter()
     fitted = fit_batch(fitted, state)
     trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
-    if state.is_main_process:  # only now: neither bad data nor a bad setting must cost the run that is there
+    if state.is_main_process:  # only now: bad data or a bad setting must not cost the existing run
         run.clear(checkpoints=options.overwrite)
         describe_run(run, recipe, data, describe_environment(recipe.seed, state.num_processes, fitted.bf16))
     checkpoint = run.last_checkpoint() if options.resume else None
     if options.resume:
-        logger.info("resuming from %s", checkpoint or "the start: no complete checkpoint is there")
+        logger.info("resuming from %s", checkpoint or "the start: there is no complete checkpoint")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if state.is_main_process:
         timing = {
@@ -75,13 +77,16 @@ def train(recipe: Recipe, options: TrainOptions, corpora: Corpora, null_test: st
 
 
 def log_to(run: RunFolder, state: PartialState) -> None:
-    """Plain lines on the screen and in ``train.log``, from the main process."""
+    """Log plain lines to the screen and to ``train.log``, from the main process."""
     for handler in logging.getLogger().handlers[:]:
         logging.getLogger().removeHandler(handler)
         handler.close()
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if state.is_main_process:
         handlers = [logging.StreamHandler(), logging.FileHandler(run.path / LOG, encoding="utf-8")]
+    logging.captureWarnings(True)  # warnings become log lines too
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
     for name in ("training", "modeling"):
         logging.getLogger(name).setLevel(logging.INFO)

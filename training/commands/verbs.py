@@ -1,4 +1,4 @@
-"""The verbs of ``training/run.py``, and the flags of each beside the settings of a recipe."""
+"""The verbs of ``training/run.py``, and the flags of each besides the settings of a recipe."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class RecipeOptions:
 class OutputOptions:
     """Where results go."""
 
-    output_dir: str | None = _option(None, "folder to write; by default nothing is written")
+    output_dir: str | None = _option(None, "folder for the results; by default nothing is written")
 
 
 @dataclass
 class TrainOptions(RecipeOptions):
-    """Where the run goes, and whether it goes on."""
+    """Where the run is written, and whether it resumes."""
 
     output_dir: str | None = _option(None, "run folder (default: runs/<recipe>)")
     resume: bool = _option(False, "continue from the last complete checkpoint")
-    overwrite: bool = _option(False, "train anew in a folder that holds a run")
+    overwrite: bool = _option(False, "train again in a folder that already holds a run")
     co2_country: str | None = _option(
-        None, "estimate emissions with codecarbon, by the electricity of this country (such as ITA)"
+        None, "estimate emissions with codecarbon, for the electricity of this country (such as ITA)"
     )
 
 
@@ -49,13 +49,13 @@ class CompareOptions(RecipeOptions):
 
     seeds: list[int] = _option([], "seeds of every setting (default: the recipe's)")
     output_dir: str | None = _option(None, "folder of the grid (default: runs/compare-<recipe>)")
-    overwrite: bool = _option(False, "run everything anew")
+    overwrite: bool = _option(False, "run everything again")
     axes: list[str] = _option([], _COMPARE_HELP)
 
 
 @dataclass
 class CompareRunsOptions(OutputOptions):
-    """Runs that are there."""
+    """Finished runs."""
 
     runs: list[str] = _option([], "folders of finished runs; the others are compared with the first")
 
@@ -69,7 +69,7 @@ class NullTestOptions(RecipeOptions):
 
 @dataclass
 class EvaluateOptions(OutputOptions):
-    """What is scored on what."""
+    """What to score, and on which rows."""
 
     data: str | None = _option(None, "labeled file: CSV, TSV, JSONL or Parquet")
     mapping: str | None = _option(None, MAPPINGS_HELP)
@@ -84,7 +84,7 @@ class AuditOptions:
     """Two files."""
 
     text_column: str = _option("text", "column of the texts")
-    label_column: str | None = _option(None, "column of the labels (default: labels, where a file has it)")
+    label_column: str | None = _option(None, "column of the labels (default: labels, if the file has it)")
     dataset: str = _option("files", "goemotions for its own TSV files, which have no header")
     examples: int = _option(5, "how many copies to show")
     paths: list[str] = _option([], "rows to look for, and rows to look in")
@@ -95,14 +95,14 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class Verb(Generic[Options]):
-    """Something that the command line does.
+    """A verb of the command line.
 
     Attributes:
         help: one line.
-        options: its own flags; with a field of ``positional`` where it takes words without a flag.
+        options: its own flags, and the field of ``positional`` if it takes words without a flag.
         takes_recipe: do the settings of a recipe apply?
-        positional: the field that takes them.
-        details: what else its ``--help`` says.
+        positional: the field for those words; empty if it takes none.
+        details: more text for its ``--help``.
     """
 
     help: str
@@ -113,20 +113,20 @@ class Verb(Generic[Options]):
 
 
 VERBS: dict[str, Verb[Any]] = {
-    "train": Verb("train a recipe; what happens without a verb", TrainOptions),
+    "train": Verb("train a recipe (the default without a verb)", TrainOptions),
     "compare": Verb("train a grid of settings and compare them", CompareOptions, positional="axes"),
     "compare-runs": Verb("compare finished runs by paired bootstrap", CompareRunsOptions, False, "runs"),
-    "null-test": Verb("train on noise and on shuffled labels; fail where anything is found", NullTestOptions),
-    "plan": Verb("print the memory that a recipe needs, part by part, and which GPU has it", RecipeOptions),
+    "null-test": Verb("train on noise and on shuffled labels; fail if a score is above chance", NullTestOptions),
+    "plan": Verb("print the memory that a recipe needs, part by part, and which GPU is enough", RecipeOptions),
     "evaluate": Verb("score a package or a run on a labeled file", EvaluateOptions, False, "model"),
     "audit": Verb(
         "look for copies of one file's texts in another file",
         AuditOptions,
         False,
         "paths",
-        "A copy is exact (letter for letter), normalized (but for case, spaces and punctuation) or near (70 % of their\n"
-        "character 5-grams in common; texts of 34 characters and more). Where both files have labels, the report also\n"
-        "counts the copies whose labels differ, and names the labels that only one file has.\n\n"
+        "A copy is exact (letter for letter), normalized (except for case, spaces and punctuation) or near (70 % of\n"
+        "their character 5-grams in common; texts of 34 characters or more). If both files have labels, the report\n"
+        "also counts the copies whose labels differ, and names the labels that only one file has.\n\n"
         "Example: training/run.py audit test.csv train.csv\n"
         "Exit code: 0 no copies, 1 copies found, 2 a file cannot be read.",
     ),
@@ -139,12 +139,12 @@ OLD_FLAGS = {
     "--plan": "plan",
     "--evaluate": "evaluate",
 }
-"""Verbs were flags once, and still work as such."""
+"""Verbs used to be flags; the flags still work."""
 
 
 @dataclass(frozen=True)
 class Command(Generic[Options]):
-    """What was asked for; ``recipe`` is the default one where the verb takes none."""
+    """A parsed command line; ``recipe`` is the default one if the verb takes none."""
 
     verb: str
     recipe: Recipe

@@ -1,7 +1,7 @@
 """Balance the training rows: thin neutral, oversample rare labels. Every row carries its parents.
 
-Only training rows are ever given to these functions (the protocol ``pooled-r2`` apart, which exists to show what that
-costs); :mod:`training.audit.rows` proves it for each run.
+Only training rows are ever passed to these functions (except under the protocol ``pooled-r2``, which exists to show
+what that costs); :mod:`training.audit.rows` checks it for each run.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Rows:
     Attributes:
         embeddings: float32 [N, E].
         labels: int8 multi-hot [N, L].
-        parents: int64 [N, 2], the indices of the real rows that a row comes from; a real row and a copy have one
-            parent, twice.
-        steps: float32 [N], the signed step from the first parent towards the second; 0 for a real row and a copy.
+        parents: int64 [N, 2], the indices of the real rows that a row comes from; a real row or a copy has one
+            parent, given twice.
+        steps: float32 [N], the signed step from the first parent toward the second; 0 for a real row or a copy.
         synthetic: bool [N], which rows were made.
     """
 
@@ -68,9 +68,9 @@ def thin_label(rows: Rows, label: int, keep: float, seed: int, alone: bool = Tru
     Args:
         rows: the rows.
         label: index of the label.
-        keep: up to 1 the fraction to keep, above 1 how many rows.
+        keep: up to 1, the fraction to keep; above 1, the number of rows.
         seed: seed of the draw.
-        alone: draw from the rows that have no other label, and keep all that have one; the reference draws from both.
+        alone: draw only from rows with no other label and keep all the rest; the reference draws from both.
     """
     having = rows.labels[:, label] == 1
     drawn = np.flatnonzero(having & (rows.labels.sum(axis=1) == 1) if alone else having)
@@ -81,7 +81,7 @@ def thin_label(rows: Rows, label: int, keep: float, seed: int, alone: bool = Tru
 
 
 def imbalance_ratios(counts: np.ndarray) -> np.ndarray:
-    """IRLbl of every label, [L]: positives of the most frequent label over those of this one; NaN without positives.
+    """IRLbl of every label, [L]: positives of the most frequent label over this label's; NaN without positives.
 
     Charte et al., "Addressing imbalance in multilabel classification", Neurocomputing 163 (2015).
     """
@@ -91,8 +91,8 @@ def imbalance_ratios(counts: np.ndarray) -> np.ndarray:
 def imbalance(labels: np.ndarray) -> dict[str, float | list[float | None]]:
     """IRLbl per label, their mean MeanIR, and SCUMBLE, the concurrence of rare and frequent labels in one row.
 
-    SCUMBLE of a row is 1 − geometric / arithmetic mean of the IRLbl of its labels (Charte et al., HAIS 2014); of the
-    data the mean over its rows, 0 for one without labels.
+    SCUMBLE of a row is 1 − geometric / arithmetic mean of the IRLbl of its labels (Charte et al., HAIS 2014), 0 without
+    labels; SCUMBLE of the data is the mean over its rows.
 
     Args:
         labels: multi-hot [N, L].
@@ -123,31 +123,31 @@ def oversample(
 ) -> Rows:
     """Add rows until each label has its target of positives.
 
-    Labels are taken from the rarest to the most frequent, and what a new row adds to its other labels counts towards
+    Labels are taken from the rarest to the most frequent, and what a new row adds to its other labels counts toward
     their targets. New rows come from real rows only.
 
     Methods, for a positive row x_q, one of its nearest positives x_j and a, b ~ U(0, 1); a new row is
-    x_q + t·(x_j − x_q) with the labels of x_q, unless said otherwise:
+    x_q + t·(x_j − x_q) with the labels of x_q, unless noted:
 
     - ``duplicate``: t = 0, a copy. With neither target nor ratio this is ML-ROS (Charte et al. 2015).
     - ``smote``: t = a, between the two (Chawla et al., JAIR 16, 2002).
     - ``ismote``: t = a − b where a ≥ 0.5, else a + b: around both, up to half their distance past each ("An improved
       SMOTE … by expanding sample generation space", Scientific Reports 15:23521, 2025).
-    - ``ismote-r2``: the same with the sign of the reference's published code, which walks away from x_j, and as there
-      without counting what new rows add to other labels; only to reproduce it.
-    - ``mlsmote``: t = a; the labels are those of more than half of x_q and its neighbours (``ranking``), of any
-      (``union``) or of all (``intersection``) of them (Charte et al., Knowledge-Based Systems 89, 2015; one step for
-      all dimensions where the paper draws one for each, so that the row has two parents and a step).
+    - ``ismote-r2``: the same with the sign of the reference's published code, which moves away from x_j. As in that
+      code, what new rows add to other labels does not count. Only to reproduce the reference.
+    - ``mlsmote``: t = a; the labels are those of more than half of x_q and its neighbors (``ranking``), of any of them
+      (``union``) or of all (``intersection``) (Charte et al., Knowledge-Based Systems 89, 2015). The paper draws a step
+      per dimension; here one step serves all, so that the row has two parents and a step.
 
     Args:
         rows: real rows.
         label_names: the L names.
         method: one of ``Recipe.balance``.
         seed: seed of every draw.
-        target: positives that each label shall have; 0 leaves it to ``ratio``.
-        ratio: the imbalance ratio that no label shall exceed: the target is the most frequent label's positives over
-            it; 0 means MeanIR, the rule of ML-ROS.
-        neighbours: k; a label with fewer than k + 1 positives uses what it has, a single positive is copied.
+        target: positives that each label should reach; 0 leaves it to ``ratio``.
+        ratio: the highest imbalance ratio allowed: the target is the most frequent label's positives over it; 0 means
+            MeanIR, the rule of ML-ROS.
+        neighbours: k; a label with fewer than k + 1 positives uses what it has; a single positive is copied.
         only: the labels to oversample; empty for all but ``neutral``.
         mlsmote_labels: one of ``Recipe.mlsmote_labels``.
 
@@ -156,7 +156,9 @@ def oversample(
     """
     unknown = sorted(set(only) - set(label_names))
     if unknown:
-        raise BalanceError(f"balance_labels: {', '.join(unknown)} is no label of this run ({', '.join(label_names)})")
+        raise BalanceError(
+            f"balance_labels: {', '.join(unknown)} is not a label of this run ({', '.join(label_names)})"
+        )
     generator = np.random.default_rng(seed)
     counts = rows.labels.sum(axis=0, dtype=np.int64)
     goal = target or math.ceil(counts.max() / (ratio or float(np.nanmean(imbalance_ratios(counts)))))
@@ -168,7 +170,7 @@ def oversample(
         positives = rows.take(np.flatnonzero(rows.labels[:, label]))
         if not len(positives):
             raise BalanceError(
-                f"oversampling: no training row has the label {name!r}. Remedy: add rows, or leave the label out of "
+                f"oversampling: no training row has the label {name!r}. Remedy: add rows, or remove the label from "
                 "labels"
             )
         new = _make(positives, int(goal - counts[label]), method, neighbours, mlsmote_labels, generator)
@@ -187,13 +189,13 @@ _STEPS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def _make(
-    positives: Rows, number: int, method: str, neighbours: int, mlsmote_labels: str, generator: np.random.Generator
+    positives: Rows, number: int, method: str, neighbors: int, mlsmote_labels: str, generator: np.random.Generator
 ) -> Rows:
     """``number`` new rows from the positives of one label."""
     seeds = generator.integers(len(positives), size=number)
     first = positives.take(seeds)
     made = np.ones(number, dtype=bool)
-    k = min(neighbours, len(positives) - 1)
+    k = min(neighbors, len(positives) - 1)
     if method == "duplicate" or k == 0:
         return Rows(first.embeddings, first.labels, first.parents, first.steps, made)
     nearest = _nearest(positives.embeddings, seeds, k)
@@ -209,7 +211,7 @@ def _make(
 
 
 def _nearest(points: np.ndarray, seeds: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k nearest other points of each seed, [len(seeds), k]; a seed that is drawn often is asked once."""
+    """Indices of the k nearest other points of each seed, [len(seeds), k]; a repeated seed is looked up once."""
     asked, place = np.unique(seeds, return_inverse=True)
     found = (
         NearestNeighbors(n_neighbors=k + 1, algorithm="brute")

@@ -1,7 +1,7 @@
-"""Copies of texts between two lists: letter for letter, after normalisation, or near. Pure functions.
+"""Copies of texts between two lists: letter for letter, after normalization, or near. Pure functions.
 
 Near copies are found as in "On the resemblance and containment of documents" (Broder, 1997): shingles, MinHash and
-locality-sensitive hashing propose pairs, and the true Jaccard similarity decides, so that none is reported by chance.
+locality-sensitive hashing propose pairs, and the true Jaccard similarity decides, so none is reported by chance.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from datasketch import MinHash, MinHashLSH
 
 KINDS = ("exact", "normalised", "near")
 NEAR = 0.7
-"""Least Jaccard similarity of near copies: with one word of five letters changed, texts from 55 characters on."""
+"""Lowest Jaccard similarity of near copies: texts with one five-letter word changed reach it from 55 characters on."""
 SHINGLE = 5
 MIN_SHINGLES = 30
-"""Shorter texts are copies only where they are equal: "thanks for the laugh" is what many people write."""
+"""Shorter texts are copies only if they are equal: many people write "thanks for the laugh"."""
 BANDS, BAND_ROWS = 24, 4
 """A pair is proposed with probability 1 − (1 − J⁴)²⁴: 0.998 at the threshold, above 0.999999 from J = 0.82."""
 
 
 @dataclass(frozen=True)
 class Copy:
-    """One text that stands in the reference, too.
+    """A text that is also in the reference.
 
     Attributes:
         row: its index.
-        reference_row: index of the best match in the reference; the first of equals.
-        kind: ``exact`` (letter for letter), ``normalised`` (but for case, spaces and punctuation) or ``near``.
-        similarity: Jaccard similarity of the normalised texts' character 5-grams, 1 where they are equal.
+        reference_row: index of the best match in the reference; the first in a tie.
+        kind: ``exact`` (letter for letter), ``normalised`` (except for case, spaces and punctuation) or ``near``.
+        similarity: Jaccard similarity of the normalized texts' character 5-grams, 1 if they are equal.
     """
 
     row: int
@@ -46,8 +46,8 @@ class Copy:
 def normalise(text: str) -> str:
     """``text`` in compatibility form (NFKC), case-folded, without punctuation, with single spaces.
 
-    Emoji and letters of all scripts stay. Of a text that has nothing else, such as ``:(``, the punctuation stays: it
-    is all that tells it from ``:)``.
+    Emoji and letters of all scripts stay. A text with nothing but punctuation, such as ``:(``, keeps it: only that
+    tells it from ``:)``.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     kept = " ".join("".join(character for character in folded if not _is_punctuation(character)).split())
@@ -55,7 +55,7 @@ def normalise(text: str) -> str:
 
 
 def match_key(text: str) -> str:
-    """What two texts share that are equal but for case, spaces and punctuation (``Well,done`` and ``well done``)."""
+    """The key of texts that are equal except for case, spaces and punctuation (``Well,done`` and ``well done``)."""
     return _without_spaces(normalise(text))
 
 
@@ -65,7 +65,7 @@ def _without_spaces(form: str) -> str:
 
 @cache
 def _is_punctuation(character: str) -> bool:
-    """Punctuation, ASCII symbols, free accents, and what has no width (a joiner, a variation selector)."""
+    """Punctuation, ASCII symbols, standalone accents, and zero-width characters (a joiner, a variation selector)."""
     category = unicodedata.category(character)
     if category.startswith("P") or category in ("Sk", "Cf") or "\ufe00" <= character <= "\ufe0f":
         return True
@@ -73,12 +73,12 @@ def _is_punctuation(character: str) -> bool:
 
 
 def find_copies(texts: Sequence[str], reference_texts: Sequence[str]) -> list[Copy]:
-    """The rows of ``texts`` that stand in ``reference_texts``, each once with its best match, in order."""
+    """The rows of ``texts`` that are also in ``reference_texts``, each once with its best match, in order."""
     return find_copies_both_ways(texts, reference_texts)[0]
 
 
 def find_copies_both_ways(texts: Sequence[str], others: Sequence[str]) -> tuple[list[Copy], list[Copy]]:
-    """The rows of ``texts`` that stand in ``others``, and the rows of ``others`` that stand in ``texts``."""
+    """The rows of ``texts`` that are also in ``others``, and the rows of ``others`` that are also in ``texts``."""
     left, right = _Index(texts), _Index(others)
     for form, other, similarity in _near_pairs(list(left.forms), list(right.forms)):
         left.keep(form, right.forms[other], similarity)
@@ -94,24 +94,24 @@ def summarise(copies: Sequence[Copy], size: int) -> str:
 
 
 class _Index:
-    """The first row of each text, normalised text and key; and the nearest row of the other side."""
+    """The first row of each text, normalized text and key, and the nearest row of the other side."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
-        self.normalised = [normalise(text) for text in texts]
+        self.normalized = [normalise(text) for text in texts]
         self.exact = _first_rows(texts)
-        self.forms = _first_rows(self.normalised)
-        self.keys = _first_rows([_without_spaces(form) for form in self.normalised])
+        self.forms = _first_rows(self.normalized)
+        self.keys = _first_rows([_without_spaces(form) for form in self.normalized])
         self.nearest: dict[str, tuple[float, int]] = {}
 
     def keep(self, form: str, row: int, similarity: float) -> None:
-        """Remember the most similar row; of equals, the first."""
+        """Remember the most similar row; in a tie, the first."""
         best = (similarity, -row)
         self.nearest[form] = max(self.nearest.get(form, best), best)
 
     def copies_in(self, other: _Index) -> list[Copy]:
         found = []
-        for row, (text, form) in enumerate(zip(self.texts, self.normalised, strict=True)):
+        for row, (text, form) in enumerate(zip(self.texts, self.normalized, strict=True)):
             if (same := other.exact.get(text)) is not None:
                 found.append(Copy(row, same, "exact", 1.0))
             elif (same := other.keys.get(_without_spaces(form))) is not None:
@@ -131,7 +131,7 @@ def _first_rows(texts: Sequence[str]) -> dict[str, int]:
 
 def _near_pairs(forms: Sequence[str], references: Sequence[str]) -> Iterator[tuple[str, str, float]]:
     """All pairs of near copies, with their similarity."""
-    # The smaller side is the one to index; the other passes by once and is not kept.
+    # The smaller side is indexed; the other is read once and not kept.
     few, many = sorted((forms, references), key=len)
     index = MinHashLSH(num_perm=BANDS * BAND_ROWS, params=(BANDS, BAND_ROWS))
     known: dict[str, set[str]] = {}

@@ -1,6 +1,6 @@
-"""Load and validate labelled texts: the starter corpus, GoEmotions, your own files, or a Hub dataset.
+"""Load and validate labeled texts: the starter corpus, GoEmotions, your own files, or a Hub dataset.
 
-Every problem ends with a :class:`CorpusError` that names the file, the row, the column, the value and the remedy.
+Every problem raises a :class:`CorpusError` that names the file, the row, the column, the value and the remedy.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Split:
         ids: N row ids.
         texts: N texts.
         labels: int8 multi-hot [N, L].
-        without_label: how many rows have no label of the run (counted before they were dropped, where they were).
+        without_label: how many rows have no label of the run (counted before any are dropped).
     """
 
     ids: list[str]
@@ -96,7 +96,9 @@ class Corpus:
             CorpusError: a split is missing.
         """
         if set(self.splits) != set(SPLITS):
-            raise CorpusError(f"{self.name}: one file holds no splits. Remedy: --split stratified, or three files")
+            raise CorpusError(
+                f"{self.name}: one file has no splits. Remedy: use --split stratified, or give three files"
+            )
 
 
 def load_corpus(
@@ -116,13 +118,13 @@ def load_corpus(
         dataset: ``starter``, ``goemotions``, ``files`` (train, validation and test as CSV, TSV, JSONL or Parquet in
             the folder ``data_dir``, or one such file with all rows), or a dataset id on the Hub.
         labels: a label set's name or your own labels.
-        data_dir: folder; for GoEmotions the environment variable ``GOEMOTIONS_DIR`` stands in for it, and without
+        data_dir: folder; for GoEmotions it defaults to the environment variable ``GOEMOTIONS_DIR``, and without
             either the rows come from the Hub.
         dataset_revision: revision of a Hub dataset.
         dataset_config: configuration (subset) of a Hub dataset.
         text_column: column of the texts.
-        label_column: column with names, ids or lists of them (in text: separated by commas); where it is absent, one
-            0/1 column a label.
+        label_column: column with names, ids or lists of them (in text: separated by commas); without it, one 0/1
+            column per label.
         id_column: column of the row ids, which must then be unique over all splits.
         unlabelled: ``keep`` rows without a label of the run as all-zero rows, or ``drop`` them.
 
@@ -137,7 +139,9 @@ def load_corpus(
         )
     if dataset == "files":
         if data_dir is None:
-            raise CorpusError("dataset files has no rows. Remedy: --data_dir with train, validation and test files")
+            raise CorpusError(
+                "dataset files has no rows. Remedy: give --data_dir with train, validation and test files"
+            )
         return _build("files", "", labels, None, file_rows(Path(data_dir), own, columns), unlabelled)
     if dataset == "goemotions":
         folder = data_dir or os.environ.get("GOEMOTIONS_DIR")
@@ -174,13 +178,13 @@ def _build(
     splits = {split: _build_split(f"{name}, {split}", rows[split], taxonomy, unlabelled) for split in rows}
     for split, content in splits.items():
         for label in np.array(taxonomy.labels)[content.labels.sum(axis=0) == 0]:
-            logger.warning("%s, %s: no positive row for %s; its scores there mean nothing", name, split, label)
+            logger.warning("%s, %s: no positive row for %s; its scores there are meaningless", name, split, label)
     return Corpus(name, revision, taxonomy.labels, splits)
 
 
 def _build_split(split: str, rows: list[RawRow], taxonomy: Taxonomy, unlabelled: str) -> Split:
     if not rows:
-        raise CorpusError(f"{split}: no rows. Remedy: add some; --split stratified makes splits of one file")
+        raise CorpusError(f"{split}: no rows. Remedy: add some, or use --split stratified to split one file")
     vectors = np.array([_vector(row, taxonomy) for row in rows], dtype=np.int8)
     refuse_bad_texts(rows)
     has_label = vectors.any(axis=1)
@@ -190,8 +194,8 @@ def _build_split(split: str, rows: list[RawRow], taxonomy: Taxonomy, unlabelled:
         logger.info("%s: %d of %d rows have no label of this run: %s", split, without, len(rows), unlabelled)
     if not len(kept):
         raise CorpusError(
-            f"{split}: no row, of {len(rows)}, has a label of this run ({', '.join(taxonomy.labels)}). Remedy: other "
-            "--labels, or --unlabelled keep"
+            f"{split}: none of {len(rows)} rows has a label of this run ({', '.join(taxonomy.labels)}). Remedy: give "
+            "other --labels, or use --unlabelled keep"
         )
     return Split([rows[i].id for i in kept], [rows[i].text for i in kept], vectors[kept], without)
 
@@ -216,15 +220,15 @@ def _vector(row: RawRow, taxonomy: Taxonomy) -> list[int]:
 
 
 def _refuse_duplicate_ids(rows: Iterable[RawRow]) -> None:
-    """An id names one row of the whole corpus: two splits that share one share a row, or mix up two numberings."""
+    """An id names one row of the whole corpus: splits that share one share a row, or mix up two numberings."""
     places: dict[str, str] = {}
     for row in rows:
-        if row.columns.id is None:  # rows that were counted, in each split from 0
+        if row.columns.id is None:  # rows are numbered from 0 in each split
             continue
         if row.id in places:
             raise CorpusError(
-                f"{row.place}, column {row.columns.id!r}: id {row.id!r} stands already at {places[row.id]}. Remedy: make "
-                "ids unique over all splits, or give no --id_column"
+                f"{row.place}, column {row.columns.id!r}: id {row.id!r} is already at {places[row.id]}. Remedy: make "
+                "ids unique across all splits, or leave out --id_column"
             )
         places[row.id] = row.place
 

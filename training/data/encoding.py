@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 def encode(texts: Sequence[str], encoder: LoadedEncoder, folder: Path) -> np.ndarray:
     """Embeddings of ``texts``, float32 [N, E], in order.
 
-    What is not in the cache is encoded in batches, each committed before the next: a stopped run loses one batch, and
-    several processes may share the file.
+    Texts that are not in the cache are encoded in batches, each committed before the next. So a stopped run loses one
+    batch, and several processes may share the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^\w.-]+", "_", f"{encoder.name}-{encoder.version}")

@@ -1,12 +1,12 @@
-"""Mappings between label sets: those that ship in ``mappings/``, and your own YAML file.
+"""Mappings between label sets: the built-in ones in ``mappings/``, or your own YAML file.
 
     labels:              # required: the labels to score, each with the labels that stand for it
       joy: [joy, love]
-    ids: {1: joy}        # optional: names of the ids that a file has instead of names
+    ids: {1: joy}        # optional: names of the ids, for a file with ids
     columns: [text, labels]  # optional: columns of a CSV or TSV file without a header
 
-A mapping is read from either side. A label of the model, or of the file, stands for every target that lists it, and
-for itself where it is a target: the same file maps GoEmotions' 28 to a file of Plutchik's eight, and the reverse.
+A mapping works in both directions. A label of the model or of the file stands for every target that lists it, and for
+itself if it is a target. So one mapping takes a model of GoEmotions' 28 to a file of Plutchik's eight, and the reverse.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LabelMapping:
         source: the file, for messages.
         labels: target → the labels that stand for it.
         ids: id as text → label name.
-        columns: columns of a file without a header; empty where files have one.
+        columns: columns of a file without a header; empty if files have one.
     """
 
     source: str
@@ -46,15 +46,15 @@ class LabelMapping:
     columns: tuple[str, ...] = ()
 
     def targets(self, label: str) -> tuple[str, ...]:
-        """What ``label`` stands for; nothing where the mapping leaves it out."""
+        """The targets that ``label`` stands for; empty if the mapping leaves it out."""
         return tuple(target for target, members in self.labels.items() if label == target or label in members)
 
     def names(self) -> set[str]:
-        """Every label that the mapping speaks of."""
+        """Every label that the mapping mentions."""
         return {*self.labels, *self.ids.values(), *(member for members in self.labels.values() for member in members)}
 
     def refuse_unknown(self, model_labels: Collection[str], file_labels: Collection[str]) -> None:
-        """Refuse a label that stands for a target, but is nobody's: it is misspelt.
+        """Refuse a label that stands for a target but that nothing else has: it is misspelled.
 
         Raises:
             MappingError: neither the model nor the file nor GoEmotions nor the mapping itself has the label.
@@ -66,7 +66,7 @@ class LabelMapping:
                     close = difflib.get_close_matches(member, sorted(known), n=1)
                     raise MappingError(
                         f"{self.source}, labels, {target}: neither the model nor the file has the label {member!r}. "
-                        + (f"Did you mean {close[0]!r}?" if close else "Remedy: take it out, or correct it")
+                        + (f"Did you mean {close[0]!r}?" if close else "Remedy: remove it, or correct it")
                     )
 
 
@@ -76,27 +76,29 @@ def identity(labels: Sequence[str]) -> LabelMapping:
 
 
 def shipped_mappings() -> list[str]:
-    """Names of the mappings that ship."""
+    """Names of the built-in mappings."""
     return sorted(path.stem for path in MAPPINGS.glob("*.yaml"))
 
 
 def read_mapping(name: str) -> LabelMapping:
-    """Read the mapping ``name``: one that ships, or a YAML file.
+    """Read the mapping ``name``: a built-in one, or a YAML file.
 
     Raises:
-        MappingError: no such mapping, or the file is not one.
+        MappingError: no such mapping, or the file is not a mapping.
     """
     path = MAPPINGS / f"{name}.yaml"
     if not path.is_file():
         path = Path(name)
     if not path.is_file():
-        raise MappingError(f"--mapping {name}: no such mapping or file; {', '.join(shipped_mappings())} ship")
+        raise MappingError(
+            f"--mapping {name}: no such mapping or file. Remedy: use {', '.join(shipped_mappings())} or a YAML file"
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MappingError(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict) or "labels" not in content:
-        raise MappingError(f"{path}: the key labels is missing. Remedy: labels: {{target: [label, ...], ...}}")
+        raise MappingError(f"{path}: the key labels is missing. Remedy: add labels: {{target: [label, ...], ...}}")
     unknown = [key for key in content if key not in _KEYS]
     if unknown:
         raise MappingError(f"{path}: unknown key {unknown[0]!r}; the keys are {', '.join(_KEYS)}")
@@ -113,27 +115,27 @@ def read_mapping(name: str) -> LabelMapping:
 
 
 def _refuse_ambiguous(path: Path, labels: Mapping[str, Sequence[str]]) -> None:
-    """A target that is a source too must stand for itself, or a label of its name would mean two things."""
+    """A target that is also a source must list itself, or a label of its name would mean two things."""
     if not labels:
-        raise MappingError(f"{path}, labels: no target. Remedy: labels: {{target: [label, ...], ...}}")
+        raise MappingError(f"{path}, labels: no target. Remedy: write labels: {{target: [label, ...], ...}}")
     for target, members in labels.items():
         for member in members:
             if member in labels and member not in labels[member]:
                 raise MappingError(
-                    f"{path}, labels, {target}: {member!r} is a target too, which does not list itself. Remedy: list "
-                    f"{member} under {member}, or give the target another name"
+                    f"{path}, labels, {target}: {member!r} is also a target, but does not list itself. Remedy: list "
+                    f"{member} under {member}, or give that target another name"
                 )
 
 
 def _dict(path: Path, key: str, value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise MappingError(f"{path}, {key}: a mapping is expected, got {value!r:.80}")
+        raise MappingError(f"{path}, {key}: expected a mapping, got {value!r:.80}")
     return value
 
 
 def _names(path: Path, key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise MappingError(f"{path}, {key}: a list is expected, got {value!r:.80}. Remedy: [{value}]")
+        raise MappingError(f"{path}, {key}: expected a list, got {value!r:.80}. Remedy: write [{value}]")
     names = tuple(_name(path, key, item) for item in value)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -159,13 +161,13 @@ def _id(path: Path, value: Any) -> str:
 
 @dataclass(frozen=True)
 class LabelMatch:
-    """How the labels of a model and of a file meet.
+    """How a model's labels match a file's.
 
     Attributes:
         model: scored target → the model's labels that stand for it.
         file: scored target → the file's labels that stand for it.
-        file_left: label of the file that meets nothing → its rows, and why.
-        model_left: label of the model that meets nothing → why.
+        file_left: unmatched label of the file → its rows, and why.
+        model_left: unmatched label of the model → why.
     """
 
     model: dict[str, list[str]]
@@ -177,19 +179,19 @@ class LabelMatch:
 def match_labels(
     mapping: LabelMapping | None, model_labels: Sequence[str], counts: Mapping[str, int], source: str
 ) -> LabelMatch:
-    """Bring the label sets together; a target is scored where both sides have a label for it.
+    """Match the label sets; a target is scored if both sides have a label for it.
 
-    Without a mapping the file's label set is the model's, so that every label is scored, also one that no row has.
+    Without a mapping the file has the model's label set, so every label is scored, even one that no row has.
 
     Args:
-        mapping: the mapping; None where the file's labels are the model's.
+        mapping: the mapping; None if the file's labels are the model's.
         model_labels: the labels of the model.
         counts: label of the file → its rows.
         source: the file, for messages.
 
     Raises:
-        MappingError: the file has labels that the model does not have, and there is no mapping; a name in the mapping
-            is nobody's; or the two sides meet nowhere.
+        MappingError: the file has labels that the model does not have, and there is no mapping; a label in the
+            mapping is unknown; or no target has labels on both sides.
     """
     if mapping is None:
         unknown = [f"{label!r} ({counts[label]} rows)" for label in sorted(set(counts) - set(model_labels))]
@@ -197,11 +199,11 @@ def match_labels(
             more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
             raise MappingError(
                 f"{source}: the model has no label {', '.join(unknown[:20])}{more}; it has {', '.join(model_labels)}. "
-                f"Remedy: --mapping with one that ships ({', '.join(shipped_mappings())}) or a YAML file of your own, "
-                "as training/label_mapping.py shows"
+                f"Remedy: give --mapping a built-in one ({', '.join(shipped_mappings())}) or your own YAML file, as "
+                "shown in training/data/label_mapping.py"
             )
         mapping = identity(model_labels)
-        if counts:  # the label sets are one: what no row has can still be said wrongly
+        if counts:  # the label sets are the same: a label that no row has can still be predicted wrongly
             counts = dict.fromkeys(model_labels, 0) | dict(counts)
     mapping.refuse_unknown(model_labels, counts)
     model = {target: [label for label in model_labels if target in mapping.targets(label)] for target in mapping.labels}
@@ -209,8 +211,8 @@ def match_labels(
     scored = [target for target in mapping.labels if model[target] and file[target]]
     if not scored:
         raise MappingError(
-            f"{mapping.source}: no label of {source} ({', '.join(sorted(counts)) or 'it has none'}) meets one of the "
-            f"model ({', '.join(model_labels)}). Remedy: another mapping"
+            f"{mapping.source}: no label of {source} ({', '.join(sorted(counts)) or 'it has none'}) matches one of the "
+            f"model ({', '.join(model_labels)}). Remedy: use another mapping"
         )
 
     def why(label: str, other: str) -> str | None:

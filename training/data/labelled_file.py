@@ -1,4 +1,4 @@
-"""A labelled file, read for a model: its rows with named labels."""
+"""A labeled file, read for a model: rows with named labels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ZERO_OR_ONE = {"0", "1", "0.0", "1.0", "True", "False"}
 
 @dataclass(frozen=True, order=True)
 class LabelledRow:
-    """A text and its labels, named, sorted, each once."""
+    """A text and its labels: names, sorted, each once."""
 
     text: str
     labels: tuple[str, ...]
@@ -43,7 +43,7 @@ def read_rows(
     label_column: str,
     dataset: str = "files",
 ) -> list[LabelledRow]:
-    """The rows of a file, sorted, so that the file's order changes no digit of a score or an interval.
+    """The rows of a file, sorted, so that their order in the file does not change any digit of a score or an interval.
 
     Raises:
         CorpusError: bad data.
@@ -63,7 +63,7 @@ def read_rows(
     if long:
         longest = max(long, key=lambda row: row.text.count("\n"))
         logger.warning(
-            "%d texts run over several lines, the longest, %s, over %d: an unclosed quote swallows rows",
+            "%d texts span several lines; the longest, %s, spans %d: an unclosed quote swallows rows",
             *(len(long), longest.place, longest.text.count("\n") + 1),
         )
     return sorted(LabelledRow(row.text, _names(row, mapping, model_labels, ids_only=bool(columns))) for row in raw)
@@ -72,9 +72,9 @@ def read_rows(
 def _label_columns(
     path: Path, table: pd.DataFrame, mapping: LabelMapping | None, model_labels: Sequence[str], text_column: str
 ) -> list[str]:
-    """Columns of a known label, and beside such columns every other of 0 and 1: a label that nothing knows is one too.
+    """Columns of known labels and, if there are any, all other columns of 0 and 1: an unknown label is a label too.
 
-    A column of other values is no label; the log names it.
+    A column of other values is not a label; the log names it.
     """
     known = {*model_labels, *(mapping.names() if mapping else ())} & set(table.columns)
     if not known:
@@ -85,7 +85,7 @@ def _label_columns(
         values = {str(value) for value in table[column]} - {"", "nan", "None"}
         (taken if column in known or (values and values <= _ZERO_OR_ONE) else left).append(column)
     if left:
-        logger.info("%s: no label, because not of 0 and 1: column %s", path, ", ".join(map(str, left)))
+        logger.info("%s: not a label, because its values are not 0 and 1: column %s", path, ", ".join(map(str, left)))
     return taken
 
 
@@ -98,7 +98,7 @@ def _has_header(path: Path, text_column: str) -> bool:
 
 
 def _model_label(name: str, model_labels: Sequence[str], row: RawRow) -> str:
-    """A label as it is; an id becomes the model's label of that place, as in training."""
+    """A label as is; an id becomes the model's label at that index, as in training."""
     if name in model_labels or not name.lstrip("-").isdigit():
         return name
     if not 0 <= int(name) < len(model_labels):
@@ -115,7 +115,7 @@ def _names(row: RawRow, mapping: LabelMapping | None, model_labels: Sequence[str
     for name in names - set(mapping.ids):
         if ids_only or (name.lstrip("-").isdigit() and name not in mapping.names()):
             raise CorpusError(
-                f"{row.place}: label {name!r} is none of the ids {', '.join(mapping.ids)}. Remedy: correct it, or add "
-                f"it to ids in {mapping.source}"
+                f"{row.place}: label {name!r} is not one of the ids {', '.join(mapping.ids)}. Remedy: correct it, or "
+                f"add it to ids in {mapping.source}"
             )
     return tuple(sorted({mapping.ids.get(name, name) for name in names}))

@@ -1,4 +1,4 @@
-"""Rows as they stand in files and Hub datasets: text, labels as written, and the place to name in an error."""
+"""Rows as they are in files and Hub datasets: text, labels as written, and the place to name in an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FILE_NAMES = {"train": ("train",), "validation": ("validation", "dev", "valid",
 
 
 class Columns(NamedTuple):
-    """Names of the columns of a table; ``id`` None counts the rows."""
+    """Column names of a table; ``id`` None numbers the rows."""
 
     text: str = "text"
     labels: str = "labels"
@@ -29,12 +29,12 @@ class Columns(NamedTuple):
 
 
 GOEMOTIONS_COLUMNS = Columns(id="id")
-"""What the columns of GoEmotions' files, which have no header, are called in messages."""
+"""Names for the columns of GoEmotions' files, which have no header, in messages."""
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row as it was read: where it stands, its id, its text, its labels as written, and the columns of these."""
+    """One row as read: its place, its id, its text, its labels as written, and their columns."""
 
     place: str
     id: str
@@ -44,7 +44,7 @@ class RawRow:
 
 
 def label_text(label: Any) -> str:
-    """A label as written; a whole number that a table turned into 3.0 is 3 again."""
+    """A label as written, but 3.0, which a table made of the whole number 3, becomes 3 again."""
     return re.sub(r"^(-?\d+)\.0$", r"\1", str(label).strip())
 
 
@@ -52,13 +52,13 @@ def refuse_bad_texts(rows: Iterable[RawRow]) -> None:
     """Refuse texts that are empty, not text, or not UTF-8.
 
     Raises:
-        CorpusError: names the place of the first.
+        CorpusError: the message names the place of the first.
     """
     for row in rows:
         place = f"{row.place}, column {row.columns.text!r}"
         if isinstance(row.text, str) and not row.text.isascii() and any("\ud800" <= c <= "\udfff" for c in row.text):
             raise CorpusError(
-                f"{place}: {row.text!r:.80} holds half a character (a lone surrogate). Remedy: write the whole one, or "
+                f"{place}: {row.text!r:.80} has half a character (a lone surrogate). Remedy: write the whole one, or "
                 "delete it"
             )
         if not isinstance(row.text, str) or not row.text.strip():
@@ -74,22 +74,22 @@ def goemotions_rows(folder: Path) -> dict[str, list[RawRow]]:
 
 
 def read_goemotions(path: Path) -> list[RawRow]:
-    """Rows of one official TSV file (text, ids, comment id; no header), with ``labels.txt`` beside it.
+    """Rows of one official TSV file (text, ids, comment id; no header), with ``labels.txt`` next to it.
 
     Raises:
         CorpusError: bad data.
     """
     names_file = path.parent / "labels.txt"
     if not names_file.is_file():
-        raise CorpusError(f"{names_file} is missing. Remedy: --data_dir must hold labels.txt, train, dev and test .tsv")
+        raise CorpusError(f"{names_file} is missing. Remedy: put it next to train.tsv, dev.tsv and test.tsv")
     names = names_file.read_text(encoding="utf-8").split()
     if tuple(names) != GOEMOTIONS_28:
         raise CorpusError(
-            f"{names_file}: {' '.join(names)!r:.80} is not the 28 GoEmotions labels in id order. Remedy: take the file "
-            "that comes with the TSV files; for other labels --dataset files"
+            f"{names_file}: {' '.join(names)!r:.80} is not the 28 GoEmotions labels in id order. Remedy: use the file "
+            "that comes with the TSV files, or --dataset files for other labels"
         )
     rows: list[RawRow] = []
-    # A text may hold any line separator but the newline itself.
+    # A text may contain any line separator except the newline itself.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line:
             continue
@@ -97,8 +97,8 @@ def read_goemotions(path: Path) -> list[RawRow]:
         cells = line.rstrip("\r").split("\t")
         if len(cells) != 3:
             raise CorpusError(
-                f"{place}: {len(cells)} cells for the 3 columns text, labels, id: {line!r:.80}. Remedy: text, label ids "
-                "and comment id, with tabs between; a file with a header is read with --dataset files"
+                f"{place}: {len(cells)} cells for the 3 columns text, labels, id: {line!r:.80}. Remedy: write text, "
+                "label ids and comment id, separated by tabs; for a file with a header, use --dataset files"
             )
         labels = _parse_ids(cells[1], names, f"{place}, column {GOEMOTIONS_COLUMNS.labels!r}")
         rows.append(RawRow(place, cells[2], cells[0], labels, GOEMOTIONS_COLUMNS))
@@ -106,15 +106,15 @@ def read_goemotions(path: Path) -> list[RawRow]:
 
 
 def out_of_range(place: str, label_id: Any, labels: int) -> str:
-    """What to say of a label id at ``place`` that is none of 0 to ``labels`` - 1."""
-    return f"{place}: label id {label_id} is out of range. Remedy: correct it to one of 0 to {labels - 1}"
+    """The message for a label id at ``place`` that is not in 0 to ``labels`` - 1."""
+    return f"{place}: label id {label_id} is out of range. Remedy: use an id from 0 to {labels - 1}"
 
 
 def _parse_ids(cell: str, names: Sequence[str], place: str) -> list[str]:
     try:
         ids = [int(part) for part in cell.split(",") if part.strip()]
     except ValueError:
-        raise CorpusError(f"{place}: {cell!r} is not a list of ids. Remedy: ids such as 3,17") from None
+        raise CorpusError(f"{place}: {cell!r} is not a list of ids. Remedy: write ids such as 3,17") from None
     for label_id in ids:
         if not 0 <= label_id < len(names):
             raise CorpusError(out_of_range(place, label_id, len(names)))
@@ -122,7 +122,7 @@ def _parse_ids(cell: str, names: Sequence[str], place: str) -> list[str]:
 
 
 def file_rows(folder: Path, own: Sequence[str] | None, columns: Columns) -> dict[str, list[RawRow]]:
-    """Rows of the train, validation and test files of a folder; of one file all rows as ``train``."""
+    """Rows of the train, validation and test files of a folder; all rows of a single file are ``train``."""
     result = {}
     for split in ("train",) if folder.is_file() else SPLITS:
         path = folder if folder.is_file() else _find_file(folder, split, SUFFIXES)
@@ -165,18 +165,18 @@ def table_rows(
     Args:
         source: what the table was read from, for messages.
         table: the N rows.
-        places: where each row stands.
-        own: the 0/1 columns that stand in for the column of the labels where the table has none.
+        places: where each row is.
+        own: the 0/1 columns to use if the table has no column of labels.
         columns: names of the columns.
 
     Raises:
-        CorpusError: a column is missing, or a cell holds no labels.
+        CorpusError: a column is missing, or a cell has no labels.
     """
     there = list(table.columns)
     listed = ", ".join(map(str, there))
     for flag, column in (("--text_column", columns.text), ("--id_column", columns.id)):
         if column is not None and column not in there:
-            raise CorpusError(f"{source}: no column {column!r}, only {listed}. Remedy: {flag} with one of these")
+            raise CorpusError(f"{source}: no column {column!r}, only {listed}. Remedy: set {flag} to one of these")
     if columns.labels in there:
         at = f"column {columns.labels!r}"
         labels = [
@@ -186,8 +186,8 @@ def table_rows(
         labels = [list(row) for row in _one_hot_rows(table, places, own)]
     else:
         raise CorpusError(
-            f"{source}: no column {columns.labels!r}, only {listed}. Remedy: --label_column with one of these, or "
-            "--labels with the names of 0/1 columns, one a label"
+            f"{source}: no column {columns.labels!r}, only {listed}. Remedy: set --label_column to one of these, or "
+            "--labels to the names of 0/1 columns, one per label"
         )
     ids = [str(value) for value in table[columns.id]] if columns.id else [str(index) for index in range(len(table))]
     cells = zip(places, ids, table[columns.text].tolist(), labels, strict=True)
@@ -215,14 +215,16 @@ def split_labels(value: Any, place: str) -> list[Any]:
         return list(value)
     if value is None or (isinstance(value, float) and np.isnan(value)):
         raise CorpusError(
-            f"{place}: {value!r}, no labels. Remedy: fill them in; an empty list or cell says that there are none"
+            f"{place}: {value!r}, no labels. Remedy: fill them in; an empty list or cell means that there are none"
         )
     text = str(value).strip()
     if text.startswith("["):
         try:
             return list(ast.literal_eval(text))
         except (ValueError, SyntaxError):
-            raise CorpusError(f"{place}: {text!r:.80} is not a list. Remedy: ['joy', 'love'] or joy, love") from None
+            raise CorpusError(
+                f"{place}: {text!r:.80} is not a list. Remedy: write ['joy', 'love'] or joy, love"
+            ) from None
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -233,7 +235,7 @@ def _find_file(folder: Path, split: str, suffixes: Sequence[str]) -> Path:
         names = [f"{name}{suffix}" for name in _FILE_NAMES[split] for suffix in suffixes]
         what = f"found {', '.join(path.name for path in found)}" if found else "found none"
         raise CorpusError(
-            f"{folder}: exactly one {split} file is expected, {what}. Remedy: give --data_dir a folder with one of "
+            f"{folder}: expected exactly one {split} file, {what}. Remedy: give --data_dir a folder with one of "
             f"{', '.join(names)}"
         )
     return found[0]

@@ -1,8 +1,8 @@
 """Split protocols: the corpus's own, stratified for your own rows, and the reference's, which leaks.
 
-``official`` keeps the splits as they come. ``stratified`` makes them anew. ``pooled-r2`` repeats the reference's order:
-it oversamples before it splits, so that rows made from test rows are trained on. Its scores are contaminated; it exists
-to show by how much.
+``official`` keeps the corpus's splits. ``stratified`` makes new ones. ``pooled-r2`` repeats the reference's order: it
+oversamples before it splits, so that rows made from test rows are trained on. Its scores are contaminated; it exists to
+show by how much.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _POOLED_SHARES = (0.6, 0.8)
 
 
 def pool(corpus: Corpus) -> Split:
-    """All rows of a corpus in one split; an id is made unique by its split's name."""
+    """All rows of a corpus in one split; the split's name makes each id unique."""
     return Split(
         [f"{name}:{row_id}" for name, split in corpus.splits.items() for row_id in split.ids],
         [text for split in corpus.splits.values() for text in split.texts],
@@ -40,9 +40,9 @@ def pool(corpus: Corpus) -> Split:
 
 
 def stratified(corpus: Corpus, seed: int) -> Corpus:
-    """Split all rows anew, 80:10:10, with each label's share alike in every split.
+    """Split all rows again, 80:10:10, with similar shares of each label in every split.
 
-    Iterative stratification (Sechidis et al., ECML PKDD 2011) over groups of rows with the same normalised text, so
+    Iterative stratification (Sechidis et al., ECML PKDD 2011) over groups of rows with the same normalized text, so
     that copies stay together.
 
     Raises:
@@ -53,7 +53,7 @@ def stratified(corpus: Corpus, seed: int) -> Corpus:
     labels = np.zeros((groups.max() + 1, rows.labels.shape[1]), dtype=np.int8)
     np.maximum.at(labels, groups, rows.labels)
     if len(labels) < _FOLDS:
-        raise CorpusError(f"{len(labels)} different texts cannot be split; at least {_FOLDS} are needed")
+        raise CorpusError(f"{len(labels)} different texts cannot be split. Remedy: give at least {_FOLDS}")
     folds = MultilabelStratifiedKFold(_FOLDS, shuffle=True, random_state=seed).split(labels, labels)
     fold_of = np.empty(len(labels), dtype=np.int64)
     for number, (_, members) in enumerate(folds):
@@ -75,7 +75,7 @@ def pooled_r2(
 
     Returns:
         The new corpus, the embeddings of its rows in the order of its splits, and the training rows, whose parents
-        index those embeddings: one at or beyond ``len(corpus["train"])`` lies outside the training split.
+        index those embeddings: one at or beyond ``len(corpus["train"])`` is outside the training split.
     """
     rows = pool(corpus)
     balanced = balance(embeddings, rows.labels)

@@ -1,4 +1,4 @@
-"""Files as tables: CSV, TSV, JSONL and Parquet, and where each of their rows stands."""
+"""Files as tables: CSV, TSV, JSONL and Parquet, and the place of each row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pandas as pd
 from training.errors import TrainingError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-_QUOTES = "close the quotes; double a quote inside them"
+_QUOTES = "close the quotes, and double any quote inside them"
 
 
 class CorpusError(TrainingError, ValueError):
@@ -27,7 +27,7 @@ def read_text(path: Path) -> str:
     """The text of a UTF-8 file, without a byte order mark.
 
     Raises:
-        CorpusError: it is not UTF-8; the message says how to make it so.
+        CorpusError: it is not UTF-8; the message says how to convert it.
     """
     content = path.read_bytes()
     try:
@@ -37,16 +37,16 @@ def read_text(path: Path) -> str:
         start = content.rfind(b"\n", 0, error.start) + 1
         text = "a UTF-16 file" if wide else repr(content[start:].partition(b"\n")[0].decode("utf-8", "replace"))
         raise CorpusError(
-            f"{path}, line {content.count(10, 0, start) + 1}: byte {error.start} is not UTF-8: {text:.80}. Remedy: iconv "
-            f"-f {'UTF-16' if wide else 'WINDOWS-1252'} -t UTF-8 {path.name} > fixed"
+            f"{path}, line {content.count(10, 0, start) + 1}: byte {error.start} is not UTF-8: {text:.80}. Remedy: run "
+            f"iconv -f {'UTF-16' if wide else 'WINDOWS-1252'} -t UTF-8 {path.name} > fixed"
         ) from None
 
 
 def read_table(path: Path, columns: Sequence[str] = ()) -> tuple[pd.DataFrame, list[str]]:
-    """A CSV, TSV, JSONL or Parquet file, and where each of its rows stands.
+    """A CSV, TSV, JSONL or Parquet file, and the place of each row.
 
-    A quoted cell may run over several lines. In a TSV file a line that has all its cells is a row whatever its quotes:
-    one that is not closed there is a character like others, and swallows no further row.
+    A quoted cell may span several lines. In a TSV file a line with all its cells is a row, whatever its quotes: an
+    unclosed quote there is an ordinary character and swallows no other row.
 
     Args:
         path: the file.
@@ -60,7 +60,7 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> tuple[pd.DataFrame, l
             table = pd.read_parquet(path).reset_index(drop=True).rename(index=lambda row: row + 1)
         except (OSError, ValueError) as error:
             raise CorpusError(
-                f"{path}: cannot be read as Parquet ({error}). Remedy: write it anew, or give CSV, TSV or JSONL"
+                f"{path}: cannot be read as Parquet ({error}). Remedy: write it again, or give CSV, TSV or JSONL"
             ) from None
         content, unit = ", ".join(map(str, table.columns)), "row"
     else:
@@ -82,11 +82,11 @@ def _separated_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, d
             header = cells
             twice = sorted({name for name in header if header.count(name) > 1})
             if twice:
-                raise CorpusError(f"{path}, line {line}: column {twice[0]!r} stands there twice. Remedy: rename one")
+                raise CorpusError(f"{path}, line {line}: column {twice[0]!r} appears twice. Remedy: rename one")
         elif len(cells) != len(header):
             raise CorpusError(
                 f"{path}, line {line}: {len(cells)} cells for the {len(header)} columns {', '.join(header)}: "
-                f"{cells!r:.80}. Remedy: quote a cell that holds the separator or a line break"
+                f"{cells!r:.80}. Remedy: quote cells that contain the separator or a line break"
             )
         else:
             yield line, dict(zip(header, cells, strict=True))
@@ -96,7 +96,7 @@ _TSV_CELL = re.compile(r'"([^"]*(?:""[^"]*)*)"(?=\t|\Z)|([^\t]*)')
 
 
 def tsv_cells(line: str) -> list[str]:
-    """The cells of a line of a TSV file; one between quotes loses them, and holds a quote for every two."""
+    """The cells of a TSV line; a quoted cell loses its quotes, and two quotes inside it become one."""
     cells, end = [], -1
     while end < len(line):
         match = _TSV_CELL.match(line, end + 1)
@@ -146,7 +146,7 @@ _CSV_CELL = re.compile(r'(?:"[^"]*(?:""[^"]*)*"|[^",\r\n][^,\r\n]*|)(,|\r\n|\n|\
 
 
 def _broken_cell(text: str) -> tuple[int, int, str]:
-    """Line and number of the first cell whose quotes are not closed at its end, and what stands from there on."""
+    """Line and number of the first cell whose quotes do not close at its end, and the text from there on."""
     start, column = 0, 1
     while match := _CSV_CELL.match(text, start):
         start, column = match.end(), column + 1 if match[1] == "," else 1
@@ -157,11 +157,11 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        what = 'an object such as {"text": "…", "labels": ["…"]}'
+        what = 'write an object such as {"text": "…", "labels": ["…"]}'
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise CorpusError(f"{path}, line {number}: {line!r:.80} is not JSON ({error}). Remedy: {what}") from None
         if not isinstance(row, dict):
-            raise CorpusError(f"{path}, line {number}: {line!r:.80} is no object. Remedy: {what}")
+            raise CorpusError(f"{path}, line {number}: {line!r:.80} is not an object. Remedy: {what}")
         yield number, row

@@ -1,6 +1,6 @@
 """Label sets: GoEmotions' 28, the tutorial's 15, Ekman's, sentiment, or your own list.
 
-The groupings of the 28 stand in ``mappings/``, which evaluation reads too.
+The groupings of the 28 are in ``mappings/``, which evaluation reads too.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ GOEMOTIONS_15 = (
 )
 
 MAPPINGS = Path(__file__).parent / "mappings"
-"""Label mappings that ship, one YAML file each."""
+"""Built-in label mappings, one YAML file each."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Taxonomy:
 
 
 def _grouped(name: str) -> Taxonomy:
-    """The label set of a mapping that ships: GoEmotions' 28 labels in its groups."""
+    """The label set of a built-in mapping: GoEmotions' 28 labels in its groups."""
     groups = yaml.safe_load((MAPPINGS / f"{name}.yaml").read_text(encoding="utf-8"))["labels"]
     sources = {source: target for target, members in groups.items() for source in members}
     return Taxonomy(tuple(groups), sources, GOEMOTIONS_28)
@@ -110,22 +110,22 @@ def build_taxonomy(labels: Sequence[str], corpus_labels: Sequence[str] | None = 
     """The taxonomy of a recipe.
 
     Args:
-        labels: one name of :data:`TAXONOMIES`, or two or more label names of your own.
-        corpus_labels: all label names of the corpus where it declares them; those outside an own list are ignored.
+        labels: one name of :data:`TAXONOMIES`, or two or more of your own label names.
+        corpus_labels: all label names of the corpus, if it declares them; those outside your own list are ignored.
 
     Raises:
-        ValueError: unknown taxonomy, a label twice, or an own label that the corpus does not have.
+        ValueError: unknown taxonomy, a label given twice, or one of your own labels that the corpus does not have.
     """
     if len(labels) == 1:
         if labels[0] not in TAXONOMIES:
             raise ValueError(
-                f"labels: unknown label set {labels[0]!r}; use one of {', '.join(TAXONOMIES)}, or list your labels"
+                f"labels: unknown label set {labels[0]!r}. Remedy: use one of {', '.join(TAXONOMIES)}, or list yours"
             )
         return TAXONOMIES[labels[0]]
     own = tuple(labels)
     twice = sorted({label for label in own if own.count(label) > 1})
     if twice:
-        raise ValueError(f"labels: {', '.join(twice)} is listed twice")
+        raise ValueError(f"labels: {', '.join(twice)} is listed twice. Remedy: list each label once")
     if corpus_labels is None:
         return Taxonomy(own, {label: label for label in own}, own)
     missing = sorted(set(own) - set(corpus_labels))

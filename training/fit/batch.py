@@ -1,4 +1,4 @@
-"""How a step is cut: into as few micro-batches as fit the free memory, by the memory plan of the recipe."""
+"""Cut a step into as few micro-batches as fit the free memory, by the recipe's memory plan."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from training.recipe import RecipeError
 logger = logging.getLogger(__name__)
 
 KNOWN_SHAPES = {BUNDLED_BACKBONE: SMOLLM2_135M, "Mistral-Small-3.1-24B": MISTRAL_SMALL_3_1}
-"""Backbones whose shapes need no file and no network, by a part of their names."""
+"""Backbones whose shapes need no file and no network, by part of their names."""
 
 ENCODER_WIDTHS = {"use-multilingual-v3": 512, "use-v4": 512, "minilm": 384}
 OTHER_WIDTH = 768
-"""Taken for the other encoders; the width moves the sum by some MiB at most."""
+"""Assumed for other encoders; the width changes the sum by a few MiB at most."""
 
 
 def read_setting(recipe: Recipe) -> Setting:
-    """What the memory of a recipe depends on, without its rows, its encoder or its weights.
+    """What a recipe's memory depends on, without reading its rows, encoder or weights.
 
     Raises:
         RecipeError: the shapes of its backbone cannot be read.
@@ -78,16 +78,16 @@ def _read_shapes(recipe: Recipe) -> dict[str, Any]:
 
 
 def fit_batch(recipe: Recipe, state: PartialState) -> Recipe:
-    """The recipe with its accumulation chosen, where it is 0: as few equal micro-batches as fit the free memory.
+    """The recipe with its accumulation chosen if it is 0: as few equal micro-batches as fit the free memory.
 
-    A step keeps its ``batch_size`` rows a process, and what it learns does not depend on how they are cut.
+    A step keeps its ``batch_size`` rows per process, and how they are cut does not change what it learns.
 
     Raises:
         RecipeError: not even single rows fit, or the plan does not know the recipe's optimizer.
     """
     if recipe.gradient_accumulation_steps:
         return recipe
-    # The least of all processes: they must cut their steps alike.
+    # The minimum over all processes: they must cut their steps the same way.
     free, rows = min(gather_object([free_memory(state)])), recipe.batch_size
     needed: dict[int, int] = {}
     for steps in (number for number in range(1, rows + 1) if rows % number == 0):
@@ -99,17 +99,17 @@ def fit_batch(recipe: Recipe, state: PartialState) -> Recipe:
         needed[steps] = plan.training_peak + RESERVE
         if needed[steps] <= free:
             tried = "; ".join(f"{rows // n} x {n} needs {size / GIB:.2f}" for n, size in needed.items())
-            logger.info("a step of %d x %d rows: of %.2f GiB free, %s", cut.batch_size, steps, free / GIB, tried)
+            logger.info("a step of %d x %d rows: %.2f GiB free; %s", cut.batch_size, steps, free / GIB, tried)
             return cut
     raise RecipeError(
-        f"batch_size: a row at a time needs {needed[rows] / GIB:.2f} GiB, {free / GIB:.2f} are free. Remedy: "
-        "gradient_checkpointing true, quantization nf4, a smaller backbone, or gradient_accumulation_steps "
-        f"{rows} and batch_size 1 to try all the same"
+        f"batch_size: one row at a time needs {needed[rows] / GIB:.2f} GiB, {free / GIB:.2f} are free. Remedy: use "
+        "gradient_checkpointing true, quantization nf4 or a smaller backbone, or gradient_accumulation_steps "
+        f"{rows} and batch_size 1 to try anyway"
     )
 
 
 def free_memory(state: PartialState) -> int:
-    """Bytes that this process may fill: of its GPU, or its share of the machine's available memory."""
+    """Bytes that this process may use: its GPU's free memory, or its share of the machine's available memory."""
     if state.device.type == "cuda":
         return torch.cuda.mem_get_info(state.device)[0]
     return psutil.virtual_memory().available // state.num_processes

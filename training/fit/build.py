@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +19,7 @@ from modeling.adapters import attach_lora, count_parameters
 from modeling.backbones import compile_layers, load_frozen_backbone, load_unsloth_backbone, read_backbone_config
 from modeling.focal import alpha_per_label
 from modeling.fused_layer import fuse_layers
-from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel
+from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, has_onednn_layout, multiplies_bfloat16
 from modeling.memory import evaluation_rows
 from modeling.projection import standardise_projection
 from modeling.recipe import Recipe, model_settings
@@ -43,9 +44,9 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
         backbone = _load_backbone(recipe, config, state) if recipe.head == "backbone" else None
     except (OSError, ValueError, SafetensorError) as error:
         raise RecipeError(
-            f"model_name: {recipe.model_name!r} cannot be loaded ({first_line(error)}). Remedy: {BUNDLED_BACKBONE}, the "
-            "folder of a Mistral-architecture model, or its Hub id (for which the network, model_revision and access "
-            "must be right)"
+            f"model_name: {recipe.model_name!r} cannot be loaded ({first_line(error)}). Remedy: use "
+            f"{BUNDLED_BACKBONE}, the folder of a Mistral-architecture model, or its Hub id (then check the network, "
+            "model_revision and access)"
         ) from error
     set_seed(recipe.seed)
     model = EmotionModel(config, backbone)
@@ -56,7 +57,7 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     if recipe.torch_compile:
         _compile(model)
     elif recipe.fused_layers and holds_bfloat16(recipe, config) and state.device.type == "cpu":
-        kept = "they are: one function takes one token alone, and plain LoRA on all matrices"
+        kept = "they are: one function needs one-token input and plain LoRA on all matrices"
         logger.info("layers train as %s", "one function each" if fuse_layers(model.backbone) else kept)
     logger.info("%s", count_parameters(trained))
     return trained
@@ -87,14 +88,12 @@ def _load_backbone(recipe: Recipe, config: EmotionConfig, state: PartialState) -
 
 
 def fit_precision(recipe: Recipe) -> Recipe:
-    """The recipe without bf16 where oneDNN has no such products for the CPU, and torch's own take several times as long.
+    """The recipe, without bf16 if oneDNN has no bfloat16 products for the CPU: torch's own take several times as long.
 
-    What is quantised stays as it is: its matrices become bfloat16 ones for every product anyway.
+    A quantized recipe stays as is: its matrices become bfloat16 for every product anyway.
     """
-    on_onednn = torch.backends.mkldnn.is_available() and not torch.cuda.is_available()
-    if not recipe.bf16 or recipe.quantization != "none" or not on_onednn:
-        return recipe
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    on_onednn = has_onednn_layout() and not torch.cuda.is_available()
+    if not recipe.bf16 or recipe.quantization != "none" or not on_onednn or multiplies_bfloat16():
         return recipe
     logger.info("bf16: oneDNN has no bfloat16 products for this CPU, and float32 is faster; training in float32")
     return dataclasses.replace(recipe, bf16=False)
@@ -129,7 +128,7 @@ def use_layers(recipe: Recipe, backbone: dict[str, Any]) -> dict[str, Any]:
     """A backbone's configuration with as many layers as the recipe uses.
 
     Raises:
-        RecipeError: it does not have so many.
+        RecipeError: it does not have that many.
     """
     there = AutoConfig.for_model(**backbone).num_hidden_layers
     if recipe.num_hidden_layers > there:
@@ -145,7 +144,7 @@ def _attach_lora(model: EmotionModel, recipe: Recipe) -> PeftModel:
     except ValueError as error:
         raise RecipeError(str(error)) from None
     if recipe.gradient_checkpointing:
-        # The re-entrant kind trains nothing where the backbone's input needs no gradient.
+        # The re-entrant kind trains nothing if the backbone's input needs no gradient.
         cast(Any, model.backbone).gradient_checkpointing_enable({"use_reentrant": False})
     return peft_model
 
@@ -154,7 +153,7 @@ def _compile(model: EmotionModel) -> None:
     try:
         compile_layers(model.backbone)
     except OSError as error:
-        raise RecipeError(f"torch_compile: {error}, or torch_compile false") from None
+        raise RecipeError(f"torch_compile: {error}, or use torch_compile false") from None
 
 
 def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepared, run: RunFolder) -> FocalTrainer:
@@ -182,12 +181,13 @@ def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepare
         save_total_limit=recipe.save_total_limit,
         logging_steps=50,
         report_to=recipe.report_to,
+        disable_tqdm=not sys.stderr.isatty(),
         seed=recipe.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )
     rows, labels, validation = data.rows, data.corpus.labels, data.features("validation")
-    by_length = np.argsort(-validation.lengths, kind="stable")  # scored in batches that waste no padding
+    by_length = np.argsort(-validation.lengths, kind="stable")  # so that batches need little padding
     callbacks: list[TrainerCallback] = []
     if recipe.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))

@@ -1,7 +1,7 @@
-"""Knowledge distillation: half of each training target is what finished models say of the text.
+"""Knowledge distillation: half of each training target comes from finished models.
 
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015; here per label on sigmoid outputs, at
-temperature 1. A teacher reads texts, so that it may read words, an embedding or both whatever its student reads.
+temperature 1. A teacher is given texts, so it may read words, an embedding or both, whatever its student reads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 def distil(data: Prepared, recipe: Recipe) -> Prepared:
     """The data with soft targets: half the labels, half the sigmoid of the mean logits of ``recipe.teachers``.
 
-    What a teacher says of a text is kept on disk, so that resumed runs, grids and other processes read it again.
+    A teacher's logits are cached on disk, so that resumed runs, grids and other processes reuse them.
 
     Raises:
         RecipeError: a teacher cannot be loaded, or was not trained on the same splits and labels.
@@ -49,18 +49,18 @@ def distil(data: Prepared, recipe: Recipe) -> Prepared:
     for teacher, sha256 in zip(recipe.teachers, known.values(), strict=True):
         logits.append(_read(teacher, f"{sha256}-{str(dtype).removeprefix('torch.')}", dtype, texts))
         gc.collect()
-        torch.cuda.empty_cache()  # what a teacher took would look taken to the plan of the student's step
+        torch.cuda.empty_cache()  # or the plan of the student's step would count it as taken
     targets = (data.rows.labels + expit(np.mean(logits, axis=0))) / 2
-    logger.info("half of each training target is what %d teachers say, the sigmoid of their mean logits", len(logits))
+    logger.info("half of each training target comes from %d teachers: the sigmoid of their mean logits", len(logits))
     return dataclasses.replace(data, targets=targets, audit={**data.audit, "teachers": known})
 
 
 def hash_inputs(recipe: Recipe, corpora: Corpora) -> dict[str, str]:
-    """SHA-256 of all that a run reads: of the rows of each split, and of each teacher.
+    """SHA-256 of everything that a run reads: the rows of each split, and each teacher.
 
     Raises:
         CorpusError: bad data.
-        RecipeError: a teacher is not there.
+        RecipeError: a teacher is missing.
     """
     return corpora.rows(recipe).fingerprints() | fingerprints(recipe.teachers)
 
@@ -69,7 +69,7 @@ def fingerprints(teachers: list[str]) -> dict[str, str]:
     """SHA-256 of each teacher's files, by the teacher's number.
 
     Raises:
-        RecipeError: a teacher is not there.
+        RecipeError: a teacher is missing.
     """
     return {f"teacher {number}": _fingerprint(Path(folder)) for number, folder in enumerate(teachers, start=1)}
 
@@ -78,8 +78,8 @@ def _fingerprint(folder: Path) -> str:
     model = folder / MODEL if is_run_folder(folder) else folder
     if not (model / "config.json").is_file():
         raise RecipeError(
-            f"teachers: {folder} is neither a finished run nor a package. Remedy: train it to the end; or `hub_release pull` "
-            "for one from the Hub"
+            f"teachers: {folder} is neither a finished run nor a package. Remedy: train it to the end, or get one from "
+            "the Hub with `hub_release pull`"
         )
     files = sorted(path for path in model.rglob("*") if path.suffix in (".json", ".safetensors", ".pt"))
     digests = [f"{path.relative_to(model)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
@@ -87,7 +87,7 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _refuse_other_data(teacher: str, data: Prepared) -> None:
-    """Refuse what was not trained on the same rows: it may have learned the labels of this run's evaluation rows."""
+    """Refuse a teacher not trained on the same rows: it may have learned the labels of this run's evaluation rows."""
     try:
         run = RunFolder(teacher)
         audit, metrics = run.read(AUDIT), run.read(METRICS)
@@ -95,29 +95,29 @@ def _refuse_other_data(teacher: str, data: Prepared) -> None:
         rows = {split: audit["splits"][split]["sha256"] for split in SPLITS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(
-            f"teachers: {teacher} has no audit.json and metrics.json of a finished run ({first_line(error)}). Remedy: train "
-            "it to the end, or another teacher"
+            f"teachers: {teacher} has no audit.json and metrics.json of a finished run ({first_line(error)}). Remedy: "
+            "train it to the end, or use another teacher"
         ) from None
     if metrics.get("null_test"):
         raise RecipeError(
-            f"teachers: {teacher} is a null test: it was trained on nothing. Remedy: the run that it tests"
+            f"teachers: {teacher} is a null test: it was trained on nothing. Remedy: use the run that it tests"
         )
     if labels != list(data.corpus.labels):
         raise RecipeError(
-            f"teachers: {teacher} has other labels: {', '.join(labels)}. Remedy: a teacher of this run's labels, in this "
-            "run's order"
+            f"teachers: {teacher} has other labels: {', '.join(labels)}. Remedy: use a teacher with this run's labels, "
+            "in this run's order"
         )
     other = [split for split in SPLITS if rows[split] != data.audit["splits"][split]["sha256"]]
     if other or protocol != data.audit["protocol"]:
         raise RecipeError(
-            f"teachers: {teacher} was trained with other rows in {', '.join(other) or 'another order'}, and may know the "
-            "labels of this run's evaluation rows. Remedy: train both with the same data, split, seed of a split that is "
-            "drawn, and audit_policy"
+            f"teachers: {teacher} was trained with other rows in {', '.join(other) or 'another order'}, and may "
+            "know the labels of this run's evaluation rows. Remedy: train both with the same data, split, split "
+            "seed (if it is drawn) and audit_policy"
         )
 
 
 def _read(teacher: str, version: str, dtype: torch.dtype, texts: list[str]) -> np.ndarray:
-    """Logits of a teacher, float32 [N, L]; it is loaded where not all of them are known."""
+    """Logits of a teacher, float32 [N, L]; it is loaded only if some are not cached."""
     load = cache(load_classifier)
 
     def ask(batch: list[str]) -> np.ndarray:
@@ -128,6 +128,6 @@ def _read(teacher: str, version: str, dtype: torch.dtype, texts: list[str]) -> n
         return encode(texts, LoadedEncoder("teacher", version, ask), cache_folder() / "teachers")
     except (OSError, ValueError, SafetensorError, RunFolderError) as error:
         raise RecipeError(
-            f"teachers: {teacher} cannot be asked ({first_line(error)}). Remedy: another teacher, or export or download "
-            "this one again"
+            f"teachers: {teacher} cannot be run ({first_line(error)}). Remedy: use another teacher, or export or "
+            "download this one again"
         ) from error

@@ -1,4 +1,4 @@
-"""What a run emits, estimated by codecarbon; only where the user names the country whose electricity it uses."""
+"""Emissions of a run, estimated by codecarbon if the user names the country whose electricity it uses."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from training.recipe import RecipeError
 
 
 def start_tracking(country: str | None) -> Any:
-    """A running codecarbon tracker that asks no network, or None without a country.
+    """A running codecarbon tracker that needs no network, or None without a country.
 
     Args:
         country: ISO 3166-1 alpha-3 code, such as ITA.
 
     Raises:
-        RecipeError: codecarbon is not installed, or there is no such country (codecarbon would take the mean of all).
+        RecipeError: codecarbon is not installed, or there is no such country (codecarbon would use the mean of all).
     """
     if country is None:
         return None
@@ -32,7 +32,7 @@ def start_tracking(country: str | None) -> Any:
 
 
 def stop_tracking(tracker: Any) -> dict[str, Any]:
-    """``emissions`` for ``timing.json``: grams of CO2 equivalent, their source and the country; nothing without a tracker."""
+    """``emissions`` for ``timing.json``: grams of CO2 equivalent, source and country; empty without a tracker."""
     if tracker is None:
         return {}
     kilograms = tracker.stop()

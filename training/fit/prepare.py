@@ -57,12 +57,12 @@ class Prepared:
         embeddings: float32 [N, E] of each split's rows.
         rows: the training rows after balancing.
         audit: the content of ``audit.json``.
-        copies: bool [N] for each evaluation split: does the row's text stand in train too?
+        copies: bool [N] for each evaluation split: is the row's text also in train?
         encoder_version: what identifies the encoder's weights.
-        tokenizer: of the words, where the backbone reads them.
-        tokens: token ids of each split's texts, where the backbone reads them.
-        reads_embedding: does the backbone read the embeddings? Where not, they serve the audit alone.
-        targets: float [N, L], what the training rows are trained towards, where it is not their labels.
+        tokenizer: the tokenizer, if the backbone reads words.
+        tokens: token ids of each split's texts, if the backbone reads words.
+        reads_embedding: does the backbone read the embeddings? If not, only the audit uses them.
+        targets: float [N, L], the targets of the training rows, if not their labels.
     """
 
     corpus: Corpus
@@ -84,12 +84,12 @@ class Prepared:
         )
 
     def training_texts(self) -> list[str]:
-        """Texts of the training rows after balancing; a copy has that of its parent."""
+        """Texts of the training rows after balancing; a copy has its parent's text."""
         every = [text for split in SPLITS for text in self.corpus[split].texts]
         return [every[parent] for parent in self.rows.parents[:, 0]]
 
     def training_features(self) -> Features:
-        """What the model reads of the training rows after balancing; a copy has the words of its parent."""
+        """What the model reads of the training rows after balancing; a copy has its parent's words."""
         tokens = None
         if self.tokens is not None:
             every = [row for split in SPLITS for row in self.tokens[split]]
@@ -103,14 +103,14 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
     Args:
         recipe: the recipe.
         corpora: what was read already.
-        null_test: ``noise`` puts noise in place of the embeddings, ``labels`` deals the training labels out at random;
-            either leaves nothing in train that says anything of another row.
+        null_test: ``noise`` puts noise in place of the embeddings, ``labels`` shuffles the training labels; either way
+            train says nothing about any other row.
 
     Raises:
         CorpusError: bad data.
         RecipeError: the encoder cannot be loaded.
         BalanceError: a label that cannot be oversampled.
-        LeakError: an evaluation row, a copy or a child of one in train, where the recipe does not accept it.
+        LeakError: train has an evaluation row, or a copy or child of one, that the recipe does not accept.
     """
     encoded = corpora.encoded(recipe)
     corpus, vectors, audit = encoded.corpus, encoded.embeddings, encoded.audit
@@ -160,11 +160,11 @@ def _read_words(recipe: Recipe, corpus: Corpus, null_test: str | None) -> tuple[
         config = read_backbone_config(recipe.model_name, recipe.model_revision)
     except (OSError, ValueError, AttributeError) as error:
         raise RecipeError(
-            f"model_name: the tokenizer of {recipe.model_name!r} cannot be read ({first_line(error)}). Remedy: a backbone "
-            "with a tokenizer.json, or input embedding"
+            f"model_name: the tokenizer of {recipe.model_name!r} cannot be read ({first_line(error)}). Remedy: use a "
+            "backbone with a tokenizer.json, or input embedding"
         ) from error
     tokens = {split: tokenize(tokenizer, corpus[split].texts, config.bos_token_id) for split in SPLITS}
-    if null_test == "noise":  # as long as the texts, in another order: length alone says something of the labels
+    if null_test == "noise":  # with the texts' lengths, shuffled: length alone says something about the labels
         generator = np.random.default_rng(recipe.seed)
         tokens = {
             split: [
@@ -176,7 +176,7 @@ def _read_words(recipe: Recipe, corpus: Corpus, null_test: str | None) -> tuple[
 
 
 def _truncation(tokens: dict[str, list[np.ndarray]], window_length: int) -> dict[str, dict[str, int]]:
-    """How much of each split is longer than ``window_length`` tokens: cut off in training, read in windows when scored."""
+    """How much of each split exceeds ``window_length`` tokens: cut off in training, read in windows when scored."""
     found = {}
     for split, rows in tokens.items():
         beyond = np.maximum(np.array([len(row) for row in rows]) - window_length, 0)
@@ -218,14 +218,14 @@ def balance(embeddings: np.ndarray, labels: np.ndarray, names: tuple[str, ...], 
 
 
 class Corpora:
-    """Corpora as they were read, and the last one with its splits and embeddings; the runs of a command share them."""
+    """Corpora as read, and the last one with its splits and embeddings; the runs of a command share them."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[Any, ...], Corpus] = {}
         self._encoded: tuple[tuple[Any, ...], EncodedCorpus] | None = None
 
     def rows(self, recipe: Recipe) -> Corpus:
-        """The corpus as it was read, before splits are made anew or copies dropped.
+        """The corpus as read, before rows are split again or copies dropped.
 
         Raises:
             CorpusError: bad data.
@@ -242,7 +242,7 @@ class Corpora:
         Raises:
             CorpusError: bad data.
             RecipeError: the encoder cannot be loaded.
-            LeakError: an evaluation row in train, where the policy is ``fail``.
+            LeakError: train has a copy of an evaluation row, and the policy is ``fail``.
         """
         corpus = self.rows(recipe)
         seed = recipe.seed if recipe.split == "stratified" else None
@@ -271,8 +271,8 @@ def _encode_corpus(corpus: Corpus, seed: int | None, audit_policy: AuditPolicy, 
         encoder = load_encoder(encoder_name)
     except (OSError, ValueError, SafetensorError) as error:
         raise RecipeError(
-            f"encoder: {encoder_name!r} cannot be loaded ({first_line(error)}). Remedy: one of {', '.join(ENCODERS)}, or "
-            "sentence-transformers/<Hub id or folder> of a model that is there"
+            f"encoder: {encoder_name!r} cannot be loaded ({first_line(error)}). Remedy: use one of "
+            f"{', '.join(ENCODERS)}, or sentence-transformers/<Hub id or folder> of an existing model"
         ) from error
     texts = [text for split in SPLITS for text in corpus[split].texts]
     vectors = encode(texts, encoder, cache_folder() / "embeddings")
@@ -293,5 +293,5 @@ def _suspects(embeddings: dict[str, np.ndarray], corpus: Corpus, split: str) -> 
         embeddings["train"], corpus["train"].labels, embeddings[split], corpus[split].labels, corpus.labels
     )
     for suspect in found:
-        logger.warning("%s: labels that look exchanged against those of train: %s", split, suspect)
+        logger.warning("%s: labels that look swapped compared with train: %s", split, suspect)
     return [dataclasses.asdict(suspect) for suspect in found]

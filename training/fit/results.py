@@ -1,4 +1,4 @@
-"""What a trained model leaves behind: calibration, thresholds, scores, pictures, and the best weights."""
+"""What a trained model leaves behind: calibration, thresholds, scores, plots, and the best weights."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ GOLDEN_TEXTS = (
     "What?!",
     "I am scared of what they will say. " * 40,
 )
-"""Texts of our own: a package is published, and the rows that it was tested on may be private."""
+"""Our own texts: a package is published, and its test rows may be private."""
 _POLICY_NAMES = {"fixed": "at 0.5", "global": "one threshold", "per_label": "threshold per label"}
 
 
@@ -85,9 +85,9 @@ class Report:
 def finish(
     run: RunFolder, trainer: FocalTrainer, data: Prepared, recipe: Recipe, null_test: str | None, timing: dict[str, Any]
 ) -> None:
-    """Calibrate and score the best model, write the results, and say what to type next."""
+    """Calibrate and score the best model, write the results, and log the next commands."""
     started = time.perf_counter()
-    # The base model's own forward: the wrapped one computes under autocast, what is published does not.
+    # The base model's own forward: the wrapped one computes under autocast, the published model does not.
     assert isinstance(trainer.model, (PeftModel, EmotionModel))
     model = trainer.model
     plain = cast(EmotionModel, model.get_base_model() if isinstance(model, PeftModel) else model)
@@ -120,7 +120,7 @@ def comparable(data: Prepared) -> list[Published]:
 
 
 def describe_context(recipe: Recipe, data: Prepared, published: Sequence[Published]) -> Context:
-    """What a reader of the scores needs beside them, and which parts of the run are folders of this machine."""
+    """What a reader of the scores needs besides them, and which parts of the run are folders on this machine."""
     encoder = recipe.encoder.removeprefix("sentence-transformers/")
     local = {
         "backbone": recipe.model_name != BUNDLED_BACKBONE and Path(recipe.model_name).exists(),
@@ -141,11 +141,11 @@ def calibrate(
     """Fit a calibration on validation and fold it into the classifier.
 
     Returns:
-        What the model said of validation and test before, what it says after; the cross-fitted log loss of each
-        validation row, [N]; and the content of ``calibration.json``: per split and before and after, how well
+        The model's probabilities on validation and test, before and after; the cross-fitted log loss of each
+        validation row, [N]; and the content of ``calibration.json``: per split, before and after, how well
         probabilities are calibrated, and macro F1 at 0.5 and at each label's own threshold. Own thresholds are tuned
-        anew after calibration: drawn towards a common one, they may move a few decisions, which the scores before and
-        after show.
+        again after calibration. They are drawn toward a common one, so a few decisions may change; the scores before
+        and after show it.
     """
     references = {split: data.corpus[split].labels for split in ("validation", "test")}
     logits = {split: predict_logits(model, data.features(split)).astype(float) for split in references}
@@ -169,7 +169,7 @@ def calibrate(
 
 
 def golden_rows(model: EmotionModel, recipe: Recipe) -> Golden:
-    """A few fixed texts and what the finished model says of them, for whoever loads it to reproduce."""
+    """A few fixed texts and the finished model's probabilities, to be reproduced wherever it is loaded."""
     encoder = load_encoder(recipe.encoder) if cast(EmotionConfig, model.config).reads_embedding else None
     said = EmotionClassifier.from_model(model, encoder=encoder).predict_proba(GOLDEN_TEXTS).tolist()
     rows = [GoldenRow(text=text, probabilities=row) for text, row in zip(GOLDEN_TEXTS, said, strict=True)]
@@ -177,7 +177,7 @@ def golden_rows(model: EmotionModel, recipe: Recipe) -> Golden:
 
 
 def build_report(scored: dict[str, Scored], data: Prepared, protocol: str, null_test: str | None) -> Report:
-    """Thresholds from validation, applied to validation, test, and test without the texts that stand in train."""
+    """Thresholds from validation, applied to validation, test, and test without the texts that are also in train."""
     labels = data.corpus.labels
     chosen = choose_thresholds(scored["validation"].probabilities, scored["validation"].references)
     constant = [np.full(len(labels), value) for value in (0.5, chosen.common)]
@@ -191,7 +191,7 @@ def build_report(scored: dict[str, Scored], data: Prepared, protocol: str, null_
         metrics[split], table = score_policies(rows, cutoffs, labels)
         tables.append(table.assign(split=split))
     thresholds: ThresholdTable = {
-        "source": "tuned on the validation split: one for all labels by macro F1; per label by F1, drawn towards the "
+        "source": "tuned on the validation split: one for all labels by macro F1; per label by F1, drawn toward the "
         "common one where positives are few",
         "global": chosen.common,
         "per_label": dict(zip(labels, chosen.own.tolist(), strict=True)),
@@ -202,7 +202,7 @@ def build_report(scored: dict[str, Scored], data: Prepared, protocol: str, null_
 
 
 def warning_of(recipe: Recipe) -> str:
-    """What every picture of a contaminated run says; empty for an honest one."""
+    """The warning on every plot of a contaminated run; empty for an honest one."""
     if recipe.split == CONTAMINATED:
         return "CONTAMINATED: oversampled before the split; these scores do not measure the model"
     return ""
@@ -217,7 +217,7 @@ def draw(
     recipe: Recipe,
     published: Sequence[Published],
 ) -> None:
-    """Pictures of the scores."""
+    """Draw the plots of the scores."""
     labels, note = data.corpus.labels, warning_of(recipe)
     own = found.thresholds["per_label"]
     cutoffs = np.array([own[label] for label in labels])

@@ -14,7 +14,15 @@ from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -26,12 +34,12 @@ logger = logging.getLogger(__name__)
 
 
 class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
-    """What a model reads of N texts, and what it is trained towards, [N, L], as Trainer rows.
+    """What a model reads of N texts, and its targets, [N, L], as Trainer rows.
 
     Args:
-        features: of the texts.
+        features: features of the texts.
         labels: multi-hot, or soft targets in [0, 1], [N, L].
-        window_length: tokens beyond so many are cut off.
+        window_length: tokens beyond this many are cut off.
     """
 
     def __init__(self, features: Features, labels: np.ndarray, window_length: int) -> None:
@@ -62,17 +70,17 @@ def collate(rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Rows in random order, those of a batch of like length, so that little is padded.
+    """Rows in random order, but of similar length within a batch, so that little is padded.
 
-    Transformers' sampler of this name draws from torch's global generator, from which a run that is resumed within an
-    epoch cannot draw the same order again; this one is seeded by the epoch. It asks for the epoch, because accelerate's
-    ``set_epoch`` does not reach the sampler of one process of several that skips what it has seen.
+    Transformers' sampler of this name draws from torch's global generator, so a run resumed within an epoch cannot draw
+    the same order again; this one is seeded by the epoch. It asks for the epoch because, with several processes,
+    accelerate's ``set_epoch`` does not reach the sampler of a process that skips rows it has seen.
 
     Args:
         lengths: length of each row.
         batch_size: rows of an optimizer step.
-        seed: of the order.
-        epoch: says which epoch begins, or goes on.
+        seed: seed of the order.
+        epoch: returns the epoch that begins or continues.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
@@ -104,8 +112,8 @@ class FocalTrainer(Trainer):
 
     The loss is Trainer's own ``compute_loss_func`` and the learning rates are its own ``optimizer_cls_and_kwargs``;
     saving, resuming and loading the best model are untouched. Trainer counts the label decisions of all micro-batches
-    and processes of a step (``num_items_in_batch``), and the loss divides by that count: the step is exact for every
-    way to cut a batch, the last of an epoch included.
+    and processes of a step (``num_items_in_batch``), and the loss divides by that count: the step is exact however
+    a batch is cut, including the last of an epoch.
 
     Args:
         model: an emotion model, with LoRA attached where it has a backbone.
@@ -138,13 +146,18 @@ class FocalTrainer(Trainer):
             data_collator=collate,
             **kwargs,
         )
+        # One kind of line: those of PlainLog, which the log file has too.
+        for own in (PrinterCallback, ProgressCallback):
+            self.remove_callback(own)
+        if not args.disable_tqdm:
+            self.add_callback(BarAlone())
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward and backward pass of a micro-batch, in one thread where several would only wait for each other."""
+        """Forward and backward pass of a micro-batch, in one thread if several would only wait for each other."""
         vectors = inputs["input_ids"].numel() if "input_ids" in inputs else len(inputs["labels"])
         alone = self.args.device.type == "cpu" and suits_one_thread(self.model, vectors)
         if alone and not self._one_thread_logged and torch.get_num_threads() > 1:
-            logger.info("one CPU thread for so small a step: %d would wait for each other", torch.get_num_threads())
+            logger.info("one CPU thread for such a small step: %d would wait for each other", torch.get_num_threads())
             self._one_thread_logged = True
         with at_most(1 if alone else torch.get_num_threads()):
             return super().training_step(model, inputs, *args, **kwargs)
@@ -162,8 +175,8 @@ class FocalTrainer(Trainer):
     ) -> tuple[list[Any], torch.Tensor | int | None]:
         """The micro-batches of a step and their label decisions, over all processes.
 
-        Over several processes accelerate fills the last micro-batch of an epoch with rows that were seen already;
-        they get the label that neither the count nor the loss reads.
+        With several processes, accelerate fills the last micro-batch of an epoch with rows already seen; they get the
+        label that both the count and the loss ignore.
         """
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         loader = self.accelerator.gradient_state
@@ -175,7 +188,7 @@ class FocalTrainer(Trainer):
 
 
 class CheckpointByTime(TrainerCallback):
-    """Save a checkpoint when ``minutes`` have gone by since the last one, so that a stopped run loses no more."""
+    """Save a checkpoint ``minutes`` after the last one, so that a stopped run loses no more than that."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
@@ -186,8 +199,8 @@ class CheckpointByTime(TrainerCallback):
     ) -> TrainerControl:
         """Ask for a checkpoint; the main process's clock decides for all.
 
-        Not where an epoch ends: its own checkpoint follows, after the evaluation, which one saved before would skip when
-        resumed.
+        None at the end of an epoch: its own checkpoint follows the evaluation. Resuming from one saved before would
+        skip that evaluation.
         """
         if float(state.epoch or 0).is_integer():
             return control
@@ -199,6 +212,20 @@ class CheckpointByTime(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the clock again."""
         self._saved = time.monotonic()
+
+
+class BarAlone(ProgressCallback):
+    """Trainer's progress bars, without its own line for what it logs."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write nothing."""
 
 
 class PlainLog(TrainerCallback):

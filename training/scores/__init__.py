@@ -1,1 +1,1 @@
-"""Scores, thresholds, calibration and pictures."""
+"""Scores, thresholds, calibration and plots."""

@@ -1,10 +1,10 @@
 """Calibration: a map from logits to probabilities that mean what they say, fitted on validation rows only.
 
-Alpha, oversampling and thinning shift each label's probabilities by another amount, which one temperature for all
-labels cannot undo and a scale and a bias for each label (Platt) can; but Platt has 2·L numbers to learn. Which of them
-is used, or neither, is decided for each run by cross-fitted log loss on validation. Both are linear in the logit and
-rising, so they are folded into the classifier's weights, the order of the rows under each label stays, and every
-decision can be had with a threshold moved the same way.
+Alpha, oversampling and thinning shift each label's probabilities by a different amount. One temperature for all labels
+cannot undo that; a scale and a bias per label (Platt) can, but Platt has 2·L numbers to learn. Each run uses one of
+them or neither, chosen by cross-fitted log loss on validation. Both are linear in the logit and increasing. So they can
+be folded into the classifier's weights, the order of the rows under each label stays, and a threshold moved the same
+way makes the same decisions.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> Calibration:
 
 
 def fit_platt(logits: np.ndarray, labels: np.ndarray) -> Calibration:
-    """A scale and a bias for each label (Platt 1999), the logarithm of the scale held near 0.
+    """A scale and a bias for each label (Platt 1999), with the logarithm of the scale held near 0.
 
-    The hold weighs as much as one row: nothing to a label with many positives, and what keeps one with a handful from
-    an extreme scale. The scale cannot turn negative. A label without positives or without negatives is left alone.
+    The penalty weighs as much as one row: nothing for a label with many positives, but enough to keep a label with a
+    handful from an extreme scale. The scale cannot turn negative. A label without positives or negatives is left alone.
     """
     number, width = logits.shape
     usable = labels.any(axis=0) & ~labels.all(axis=0)
@@ -147,7 +147,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarr
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error: mean distance of probability and share of positives, bins weighted by size."""
+    """Expected calibration error: mean distance between probability and share of positives, bins weighted by size."""
     predicted, observed, number = reliability(probabilities, labels)
     return float(np.average(np.abs(predicted - observed), weights=number))
 

@@ -1,4 +1,4 @@
-"""Pictures of a run. Each function writes one PNG file."""
+"""Plots of a run. Each function writes one PNG file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _figure(path: Path, width: float, height: float, note: str = "") -> Iterator
 def _error_bars(score: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
     """Lengths to the left and right of each score, [2, N].
 
-    A percentile interval may lie beside the score itself (few positives); an error bar cannot, and ends at the score.
+    With few positives, a percentile interval may not contain the score; an error bar must, so it ends at the score.
     """
     middle = np.asarray(score)
     return np.maximum([middle - np.asarray(low), np.asarray(high) - middle], 0)
@@ -55,7 +55,7 @@ def plot_label_frequencies(path: Path, before: np.ndarray, after: np.ndarray, la
 
 
 def plot_per_label(path: Path, table: pd.DataFrame, published: Sequence[Published], note: str) -> None:
-    """Test F1 per label with 95 % intervals, at 0.5 and with thresholds from validation, beside published figures."""
+    """Test F1 per label with 95 % intervals, at 0.5 and with thresholds from validation, next to published figures."""
     test = table[table["split"] == "test"]
     own = test[test["thresholds"] == "per_label"].sort_values("f1")
     fixed = test[test["thresholds"] == "fixed"].set_index("label")["f1"].loc[own["label"]]
@@ -66,12 +66,12 @@ def plot_per_label(path: Path, table: pd.DataFrame, published: Sequence[Publishe
         axes.barh(names, own["f1"], xerr=width, color="tab:blue", ecolor="0.4", label="threshold from validation, 95 %")
         axes.plot(fixed, names, "k|", markersize=9, label="threshold 0.5")
         styles = (("d", "tab:red"), ("x", "tab:orange"))
-        for system, (marker, colour) in zip((s for s in published if s.per_label), styles, strict=False):
+        for system, (marker, color) in zip((s for s in published if s.per_label), styles, strict=False):
             values = [system.per_label.get(label, np.nan) for label in own["label"]]
-            axes.plot(values, names, marker, color=colour, markersize=5, label=f"{system.system}: {system.protocol}")
+            axes.plot(values, names, marker, color=color, markersize=5, label=f"{system.system}: {system.protocol}")
         axes.set_xlim(0, 1)
         axes.margins(y=0.01)
-        axes.set_xlabel("test F1 (support in brackets)")
+        axes.set_xlabel("test F1 (support in parentheses)")
         figure.legend(loc="outside lower center", fontsize=8)
 
 
@@ -127,7 +127,7 @@ def _grid(
 
 
 def plot_confusions(path: Path, test: Scored, cutoffs: np.ndarray, labels: Sequence[str], note: str) -> None:
-    """Of the test rows in which a label is missed, the share in which another is wrongly given."""
+    """For each label, the share of the test rows that miss it in which another label is wrongly given."""
     predicted, actual = test.probabilities >= cutoffs, test.references > 0
     missed, wrong = (actual & ~predicted).astype(float), (predicted & ~actual).astype(float)
     share = missed.T @ wrong / np.maximum(missed.sum(axis=0), 1)[:, None]
@@ -156,20 +156,21 @@ def plot_reliability(path: Path, before: Scored, after: Scored, note: str) -> No
 
 
 def plot_comparison(path: Path, table: pd.DataFrame, scores: dict[str, list[float]]) -> None:
-    """Test macro F1 of each setting with its 95 % interval and each seed; a star where it differs from the first."""
+    """Test macro F1 of each setting with its 95 % interval and each seed; a star marks a difference from the first."""
     rows = table.iloc[::-1]
     differs = (rows["difference_low"] > 0) | (rows["difference_high"] < 0)
     names = [f"{name} *" if star else name for name, star in zip(rows["setting"], differs, strict=True)]
     with _figure(path, 8.5, 0.32 * len(names) + 1.4) as figure:
         axes = figure.subplots()
         width = _error_bars(rows["test"], rows["test_low"], rows["test_high"])
-        colours = ["tab:red" if contaminated else "tab:blue" for contaminated in rows["contaminated"]]
+        colors = ["tab:red" if contaminated else "tab:blue" for contaminated in rows["contaminated"]]
         axes.errorbar(rows["test"], names, xerr=width, fmt="none", ecolor="0.6", label="95 %, rows resampled")
-        axes.scatter(rows["test"], names, color=colours, zorder=3, label="mean over seeds (red: contaminated)")
+        axes.scatter(rows["test"], names, color=colors, zorder=3, label="mean over seeds (red: contaminated)")
         for name, setting in zip(names, rows["setting"], strict=True):
             axes.plot(scores[setting], [name] * len(scores[setting]), "k|", markersize=7)
         axes.set_xlabel(
-            "test macro F1, thresholds from validation\n*: the paired 95 % interval to the first leaves out 0"
+            "test macro F1, thresholds from validation\n"
+            "*: the paired 95 % interval of the difference from the first excludes 0"
         )
         figure.legend(loc="outside lower center", ncols=2, fontsize=8)
 
@@ -183,7 +184,7 @@ def plot_evaluation(
         path: the file.
         tuned: label → ``support``, ``f1`` and ``f1_95``, with the model's own thresholds.
         fixed: the same at 0.5.
-        title: what was scored on what.
+        title: the model and the file it was scored on.
     """
     labels = sorted(tuned, key=lambda label: tuned[label]["f1"])
     f1 = np.array([tuned[label]["f1"] for label in labels])
@@ -201,6 +202,6 @@ def plot_evaluation(
         )
         axes.plot([fixed[label]["f1"] for label in labels], names, "o", color="tab:orange", label="threshold 0.5")
         axes.set_xlim(0, 1)
-        axes.set_xlabel("F1 (support in brackets)")
+        axes.set_xlabel("F1 (support in parentheses)")
         axes.set_title(title, fontsize=9)
         figure.legend(loc="outside lower center", ncols=2, fontsize=8)

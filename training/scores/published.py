@@ -1,4 +1,4 @@
-"""Published figures on GoEmotions, each with the protocol that it was measured by (``published.yaml``)."""
+"""Published figures on GoEmotions, each with the protocol of its measurement (``published.yaml``)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_published(labels: Sequence[str]) -> list[Published]:
 
 
 def to_markdown(table: pd.DataFrame, metrics: Metrics, published: Sequence[Published]) -> str:
-    """A run's test scores per label and as a whole, beside published ones, each column with its protocol.
+    """A run's test scores per label and overall, next to published ones, each column with its protocol.
 
     Args:
         table: the rows of ``per_label.csv``.

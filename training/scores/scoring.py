@@ -18,7 +18,7 @@ from training.scores.thresholds import tune_per_label
 
 AVERAGES = ("macro", "micro", "samples")
 LOW_SUPPORT = 100
-"""Positives under which a label's scores rest on too few rows, as in the reference."""
+"""With fewer positives than this, a label's scores rest on too few rows, as in the reference."""
 WIDE_INTERVAL = 0.2
 DRAWS = 1_000
 
@@ -90,7 +90,7 @@ def weighted_scores(
         weights: [D, N]; a row of ones gives the plain scores.
 
     Returns:
-        Scores of the whole, each [D], and precision, recall and f1 per label, each [D, L].
+        Overall scores, each [D], and precision, recall and f1 per label, each [D, L].
     """
     predicted, actual = predictions.astype(np.float32), references.astype(np.float32)
     hits = predicted * actual
@@ -107,7 +107,7 @@ def weighted_scores(
 
 
 def _ratios(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision, recall and F1, 0 where they are not defined; hits are 0 there."""
+    """Precision, recall and F1, 0 where they are undefined; hits are 0 there."""
     return (
         hits / np.maximum(predicted, 1e-9),
         hits / np.maximum(actual, 1e-9),
@@ -116,7 +116,7 @@ def _ratios(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> tupl
 
 
 def weighted_average_precision(probabilities: np.ndarray, references: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average precision per label for many weightings of the rows, [D, L]; rows of equal probability enter together.
+    """Average precision per label for many weightings of the rows, [D, L]; rows of equal probability count together.
 
     Args:
         probabilities: float [N, L].
@@ -132,7 +132,7 @@ def weighted_average_precision(probabilities: np.ndarray, references: np.ndarray
         if not len(hits):
             continue
         drawn = by_row[order]
-        # Precision is needed at the positives alone: rows between two of them are summed in one piece.
+        # Precision is needed only at the positives, so rows between two of them are summed in one piece.
         last_equal = np.searchsorted(falling, falling[hits], side="right") - 1
         ends, place = np.unique(last_equal, return_inverse=True)
         pieces = np.add.reduceat(drawn[: ends[-1] + 1], np.append(0, ends[:-1] + 1), axis=0)
@@ -234,7 +234,7 @@ def scores_with_intervals(predictions: np.ndarray, references: np.ndarray, label
 
 
 def unreliable_labels(table: pd.DataFrame) -> list[str]:
-    """Labels whose test scores say little: few positives, or a wide interval of F1 with their own thresholds."""
+    """Labels whose test scores say little: few positives, or a wide F1 interval with their own thresholds."""
     own = table[(table["split"] == "test") & (table["thresholds"] == "per_label")]
     wide = own["f1_high"] - own["f1_low"] > WIDE_INTERVAL
     return own.loc[(own["support"] < LOW_SUPPORT) | wide, "label"].tolist()

@@ -8,8 +8,8 @@ import numpy as np
 from scipy.special import expit, logit
 
 PRIOR_POSITIVES = 20
-"""Positives from which a label's own threshold counts for more than the common one. Chosen on halves of GoEmotions'
-validation split (``tests/benchmarks/thresholds.py``), never on test."""
+"""From this many positives, a label's own threshold counts for more than the common one. Chosen on halves of
+GoEmotions' validation split (``tests/benchmarks/thresholds.py``), never on test."""
 
 _GRID = np.round(np.arange(0.01, 1.0, 0.01), 2)
 
@@ -34,8 +34,8 @@ def tune_global(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def tune_per_label(probabilities: np.ndarray, labels: np.ndarray, fallback: float) -> np.ndarray:
     """The threshold of each label with the best F1, [L]; ``fallback`` where a label has no positive row.
 
-    Every cut between two neighbouring probabilities is tried: with the rows in falling order, cutting after row i
-    predicts i + 1 rows, so F1 = 2·tp_i / (i + 1 + positives). The threshold lies midway to the next row.
+    Every cut between two neighboring probabilities is tried: with the rows in descending order, cutting after row i
+    predicts i + 1 rows, so F1 = 2·tp_i / (i + 1 + positives). The threshold is midway to the next row.
     """
     result = np.full(labels.shape[1], fallback)
     for label in range(labels.shape[1]):
@@ -54,7 +54,7 @@ def tune_per_label(probabilities: np.ndarray, labels: np.ndarray, fallback: floa
 
 
 def shrink(thresholds: np.ndarray, common: float, positives: np.ndarray) -> np.ndarray:
-    """Draw each label's threshold towards the common one, the more the fewer positives it was tuned on, [L].
+    """Draw each label's threshold toward the common one, more so with fewer positives, [L].
 
     The best cut of a label with a dozen positives is mostly chance. In logits, a label's own threshold weighs
     n / (n + :data:`PRIOR_POSITIVES`) and the common one the rest.
@@ -75,8 +75,8 @@ class Thresholds:
 
     Attributes:
         common: one for all labels.
-        best: the best F1 of each label on these rows, [L].
-        own: the same drawn towards the common one, [L]: what a package uses.
+        best: the one with the best F1 of each label on these rows, [L].
+        own: the same drawn toward the common one, [L]; a package uses these.
     """
 
     common: float
