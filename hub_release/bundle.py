@@ -1,8 +1,8 @@
-"""One file made of many: ``modeling/infer`` becomes the ``infer.py`` of a package, ``demo/page`` the ``app.py`` of a Space.
+"""One file from many: ``modeling/infer`` becomes a package's ``infer.py``, ``demo/page`` a Space's ``app.py``.
 
-A package ships one file, because relative imports fail for ``from infer import …`` and plain ones for the Auto classes.
-The bundle is the modules' own text in the order of their imports. A line before each part says which module it is, so
-that a line number in a traceback leads to the module.
+A package ships one file, because relative imports fail for ``from infer import …`` and plain imports fail for the Auto
+classes. The bundle is the modules' own text, in the order of their imports. A line before each part names its module,
+so that a line number in a traceback leads to the module.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from pathlib import Path
 from hub_release.package import ReleaseError
 
 ROOT = Path(__file__).resolve().parents[1]
-"""Where the folders of the code lie, in a checkout and in an installed wheel."""
+"""The parent of the code's folders, in a checkout and in an installed wheel."""
 INFER = "modeling.infer"
 SHIPPED = ("pipeline", "shell")
-"""Modules of ``modeling/infer`` that nothing else imports; with what they import they are all of ``infer.py``."""
+"""Modules of ``modeling/infer`` that nothing else imports; they and their imports are all of ``infer.py``."""
 _LOGGER = "logger = logging.getLogger(__name__)"
 _WIDTH = 120
 
 
 @dataclass(frozen=True)
 class Module:
-    """A module, taken apart.
+    """The parts of a module.
 
     Attributes:
-        docstring: what it is.
-        needs: modules of the folder that it imports, in the order of its imports.
+        docstring: its docstring.
+        needs: modules of the same package that it imports, in the order of its imports.
         imports: its other imports at the top, as (module, name, alias); name is "" for ``import module``.
         body: its text without docstring, imports and logger.
-        logs: does it have a logger?
+        logs: whether it has a logger.
     """
 
     docstring: str
@@ -46,7 +46,7 @@ class Module:
 
 @cache
 def bundle(roots: Sequence[str] = SHIPPED, package: str = INFER) -> str:
-    """The text of one file with these modules of a package and all that they import; its docstring is the last root's.
+    """The text of one file with these modules of a package and their imports; it has the last root's docstring.
 
     Raises:
         ReleaseError: a module imports in a form that cannot be bundled, or two modules define the same name.
@@ -67,7 +67,7 @@ def bundle(roots: Sequence[str] = SHIPPED, package: str = INFER) -> str:
 
 
 def _collect(name: str, package: str, modules: dict[str, Module]) -> None:
-    """Add a module after those that it needs."""
+    """Add a module after the modules that it needs."""
     if name in modules:
         return
     module = read_module(name, package)
@@ -77,7 +77,7 @@ def _collect(name: str, package: str, modules: dict[str, Module]) -> None:
 
 
 def read_module(name: str, package: str = INFER) -> Module:
-    """Take a module apart.
+    """Split a module into its parts.
 
     Raises:
         ReleaseError: it imports in a form that cannot be bundled.
@@ -125,12 +125,12 @@ def _refuse_other_imports(path: Path, tree: ast.Module, package: str) -> None:
                 f"{path}, line {node.lineno}: {ast.unparse(node)!r} cannot be bundled. Remedy: write "
                 f"'from {package}.module import name' at the top of the module"
             )
-        if "__future__" in sources:  # the strict configuration reads annotations, which this would turn into text
+        if "__future__" in sources:  # the strict configuration reads annotations, which this import turns into text
             raise ReleaseError(f"{path}, line {node.lineno}: imports from __future__. Remedy: quote forward references")
 
 
 def _import_lines(imports: Sequence[tuple[str, str, str]]) -> Iterator[str]:
-    """Imports of the standard library, then those of other packages; each module once."""
+    """Imports of the standard library, then of other packages; each module once."""
     for standard in (True, False):
         plain: list[str] = []
         named: dict[str, list[str]] = {}
@@ -151,7 +151,7 @@ def _from_import(module: str, names: list[str]) -> str:
 
 
 def definitions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
-    """Names that a module defines at its top, each with its statement."""
+    """Names that a module defines at its top level, each with its statement."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name, node

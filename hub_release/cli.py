@@ -1,4 +1,4 @@
-"""``hub_release``: from a finished run to a package that strangers can trust, on the Hub and back."""
+"""The command line ``hub_release``: from a finished run to a trusted package, to the Hub and back."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from hub_release.hub.client import HubError, connect, describe_local_error
 from hub_release.hub.commit import Destination, Pushed
 from hub_release.hub.diff import CommitPlan
 from hub_release.package import LAYOUT, RefusedError, ReleaseError
+from modeling.infer.quiet import silence_libraries
 
-# The verbs' own modules are imported where they are used: torch takes seconds, --help should not.
+# Each verb imports its own modules: torch takes seconds to import, and --help should not.
 
 REFUSED, WRONG_USE, HUB_FAILED, INTERRUPTED = 1, 2, 3, 130
 
 
 class _Verbs(TyperGroup):
-    """Answers ``--json`` in JSON also where the command line itself is wrong."""
+    """Answers in JSON with ``--json``, even if the command line itself is wrong."""
 
     def invoke(self, ctx: Any) -> Any:
         as_json = "--json" in ctx.args
@@ -43,12 +44,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="From a finished run to a package that a stranger can trust.\n\n"
+    help="Turn a finished run into a package that a stranger can trust.\n\n"
     "`hub_release push runs/goemotions you/your-model` does it all: export, check, one commit on the Hub, and a check "
     "of what arrived. The token comes from `hf auth login` or `HF_TOKEN`, the Hub from `HF_ENDPOINT`.\n\n"
-    "Exit codes: 0 done; 1 the check found problems, or you said no; 2 wrong use or input; 3 the Hub refused, or it "
-    "or the network failed; 130 interrupted. With `--json` the standard output is one JSON object, whatever happens: "
-    "`ok`, and where it is false, `error` and `problems`.",
+    "Exit codes: 0 done; 1 the check found problems, or you said no; 2 wrong use or input; 3 the Hub or the network "
+    "failed, or the Hub refused; 130 interrupted. With `--json` the standard output is always one JSON object. It has "
+    "`ok`, and if that is false, also `error` and `problems`.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -57,14 +58,15 @@ AllowContaminated = Annotated[
     bool,
     typer.Option(
         "--allow-contaminated",
-        help="Accept scores of the split protocol pooled-r2, which trains on children of test rows; the card says so.",
+        help="Accept scores of split protocol pooled-r2, which trains on rows made from test rows. The card says so.",
     ),
 ]
 
 
 @contextmanager
 def _errors(as_json: bool) -> Iterator[None]:
-    """End a verb with the exit code and the words of its error."""
+    """End a verb with the exit code and the message of its error."""
+    silence_libraries()
     try:
         yield
     except ReleaseError as error:
@@ -72,7 +74,7 @@ def _errors(as_json: bool) -> Iterator[None]:
         codes = {HubError: HUB_FAILED, RefusedError: REFUSED}
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), WRONG_USE)
         _fail(as_json, code, str(error), problems)
-    except OSError as error:  # of the file system: what the Hub's client raises is a ReleaseError by now
+    except OSError as error:  # from the file system: the Hub client's errors are ReleaseErrors by now
         _fail(as_json, WRONG_USE, describe_local_error(error))
     except KeyboardInterrupt:
         _fail(as_json, INTERRUPTED, "interrupted. Remedy: run the same command again; nothing is left half done")
@@ -101,7 +103,7 @@ def _finish(as_json: bool, text: str, **result: Any) -> None:
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, such as runs/goemotions.")],
-    package: Annotated[Path, typer.Argument(metavar="PACKAGE", help="Folder to write: a new or an empty one.")],
+    package: Annotated[Path, typer.Argument(metavar="PACKAGE", help="Folder to write; must be new or empty.")],
     as_json: Json = False,
 ) -> None:
     """Write the package of a finished run: weights, configuration, infer.py and model card.
@@ -112,12 +114,12 @@ def export(
         from hub_release.export import export as export_run
 
         export_run(run, package)
-        _finish(as_json, f"{package} is written. Next: hub_release check {package}", package=str(package))
+        _finish(as_json, f"{package} is written. Next: run hub_release check {package}", package=str(package))
 
 
 @app.command()
 def card(package: Package, as_json: Json = False) -> None:
-    """Render the model card again, from the files that the package records; they must be those of its SHA256SUMS.
+    """Render the model card again from the package's recorded files, which must match its SHA256SUMS.
 
     Example: `hub_release card packages/goemotions`
     """
@@ -131,61 +133,67 @@ def card(package: Package, as_json: Json = False) -> None:
 
 @app.command()
 def check(package: Package, allow_contaminated: AllowContaminated = False, as_json: Json = False) -> None:
-    """List all that is wrong with a package, each with its remedy.
+    """List everything that is wrong with a package, each problem with its remedy.
 
-    Every file is read as data first: layout, hashes, plain tensors, one order of labels, no secret, a card that says
-    what the records say. Then the trained model's probabilities are reproduced in a fresh, isolated process.
+    First, every file is read as data: layout, hashes, plain tensors, one order of labels, no secrets, a card that
+    matches the records. Then a fresh, isolated process reproduces the trained model's probabilities.
 
     Example: `hub_release check packages/goemotions`
     """
     with _errors(as_json):
+        from hub_release.check.earlier import is_earlier
         from hub_release.check.gate import check as check_package
 
         problems = check_package(package, allow_contaminated)
         if problems:
             raise RefusedError(f"{package} fails the check", problems)
-        text = f"✓ {package}: complete, its card is true, and a fresh process reproduces the trained model."
+        text = f"✓ {package} is complete, its card is true, and a fresh process reproduces the trained model."
+        if is_earlier(package):
+            text += (
+                "\n  An earlier version made it: the figures and links of its card are checked, its words are not. "
+                f"hub_release card {package} renders the card again."
+            )
         _finish(as_json, text, package=str(package))
 
 
 @app.command()
 def push(
     source: Annotated[Path, typer.Argument(metavar="RUN_OR_PACKAGE", help="Folder of a finished run, or a package.")],
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub; made if it does not exist.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub; created if missing.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the commit.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and show what would change; touch nothing.")
     ] = False,
-    private: Annotated[bool, typer.Option("--private", help="A repository that is made is private.")] = False,
-    revision: Annotated[str, typer.Option(help="Branch; made from main if it does not exist.")] = "main",
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request; the branch stays.")] = False,
-    message: Annotated[str, typer.Option(help="First line of the commit.")] = "Publish with hub_release",
-    tag: Annotated[str | None, typer.Option(help="Tag the commit, such as v1.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str, typer.Option(help="Branch; created from main if it does not exist.")] = "main",
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose the commit as a pull request.")] = False,
+    message: Annotated[str, typer.Option(help="First line of the commit message.")] = "Publish with hub_release",
+    tag: Annotated[str | None, typer.Option(help="Tag for the commit, such as v1.")] = None,
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Afterwards download into an empty cache, and check that.")
+        bool, typer.Option("--verify/--no-verify", help="After the push, download into an empty cache and check that.")
     ] = True,
     retry_on_race: Annotated[
-        bool, typer.Option("--retry-on-race", help="CommitPlan and commit again if somebody else commits meanwhile.")
+        bool, typer.Option("--retry-on-race", help="Plan and commit again if somebody else commits in the meantime.")
     ] = False,
     space: Annotated[
-        str | None, typer.Option(metavar="SPACE_ID", help="Also publish the demo page, as this Space: user/name.")
+        str | None, typer.Option(metavar="SPACE_ID", help="Also publish the demo page as this Space: user/name.")
     ] = None,
     allow_contaminated: AllowContaminated = False,
     as_json: Json = False,
 ) -> None:
-    """Check a run or package and publish it, by one commit: the Hub holds all of it, or what it held before.
+    """Check a run or package and publish it in one commit. The Hub then has all of it, or what it had before.
 
-    What the repository holds beyond the package is removed; the plan says so before anything happens. The same
-    package again changes nothing. A push that was stopped can be run again.
+    Files in the repository that are not in the package are removed; the plan lists them before anything happens.
+    Pushing the same package again changes nothing. A push that was stopped can be run again.
 
-    To look only: `hub_release push packages/goemotions you/your-model --dry-run`
+    To only look: `hub_release push packages/goemotions you/your-model --dry-run`
 
     Example: `hub_release push runs/goemotions you/your-model --tag v1`
     """
     with _errors(as_json):
         _refuse_combinations(tag, create_pr, space, revision)
         if not (yes or dry_run or sys.stdin.isatty()):
-            raise ReleaseError("nobody is here to be asked. Remedy: --yes to push, --dry-run to look only")
+            raise ReleaseError("no terminal to confirm on. Remedy: give --yes to push, or --dry-run to only look")
         from hub_release.hub.push import Options, push as push_package
 
         def confirm(target: Destination, plan: CommitPlan) -> bool:
@@ -210,14 +218,18 @@ def push(
             _fail(as_json, REFUSED, f"{pushed.url} is pushed; you said no to its Space", **result)
         else:
             lines = [_outcome(pushed, "package"), *([_outcome(page, "Space")] if page else [])]
-            _finish(as_json, "\n".join([*lines, f"Next: hub_release pull {repo_id} FOLDER"]), **result)
+            _finish(as_json, "\n".join([*lines, f"Next: run hub_release pull {repo_id} FOLDER"]), **result)
 
 
 def _refuse_combinations(tag: str | None, create_pr: bool, space: str | None, revision: str) -> None:
     if tag and create_pr:
-        raise ReleaseError("--tag names a published commit, --create-pr only proposes one. Remedy: leave out one")
+        raise ReleaseError(
+            "--tag names a published commit, but --create-pr only proposes one. Remedy: leave out one of them"
+        )
     if space and create_pr:
-        raise ReleaseError("a Space serves what is published, --create-pr only proposes. Remedy: leave out one")
+        raise ReleaseError(
+            "--space serves a published commit, but --create-pr only proposes one. Remedy: leave out one of them"
+        )
     if space and revision != "main":
         raise ReleaseError(f"a Space serves the branch main, not {revision}. Remedy: leave out --space or --revision")
 
@@ -225,19 +237,19 @@ def _refuse_combinations(tag: str | None, create_pr: bool, space: str | None, re
 def _ask(question: str) -> bool:
     try:
         return typer.confirm(question, err=True)
-    except typer.Abort:  # the end of the input, which is no answer
+    except typer.Abort:  # the input ended without an answer
         return False
 
 
 def _outcome(pushed: Pushed, what: str) -> str:
-    return pushed.url if pushed.changed else f"Nothing to push: {pushed.url} holds this {what} already."
+    return pushed.url if pushed.changed else f"Nothing to push: {pushed.url} already has this {what}."
 
 
 def _describe(plan: CommitPlan, target: Destination) -> str:
-    state = "does not exist and will be made" if plan.parent is None else f"stands at {plan.parent}"
+    state = "does not exist and will be created" if plan.parent is None else f"is at {plan.parent}"
     lines = [f"{target.repo_type} {target.repo_id}: {state}"]
     if plan.parent is not None and not plan.branch_exists:
-        lines.append(f"  + branch {target.revision} (new, made from main)")
+        lines.append(f"  + branch {target.revision} (new, from main)")
     for mark, word, paths in (
         ("+", "new", plan.new),
         ("~", "changed", plan.changed),
@@ -251,12 +263,12 @@ def _describe(plan: CommitPlan, target: Destination) -> str:
 @app.command()
 def pull(
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub.")],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write: a new or an empty one.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write; must be new or empty.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default main.")] = None,
     allow_contaminated: AllowContaminated = False,
     as_json: Json = False,
 ) -> None:
-    """Download a package, verify every file's hash, and check it; what does not pass is not kept.
+    """Download a package, verify every file's hash, and check it. A package that fails is not kept.
 
     Example: `hub_release pull you/your-model packages/your-model --revision v1`
     """
@@ -266,7 +278,7 @@ def pull(
 
         find_problems = partial(check_package, allow_contaminated=allow_contaminated)
         commit = pull_package(connect(), repo_id, folder, revision, find_problems)
-        text = f"✓ {folder} is {repo_id} at {commit}, complete and as its author made it."
+        text = f"✓ {folder} has {repo_id} at {commit}, complete and as its author made it."
         _finish(as_json, text, folder=str(folder), commit=commit)
 
 
@@ -277,9 +289,11 @@ def demo(
         int | None, typer.Option(min=1, max=65535, help="Port; by default the first free one from 7860.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    share: Annotated[bool, typer.Option("--share", help="Also make a public address through Gradio's tunnel.")] = False,
+    share: Annotated[
+        bool, typer.Option("--share", help="Also create a public address through Gradio's tunnel.")
+    ] = False,
 ) -> None:
-    """Serve a page in the browser on which the package can be tried; Control+C ends it.
+    """Serve a browser page for trying the package. Press Control+C to stop.
 
     Example: `hub_release demo packages/goemotions`
     """

@@ -86,11 +86,11 @@ def _write(run: Path, package: Path) -> None:
     _write_adapter_config(run, package, config["model_name"])
     write_card(package)
     for path in package.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors leaves its files to their owner alone
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors makes its files readable for their owner only
 
 
 def _write_adapter_config(run: Path, package: Path, model_name: str) -> None:
-    """The LoRA configuration as the bare backbone needs it: no prefix of ours, no heads."""
+    """Write the LoRA configuration for the bare backbone: without our prefix and without heads."""
     trained = LoraConfig.from_pretrained(str(run / MODEL))
     trained.target_modules = str(trained.target_modules).removeprefix(r"backbone\.")
     trained.modules_to_save = None
@@ -101,13 +101,13 @@ def _write_adapter_config(run: Path, package: Path, model_name: str) -> None:
 
 
 def _without_origins(config: dict[str, Any]) -> dict[str, Any]:
-    """Without ``_name_or_path``: where the backbone lay on the machine that trained."""
+    """Remove ``_name_or_path``, the backbone's folder on the training machine."""
     kept = {key: value for key, value in config.items() if key != "_name_or_path"}
     return {key: _without_origins(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _hide_examples(audit: Path) -> None:
-    """Take the texts out of the audit: they are rows of the corpus, which may be private."""
+    """Remove the texts from the audit: they are rows of the corpus, which may be private."""
 
     def without(value: Any) -> Any:
         if isinstance(value, dict):
@@ -124,21 +124,23 @@ def _hide_local_paths(recipe: Path) -> None:
 
 
 def renew_card(package: Path) -> None:
-    """Render the card of a sealed package again. Its seal is renewed for the card alone, and must hold for the rest.
+    """Render the card of a sealed package again. Only the card is sealed again; all other files must match the seal.
 
     Raises:
-        RefusedError: files beside the card are not those that the package was sealed with.
+        RefusedError: files other than the card do not match the seal.
         ReleaseError: there is no package, or as :func:`render_card`.
     """
     if not (package / LAYOUT.config).is_file():
-        raise ReleaseError(f"{package} is no package: {LAYOUT.config} is missing. Remedy: hub_release export again")
+        raise ReleaseError(
+            f"{package} is not a package: {LAYOUT.config} is missing. Remedy: run hub_release export again"
+        )
     problems = unreadable_problems(package)
     if not problems:
         found = [*layout_problems(package), *hash_problems(package)]
         problems = [problem for problem in found if problem.file != LAYOUT.card]
     if problems:
         raise RefusedError(
-            f"the card of {package} is left as it is: other files are not those of its seal",
+            f"the card of {package} is left as it is: other files do not match the seal",
             [printable(problem) for problem in problems],
         )
     card = render_card(package)

@@ -1,9 +1,9 @@
-"""A package on Hugging Face Inference Endpoints: the file that ships as the package's ``handler.py``.
+"""Serve a package on Hugging Face Inference Endpoints; ships as the package's ``handler.py``.
 
     {"inputs": "I passed the exam!"}
     {"inputs": ["I passed the exam!", "What?!"], "parameters": {"threshold": 0.0, "top_k": 3}}
 
-Parameters are those of ``EmotionClassifier.predict``; without a threshold, the package's own decide.
+The parameters are those of ``EmotionClassifier.predict``. Without a threshold, the package's own thresholds apply.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# The server loads this file by its path; infer.py lies beside it.
+# The server loads this file by its path; infer.py is next to it.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from infer import EmotionClassifier
@@ -21,7 +21,7 @@ PARAMETERS = ("threshold", "exclude_unreliable", "top_k")
 
 
 class EndpointHandler:
-    """Answer requests with the package in the folder ``path``; by default the one that this file lies in."""
+    """Answer requests with the package in the folder ``path``, by default the folder of this file."""
 
     def __init__(self, path: str = "") -> None:
         self.classifier = EmotionClassifier(path or Path(__file__).resolve().parent)
@@ -30,7 +30,7 @@ class EndpointHandler:
         """Labels that reach their threshold, highest first; one list of ``{"label", "score"}`` per text.
 
         Raises:
-            ValueError: the request is not as the module says; the message names the field.
+            ValueError: the request is not of the form above; the message names the field.
         """
         texts, parameters = _read(data)
         results = self.classifier.predict(texts, **parameters)
@@ -46,7 +46,7 @@ def _read(data: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
         raise ValueError(f'"inputs" must be a text or a list of texts, got {inputs!r:.80}')
     if not isinstance(parameters, dict) or not set(parameters) <= set(PARAMETERS):
         raise ValueError(f'"parameters" may hold {", ".join(PARAMETERS)}, got {parameters!r:.80}')
-    # Threshold and top_k are refused by predict itself.
+    # predict itself checks threshold and top_k.
     if type(parameters.get("exclude_unreliable", False)) is not bool:
         raise ValueError(f'"exclude_unreliable" must be true or false, got {parameters["exclude_unreliable"]!r:.80}')
     return texts, parameters

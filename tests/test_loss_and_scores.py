@@ -193,7 +193,9 @@ def test_shrunk_thresholds_generalise_better_than_the_best_cut() -> None:
 def test_thresholds_see_validation_only() -> None:
     validation, test = random_scores(1), random_scores(2)
     data = SimpleNamespace(corpus=SimpleNamespace(labels=tuple("abcd")), copies={"test": np.arange(len(test[0])) < 9})
-    found = build_report({"validation": Scored(*validation), "test": Scored(*test)}, cast(Prepared, data), "official", None)
+    found = build_report(
+        {"validation": Scored(*validation), "test": Scored(*test)}, cast(Prepared, data), "official", None
+    )
     own = np.array([found.thresholds["per_label"][name] for name in "abcd"])
     np.testing.assert_allclose(own, choose_thresholds(*validation).own)
     metrics = found.metrics

@@ -1,1 +1,1 @@
-"""The model card, filled from the recorded files of a package."""
+"""The model card, filled from a package's recorded files."""

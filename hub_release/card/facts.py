@@ -1,4 +1,4 @@
-"""What the model card is filled from: the files of a package, read once and held against each other."""
+"""The facts on the model card: the recorded files of a package, read once and checked against each other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hub_release.package import LAYOUT, ReleaseError, read_recipe, sha256
 from modeling.infer import EmotionConfig, PackageError, build_heads, read_config, read_json, refuse_large_header
 from modeling.recipe import CONTAMINATED
 
-_REMEDY = "Remedy: hub_release export again"
+_REMEDY = "Remedy: run hub_release export again"
 _MAX_LAYERS = 1_000
 _MAX_SETTING = 2**20
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -29,19 +29,19 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True)
 class Source:
-    """A part that the model stands on: backbone, encoder, dataset, set of labels or method.
+    """A part that the model builds on: backbone, encoder, dataset, label set or method.
 
     Attributes:
-        name: what to call it; empty where it is a folder or files of the publisher's own.
-        hub_id: where the Hub has it.
-        license: its licence, where it is known.
+        name: its name; empty for a local folder or local files of the publisher.
+        hub_id: its id on the Hub.
+        license: its license, if known.
         citation: key of the BibTeX entry.
-        language: ISO code of a dataset's texts, where it is known.
+        language: ISO code of a dataset's texts, if known.
         config: configuration of a Hub dataset.
-        test_rows: rows of a dataset's test split as it is published, where that is known.
-        about: what a reader of the scores should know of it.
-        precision: of the weights of a backbone, where it is not that of its Hub id.
-        tags: what the Hub should list the model under.
+        test_rows: rows of a dataset's published test split, if known.
+        about: what a reader of the scores should know about it.
+        precision: precision of a backbone's weights, if the weights of its Hub id have another.
+        tags: tags for the model on the Hub.
     """
 
     name: str = ""
@@ -87,12 +87,12 @@ class Facts:
 
     @property
     def contaminated(self) -> bool:
-        """Was the model trained on children of test rows?"""
+        """Whether the model was trained on rows that were made from test rows."""
         return bool(self.metrics["protocol"] == CONTAMINATED)
 
     @property
     def published_test(self) -> bool:
-        """Is the test split that of a published dataset, and as it is published?"""
+        """Whether the test split is the whole published test split of a dataset."""
         test, dropped = self.audit["splits"]["test"], self.recipe["unlabelled"] == "drop"
         rows = test["rows"] + (test["rows_without_label"] if dropped else 0)
         is_whole = self.dataset.test_rows in (None, rows)
@@ -110,7 +110,7 @@ class Facts:
         """The backbone's configuration, defaults included.
 
         Raises:
-            PackageError: it is none, see :func:`refuse_backbone`.
+            PackageError: it is not valid, see :func:`refuse_backbone`.
         """
         settings = dict(self.config["backbone_config"] or {})
         refuse_backbone(settings)
@@ -121,24 +121,26 @@ class Facts:
 
 
 def refuse_backbone(settings: Mapping[str, Any]) -> None:
-    """Refuse a backbone that would take for ever to build, or fill the memory, even without its weights.
+    """Refuse a backbone that would build endlessly or fill the memory, even without its weights.
 
     Args:
         settings: the ``backbone_config`` of a package.
 
     Raises:
-        PackageError: it is of no Mistral (nor of Mistral 3: a run records the language model's alone), or too large.
+        PackageError: it is not a Mistral or it is too large. (A run on Mistral 3 records its language model only.)
     """
     if settings.get("model_type") != "mistral":
-        raise PackageError(LAYOUT.config, "has no backbone_config of a Mistral", "train on a Mistral and export again")
+        raise PackageError(
+            LAYOUT.config, "has no backbone_config of a Mistral", "train on a Mistral, then export again"
+        )
     layers = settings.get("num_hidden_layers")
     if not isinstance(layers, int) or not 0 < layers <= _MAX_LAYERS or _largest(settings) > _MAX_SETTING:
-        what = "has a backbone_config without layers, or of a model too large"
-        raise PackageError(LAYOUT.config, what, "hub_release export again")
+        what = "has a backbone_config without layers, or of a model that is too large"
+        raise PackageError(LAYOUT.config, what, "run hub_release export again")
 
 
 def _largest(value: Any) -> int:
-    """The largest magnitude among the integers of a value of JSON."""
+    """The largest magnitude of the integers in a JSON value."""
     if isinstance(value, dict | list):
         return max(map(_largest, value.values() if isinstance(value, dict) else value), default=0)
     return abs(value) if isinstance(value, int) else 0
@@ -149,8 +151,8 @@ def read_facts(package: Path) -> Facts:
 
     Raises:
         FileNotFoundError: one is missing.
-        PackageError: one is no strict JSON, or the configuration is not valid.
-        ReleaseError: two files say different things of the same thing.
+        PackageError: one is not strict JSON, or the configuration is not valid.
+        ReleaseError: two files contradict each other.
     """
 
     def read(name: str) -> Any:
@@ -159,7 +161,7 @@ def read_facts(package: Path) -> Facts:
         return read_json(package, name)
 
     config, context = read(LAYOUT.config), read(LAYOUT.context)
-    parsed = read_config(package)  # refuses what the card should not be filled from
+    parsed = read_config(package)  # refuses a configuration that the card cannot use
     recipe = read_recipe(package)
     with (package / LAYOUT.per_label).open(encoding="utf-8", newline="") as file:
         per_label = list(csv.DictReader(file))
@@ -192,13 +194,13 @@ def read_facts(package: Path) -> Facts:
 
 @cache
 def read_sources() -> dict[str, Any]:
-    """What is known of parts that others published: the content of ``sources.yaml``."""
+    """What is known about published parts: the content of ``sources.yaml``."""
     content: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text(encoding="utf-8"))
     return content
 
 
 def _find_source(kind: str, name: str, is_local: bool) -> Source:
-    """The part called ``name`` in a configuration; what is not published keeps its name to itself."""
+    """The part called ``name`` in a configuration; a part that is not published gets no name."""
     if is_local:
         return Source()
     known = read_sources()[kind].get(name)
@@ -220,7 +222,7 @@ def _read_shapes(path: Path) -> dict[str, list[int]]:
     """Shapes of a safetensors file, from its header alone."""
     refuse_large_header(path)
     with safe_open(path, framework="numpy") as file:
-        return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # no mapping
+        return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # not a mapping
 
 
 def _refuse_contradictions(facts: Facts, parsed: EmotionConfig) -> None:
@@ -230,11 +232,13 @@ def _refuse_contradictions(facts: Facts, parsed: EmotionConfig) -> None:
     for key, shape in expected.items():
         if facts.head_shapes.get(key) != shape:
             found = facts.head_shapes.get(key)
-            raise ReleaseError(f"{LAYOUT.safe_head}: {key} is {found}, {LAYOUT.config} says {shape}. {_REMEDY}")
+            raise ReleaseError(f"{LAYOUT.safe_head}: {key} is {found}, but {LAYOUT.config} says {shape}. {_REMEDY}")
     scored = {row["label"] for row in facts.per_label if row["split"] == "test"}
     if scored != set(labels):
         raise ReleaseError(f"{LAYOUT.per_label} and {LAYOUT.config} list different labels. {_REMEDY}")
     for label in labels:
         scored_at = float(facts.test_row(label, "per_label")["threshold"])
         if abs(scored_at - config["thresholds"][label]) > 1e-4:
-            raise ReleaseError(f"{label} was scored at threshold {scored_at}, {LAYOUT.config} has another. {_REMEDY}")
+            raise ReleaseError(
+                f"{label} was scored at threshold {scored_at}, but {LAYOUT.config} has another. {_REMEDY}"
+            )

@@ -17,11 +17,11 @@ _METRICS = {
     "exact_accuracy": ("accuracy", "exact accuracy", {}),
 }
 _REVISION = re.compile(r"[\w./-]+")
-"""A branch, tag or commit; rows that were read from files say so in words."""
+"""A branch, tag or commit; the revision of rows from files is free text."""
 
 
 def build_metadata(facts: Facts) -> ModelCardData:
-    """Metadata for the Hub. Scores of a contaminated run are no results and stay out."""
+    """Metadata for the Hub, without the scores of a contaminated run."""
     names = [re.sub(r"[^\w.]+", "-", name.rsplit("/", 1)[-1]) for name in (facts.backbone.name, facts.dataset.name)]
     license_name = weights_license(facts)
     return ModelCardData(
@@ -74,7 +74,7 @@ def _results(facts: Facts) -> list[EvalResult]:
 
 
 def _emissions(facts: Facts) -> dict[str, Any] | None:
-    """What a run measured, in the Hub's form; nothing where it measured nothing."""
+    """The measured emissions of a run in the Hub's format; None if nothing was measured."""
     measured = facts.timing.get("emissions")
     if measured is None:
         return None

@@ -13,6 +13,7 @@ from hub_release.card.facts import read_facts
 from hub_release.card.metadata import build_metadata
 from hub_release.card.origin import collect_origin
 from hub_release.card.scores import collect_scores
+from hub_release.card.text import plain
 from hub_release.package import LAYOUT, ReleaseError, printable, seal, template_path
 from modeling.infer import PackageError
 
@@ -20,20 +21,21 @@ _BAD_CONTENT = (
     *(LookupError, TypeError, ValueError, ArithmeticError, AttributeError),
     *(csv.Error, SafetensorError, TemplateError),
 )
-"""What a recorded file with other content than a run writes makes of reading it."""
+"""Raised by recorded files whose content no run writes."""
 
 
 def render_card(package: Path) -> str:
     """The card of a package folder; the same files give the same card.
 
     Raises:
-        ReleaseError: a recorded file is missing, is not what a run writes or contradicts another; or a variable of the
-            template has no value, or a value has no place in the template.
+        ReleaseError: a recorded file is missing, is not what a run writes, or contradicts another; or the template's
+            variables and the values differ.
     """
     template = template_path().read_text(encoding="utf-8")
     environment = Environment(
         undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
+    environment.filters["plain"] = plain
     try:
         facts = read_facts(package)
         values = {"metadata": str(build_metadata(facts)).strip(), **collect_scores(facts), **collect_origin(facts)}
@@ -41,20 +43,23 @@ def render_card(package: Path) -> str:
         if wanted != set(values):
             raise ReleaseError(f"the card's template and its values differ: {', '.join(sorted(wanted ^ set(values)))}")
         card = environment.from_string(template).render(values)
-        card.encode("utf-8")  # half an emoji is legal in JSON, and no text
+        card.encode("utf-8")  # half an emoji is legal in JSON, but cannot be encoded
         return card
     except FileNotFoundError as error:
-        raise ReleaseError(f"{Path(str(error.filename)).name} is missing. Remedy: hub_release export again") from error
+        raise ReleaseError(
+            f"{Path(str(error.filename)).name} is missing. Remedy: run hub_release export again"
+        ) from error
     except PackageError as error:
         raise ReleaseError(printable(error)) from error
     except _BAD_CONTENT as error:
         raise ReleaseError(
-            f"a recorded file is not what a run writes ({type(error).__name__}: {error}). Remedy: hub_release export again"
+            f"a recorded file is not what a run writes ({type(error).__name__}: {error}). "
+            "Remedy: run hub_release export again"
         ) from error
 
 
 def write_card(package: Path) -> None:
-    """Render the card of a package folder, and seal the package; the file is replaced whole or not at all.
+    """Render the card of a package folder and seal the package; the file is replaced whole or not at all.
 
     Raises:
         ReleaseError: as :func:`render_card`.

@@ -1,4 +1,4 @@
-"""Values of the model card: what the model says, and how well it does."""
+"""Values of the model card: what the model predicts, and how well it does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hub_release.card.facts import Facts
-from hub_release.card.text import find_plots, plain, unreliable_share
+from hub_release.card.text import plain
 
 _POLICIES = {"fixed": "0.5 for all labels", "global": "one for all labels", "per_label": "one for each label"}
 _PARTS_OF_TEST = {"test": "test", "test_without_copies": "test, without texts of train"}
@@ -17,7 +17,7 @@ Cells = tuple[str, ...]
 
 
 def collect_scores(facts: Facts) -> dict[str, Any]:
-    """Title, examples, scores, unreliable labels, calibration, and published figures."""
+    """Names, examples, scores, unreliable labels, calibration, and published scores."""
     return {**_identity(facts), **_scores(facts), **_reliability(facts), **_comparison(facts)}
 
 
@@ -36,14 +36,12 @@ def _label_score(row: Mapping[str, str], name: str) -> str:
 
 def _identity(facts: Facts) -> dict[str, Any]:
     test = facts.metrics["test"]
-    kind = "emotion" if "emotion-classification" in facts.dataset.tags else "text"
-    on = f", {facts.backbone.name}" if facts.backbone.name else ""
-    of = f" trained on {facts.dataset.name}" if facts.dataset.name else ""
     return {
-        "title": f"Multi-label {kind} classifier: {len(facts.labels)} labels{on}{of}",
+        "kind": "emotion" if "emotion-classification" in facts.dataset.tags else "text",
         "contaminated": facts.contaminated,
         "label_count": str(len(facts.labels)),
-        "dataset": facts.dataset.name or "rows that are not published",
+        "backbone": facts.backbone.name,
+        "dataset": facts.dataset.name,
         "headline": _score(test["per_label"], "macro_f1"),
         "headline_fixed": _score(test["fixed"], "macro_f1"),
         "test_rows": f"{facts.audit['splits']['test']['rows']:,}",
@@ -52,7 +50,7 @@ def _identity(facts: Facts) -> dict[str, Any]:
             for row in facts.golden["rows"]
             if len(row["text"]) <= _LONGEST_EXAMPLE
         ],
-        "requirements": "requirements.txt" in facts.files,
+        "files": facts.files,
         "threshold_example": json.dumps({facts.labels[0]: 0.3}, ensure_ascii=False),
     }
 
@@ -69,11 +67,6 @@ def _found(facts: Facts, probabilities: Sequence[float]) -> str:
 
 def _scores(facts: Facts) -> dict[str, Any]:
     copies = facts.audit["copies"]["test_in_train"]["rows"]
-    note = "No test text has a copy in train (see the audit below)."
-    if copies:
-        note = f"{copies:,} of the test rows have a copy in train (see the audit below)"
-        apart = "test_without_copies" in facts.metrics
-        note += "; the scores without them stand apart." if apart else ", which leaves no rows to score apart."
     return {
         "protocol": facts.metrics["protocol"],
         "bootstrap_draws": f"{facts.context['bootstrap_draws']:,}",
@@ -87,17 +80,9 @@ def _scores(facts: Facts) -> dict[str, Any]:
             if part in facts.metrics
             for key, policy in _POLICIES.items()
         ],
-        "copies_note": note,
+        "copies_in_test": f"{copies:,}" if copies else None,
+        "scored_without_copies": "test_without_copies" in facts.metrics,
         "label_rows": [_label_row(facts, label) for label in facts.labels],
-        "score_plots": find_plots(
-            facts,
-            {
-                "per_label.png": "F1 of each label",
-                "thresholds.png": "F1 of each label on validation against its threshold",
-                "precision_recall.png": "Precision and recall of each label",
-                "confusions.png": "Labels that are taken for one another",
-            },
-        ),
     }
 
 
@@ -111,20 +96,14 @@ def _label_row(facts: Facts, label: str) -> Cells:
 def _reliability(facts: Facts) -> dict[str, Any]:
     rule, calibration = facts.context["unreliable"], facts.calibration
     rows = [facts.test_row(label, "per_label") for label in facts.config["unreliable_labels"]]
-    method = {
-        "none": "The probabilities are not calibrated",
-        "temperature": "One temperature for all labels, fitted on validation, is folded into the classifier",
-        "platt": "A scale and a bias for each label (Platt), fitted on validation, are folded into the classifier",
-    }[calibration["method"]]
     errors = ("expected_calibration_error", "mean_label_calibration_error", "brier_score")
     scores = ("macro_f1_at_0.5", "macro_f1_at_own_thresholds")
     return {
         "rule_rows": f"{rule['positives_below']:,}",
         "rule_width": f"{rule['f1_interval_wider_than']:g}",
-        "unreliable_labels": unreliable_share(facts) if rows else "",
-        "all_unreliable": len(rows) == len(facts.labels),
         "unreliable_rows": [(plain(row["label"]), f"{int(row['support']):,}", _label_score(row, "f1")) for row in rows],
-        "calibration": f"{method}. Why: {calibration['reason']}.",
+        "calibration_method": calibration["method"],
+        "calibration_reason": calibration["reason"],
         "calibration_rows": [
             (
                 split,
@@ -135,7 +114,6 @@ def _reliability(facts: Facts) -> dict[str, Any]:
             for split in ("validation", "test")
             for when in ("before", "after")
         ],
-        "calibration_plots": find_plots(facts, {"reliability.png": "Share of positives against probability"}),
     }
 
 
@@ -150,7 +128,5 @@ def _comparison(facts: Facts) -> dict[str, Any]:
     ]
     return {
         "published_rows": [("**this model**", *this), *others] if others else [],
-        "published_note": "Figures of different protocols do not compare; differences within the interval say nothing."
-        if facts.published_test
-        else "They do not compare with this model's, which was not tested on the test split as it is published.",
+        "published_test": facts.published_test,
     }

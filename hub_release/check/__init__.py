@@ -1,1 +1,1 @@
-"""The gate: what is wrong with a package."""
+"""The check: what is wrong with a package."""

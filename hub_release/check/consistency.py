@@ -1,4 +1,4 @@
-"""A package's contents: does each file load, and do the files say the same?"""
+"""A package's contents: whether each file loads, and whether the files agree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from torch import nn
 from hub_release.bundle import bundle
 from hub_release.card.facts import refuse_backbone
 from hub_release.card.render import render_card
-from hub_release.package import HANDLER, LAYOUT, ReleaseError, read_recipe, sha256
+from hub_release.check.earlier import figures, is_earlier, is_earlier_code
+from hub_release.package import HANDLER, LAYOUT, ReleaseError, read_recipe
 from hub_release.requirements import PROJECT, VERSION_KEY, not_installed, read_requirements, requirements_of
 from modeling.infer import (
     AUTO_MAP,
@@ -37,7 +38,7 @@ from modeling.infer import (
 from modeling.recipe import CONTAMINATED
 
 T = TypeVar("T")
-_EXPORT = "hub_release export again"
+_EXPORT = "run hub_release export again"
 _OTHER_LABELS = "and config.json list different labels, or in another order"
 _HUB_KEYS = {
     "model_type": EmotionConfig.model_type,
@@ -47,20 +48,15 @@ _HUB_KEYS = {
     "problem_type": "multi_label_classification",
     "schema_version": SCHEMA_VERSION,
 }
-EARLIER_CODE = {
-    "a27a75d973f5b09678164629cea74df3677ead1737c9cb18d1b91f059b02fdf3": "infer.py of 0.1.0",
-    "6f71380d2821fc8c2251dd68ced51de3f1dc75313fee561580923ee56e38f5f2": "handler.py of 0.1.0",
-}
-"""SHA-256 of code that earlier versions exported: their packages pass the check without a new export."""
 _SPLITS = {"validation", "test", "test_without_copies"}
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
 class Findings(list[PackageError]):
-    """What was found wrong so far."""
+    """The problems that were found so far."""
 
     def attempt(self, step: Callable[..., T], *arguments: Any) -> T | None:
-        """The value of a step; None where it fails, and its failure joins the list."""
+        """The value of a step; if it fails, None, and the failure joins the list."""
         try:
             return step(*arguments)
         except PackageError as error:
@@ -69,7 +65,7 @@ class Findings(list[PackageError]):
 
 
 def weight_problems(package: Path) -> Findings:
-    """What keeps configuration, head or adapter from being loaded onto the backbone that they name."""
+    """What keeps the configuration, head or adapter from being loaded onto the backbone that they name."""
     found = Findings()
     config = found.attempt(read_config, package)
     if config is None:
@@ -86,9 +82,11 @@ def weight_problems(package: Path) -> Findings:
 
 
 def _backbone_on_meta(config: EmotionConfig) -> nn.Module:
-    """The backbone without its weights, to hold the adapter's keys and shapes against."""
+    """The backbone without its weights, to compare the adapter's keys and shapes with."""
     if config.head == "mlp":
-        raise PackageError(LAYOUT.config, "is of a baseline without a backbone", "train with head backbone and export")
+        raise PackageError(
+            LAYOUT.config, "is for a baseline without a backbone", "train with head backbone, then export"
+        )
     settings = config.backbone_config or {}
     refuse_backbone(settings)
     try:
@@ -97,26 +95,26 @@ def _backbone_on_meta(config: EmotionConfig) -> nn.Module:
     except Exception as error:  # transformers checks the fields of each architecture with many kinds of exception
         raise PackageError(LAYOUT.config, f"has a backbone_config that cannot be built: {error}", _EXPORT) from None
     if settings.get("hidden_size") != config.hidden_size:
-        raise PackageError(LAYOUT.config, "has a backbone_config of another hidden_size", _EXPORT)
+        raise PackageError(LAYOUT.config, "has a backbone_config with another hidden_size", _EXPORT)
     return backbone
 
 
 def _adapter_problem(package: Path, config: EmotionConfig, backbone: nn.Module) -> None:
-    """Refuse an adapter that does not fit; or that holds more than is read, which golden probabilities cannot show."""
+    """Refuse an adapter that does not fit, or has tensors that nothing reads: golden probabilities cannot show them."""
     _, tensors = read_adapter(package, config, backbone)
     with safe_open(package / LAYOUT.adapter, framework="numpy") as file:
         stored = len(file.keys())
     if stored > len(tensors):
-        what = f"holds {stored - len(tensors)} tensors that no model reads"
+        what = f"has {stored - len(tensors)} tensors that no model reads"
         raise PackageError(LAYOUT.adapter, what, _EXPORT)
 
 
 def code_problems(package: Path) -> Findings:
-    """Code other than this version's own, or an earlier version's; such code is never run."""
+    """Code that is neither this version's own nor an earlier version's; such code is never run."""
     found = Findings()
     for name, own in ((LAYOUT.code, bundle().encode()), (LAYOUT.handler, HANDLER.read_bytes())):
         path = package / name
-        if path.is_file() and path.read_bytes() != own and sha256(path) not in EARLIER_CODE:
+        if path.is_file() and path.read_bytes() != own and not is_earlier_code(path):
             remedy = f"{_EXPORT}, or check with {_maker(package)}"
             found.append(PackageError(name, "is not the code of this version of hub_release", remedy))
     return found
@@ -130,14 +128,18 @@ def _maker(package: Path) -> str:
 
 
 def origin_problems(package: Path, allow_contaminated: bool) -> Findings:
-    """A backbone or encoder that only this machine has, requirements that are not its own, contaminated scores."""
+    """A backbone or encoder that only this machine has, wrong requirements, contaminated scores."""
     found = Findings()
     metrics = found.attempt(read_json, package, LAYOUT.metrics) or {}
     if metrics.get("protocol") == CONTAMINATED and not allow_contaminated:
-        remedy = "train with split official, or --allow-contaminated to accept a card that says so"
+        remedy = "train with split official, or give --allow-contaminated to accept a card that says so"
         found.append(PackageError(LAYOUT.metrics, "has contaminated scores (split protocol pooled-r2)", remedy))
     if metrics.get("null_test"):
-        found.append(PackageError(LAYOUT.metrics, "is of a null test, trained on nothing", "export the run it tests"))
+        found.append(
+            PackageError(
+                LAYOUT.metrics, "is from a null test, which is trained on nothing", "export the run that it tests"
+            )
+        )
     try:
         config = read_config(package)
     except PackageError:  # reported with the weights
@@ -146,13 +148,15 @@ def origin_problems(package: Path, allow_contaminated: bool) -> Findings:
     if lost := [key for key, value in _HUB_KEYS.items() if written.get(key) != value]:
         found.append(PackageError(LAYOUT.config, f"lacks what the Auto classes need: {', '.join(lost)}", _EXPORT))
     if not re.fullmatch(r"\d[\w.+!]*", str(written.get(VERSION_KEY))):
-        found.append(PackageError(LAYOUT.config, f"does not say by {VERSION_KEY} what made it", _EXPORT))
+        found.append(PackageError(LAYOUT.config, f"does not say in {VERSION_KEY} what made it", _EXPORT))
     if config.model_name != BUNDLED_BACKBONE and not re.fullmatch(_HUB_ID, config.model_name):
         remedy = "train from a Hub id, or push the backbone first"
         found.append(PackageError(LAYOUT.config, f"names the local folder {config.model_name}", remedy))
     encoder = config.encoder.removeprefix("sentence-transformers/")
     if config.reads_embedding and not re.fullmatch(rf"[\w.-]+|{_HUB_ID}", encoder):
-        found.append(PackageError(LAYOUT.config, f"names the local encoder {encoder}", "train with one of the Hub"))
+        found.append(
+            PackageError(LAYOUT.config, f"names the local encoder {encoder}", "train with an encoder from the Hub")
+        )
     expected = requirements_of(config.model_name, config.encoder, config.quantization)
     if not (package / LAYOUT.requirements).is_file():
         return found
@@ -160,12 +164,12 @@ def origin_problems(package: Path, allow_contaminated: bool) -> Findings:
         found.append(PackageError(LAYOUT.requirements, "is not what infer.py and the encoder need", _EXPORT))
     elif missing := not_installed(read_requirements(package / LAYOUT.requirements)):
         remedy = f"pip install -r {LAYOUT.requirements}"
-        found.append(PackageError(LAYOUT.requirements, f"asks for {', '.join(missing)}, not installed here", remedy))
+        found.append(PackageError(LAYOUT.requirements, f"needs {', '.join(missing)}, not installed here", remedy))
     return found
 
 
 def record_problems(package: Path) -> Findings:
-    """Labels in another order, thresholds, scores or golden rows that contradict each other, and a card that lies."""
+    """Labels, thresholds, scores or golden rows that contradict each other, and a card that is not true."""
     found = Findings()
     try:
         config = read_config(package)
@@ -179,9 +183,11 @@ def record_problems(package: Path) -> Findings:
             found.append(error)
         except FileNotFoundError:  # reported with the layout
             continue
-        except Exception as error:  # a stranger's files: whatever they lack raises something of its own
+        except Exception as error:  # a stranger's files can raise anything
             reason = f"{type(error).__name__}: {error}"
-            found.append(PackageError(name, f"or what it is made of does not hold what it should ({reason})", _EXPORT))
+            found.append(
+                PackageError(name, f"or a file that it is made from has unexpected content ({reason})", _EXPORT)
+            )
     return found
 
 
@@ -199,7 +205,7 @@ def _golden_problem(package: Path, config: EmotionConfig) -> str | None:
         return _OTHER_LABELS
     rows = [row["probabilities"] for row in golden["rows"] if isinstance(row["text"], str)]
     if not rows:
-        return "holds no rows"
+        return "has no rows"
     if not all(len(row) == len(golden["labels"]) and all(0 <= value <= 1 for value in row) for row in rows):
         return "has rows without a probability for every label"
     return None
@@ -219,7 +225,7 @@ def _focal_problem(package: Path, config: EmotionConfig) -> str | None:
 
 
 def _audit_problem(package: Path, config: EmotionConfig) -> str | None:
-    """The split protocol stands in three files; and rows made from rows outside train are what the third kind is."""
+    """Three files must name the same split protocol; only the contaminated one makes rows from rows outside train."""
     audit = read_json(package, LAYOUT.audit)
     counted = [audit["training_rows"]["positives"], *(split["positives"] for split in audit["splits"].values())]
     if any(list(labels) != config.emotion_labels for labels in (audit["labels"], *counted)):
@@ -230,7 +236,8 @@ def _audit_problem(package: Path, config: EmotionConfig) -> str | None:
         LAYOUT.recipe: read_recipe(package)["split"],
     }
     if len(set(protocols.values())) > 1:
-        return f"and others say different split protocols: {', '.join(f'{file} {said}' for file, said in protocols.items())}"
+        said = ", ".join(f"{file} {protocol}" for file, protocol in protocols.items())
+        return f"and other files say different split protocols: {said}"
     outside = audit["training_rows"]["synthetic_with_parent_outside_train"]
     if outside and audit["protocol"] != CONTAMINATED:
         return f"counts {outside:,} rows that were made from rows outside train, which {audit['protocol']} does not do"
@@ -238,7 +245,7 @@ def _audit_problem(package: Path, config: EmotionConfig) -> str | None:
 
 
 def _score_problem(package: Path, config: EmotionConfig) -> str | None:
-    """The table per label and the other records must agree to four digits, to which the table was once rounded."""
+    """The table per label and the other records must agree to four digits: older tables were rounded to that."""
     metrics = read_json(package, LAYOUT.metrics)
     with (package / LAYOUT.per_label).open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
@@ -256,7 +263,7 @@ def _score_problem(package: Path, config: EmotionConfig) -> str | None:
         own = config.thresholds if policy == "per_label" else {}
         if any(abs(float(row["threshold"]) - own.get(row["label"], float(row["threshold"]))) > 1e-4 for row in rows):
             return "and config.json have different thresholds"
-    return None if table else "holds no scores"
+    return None if table else "has no scores"
 
 
 def _card_problem(package: Path, config: EmotionConfig) -> str | None:
@@ -267,7 +274,8 @@ def _card_problem(package: Path, config: EmotionConfig) -> str | None:
             raise error.__cause__ from None
         return f"cannot be rendered: {error}"
     said = (package / LAYOUT.card).read_text(encoding="utf-8")
-    return None if said == written else "does not say what the recorded files say"
+    same = figures(said) == figures(written) if is_earlier(package) else said == written
+    return None if same else "does not match the recorded files"
 
 
 _RECORDS: dict[str, Callable[[Path, EmotionConfig], str | None]] = {

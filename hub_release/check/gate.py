@@ -1,4 +1,4 @@
-"""Does a package do what it claims, for a stranger who has nothing but the package?"""
+"""The check that a package does what it claims, for a stranger who has only the package."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ _NOT_LOADED = {LAYOUT.card, *RECORDED} - {LAYOUT.golden}
 
 
 def check(package: Path, allow_contaminated: bool = False) -> list[str]:
-    """Everything that is wrong with a package, each with its remedy; an empty list where nothing is.
+    """Everything that is wrong with a package, each problem with its remedy; an empty list if nothing is wrong.
 
-    Contaminated scores (made from rows of test, see the card) are wrong unless ``allow_contaminated`` is given.
+    Contaminated scores (trained on rows made from test rows, see the card) are wrong unless ``allow_contaminated`` is
+    given.
 
-    No code of the package is run before everything that is loaded has been read as data, and found to be what
-    :func:`hub_release.export.export` writes. Then the golden probabilities are reproduced in a fresh ``python -I``
-    process, in another directory, in which nothing can be imported but what ``requirements.txt`` brings along.
+    Code of the package runs only after everything that is loaded has been read as data, and is what
+    :func:`hub_release.export.export` writes. Then a fresh ``python -I`` process in another directory reproduces the
+    golden probabilities. It can import only what ``requirements.txt`` brings along.
     """
     if not package.is_dir():
-        return [str(PackageError(str(package), "is no folder", "name a package that hub_release export wrote"))]
+        return [str(PackageError(str(package), "is not a folder", "name a package that hub_release export wrote"))]
     problems = inspect(package, allow_contaminated)
     if all(problem.file in _NOT_LOADED for problem in problems) and not unreadable_problems(package):
         problems += golden_problems(package)
@@ -49,10 +50,10 @@ def check(package: Path, allow_contaminated: bool = False) -> list[str]:
 
 
 def inspect(package: Path, allow_contaminated: bool = False) -> list[PackageError]:
-    """What :func:`check` finds by reading alone; nothing of the package is run.
+    """What :func:`check` finds by reading only; nothing of the package is run.
 
-    What may not even be opened (a link out of the package, a pipe) is listed and left alone: the rest is read from a
-    copy without it.
+    Entries that must not be opened (a link out of the package, a pipe) are listed and skipped: the rest is read from a
+    copy without them.
     """
     unreadable = unreadable_problems(package)
     if not unreadable:
@@ -66,7 +67,7 @@ def inspect(package: Path, allow_contaminated: bool = False) -> list[PackageErro
 
 
 def _content_problems(package: Path, allow_contaminated: bool) -> list[PackageError]:
-    """What is wrong with the files that there are; that one is missing is the layout's matter."""
+    """What is wrong with the files that exist; the layout's check reports missing ones."""
     found = [
         *hash_problems(package),
         *text_problems(package),
@@ -81,7 +82,7 @@ def _content_problems(package: Path, allow_contaminated: bool) -> list[PackageEr
 
 
 def golden_problems(package: Path) -> list[PackageError]:
-    """Whether a stranger's process gives the probabilities that the trained model gave; it runs the package's code."""
+    """Whether a stranger's process gives the trained model's probabilities; this runs the package's code."""
     distributions = closure(read_requirements(package / LAYOUT.requirements))
     if read_config(package).model_name == BUNDLED_BACKBONE:
         distributions.add(BUNDLED_WHEEL)
@@ -94,14 +95,18 @@ def golden_problems(package: Path) -> list[PackageError]:
             )
         except subprocess.TimeoutExpired:
             what = f"has no probabilities after {GOLDEN_SECONDS:,} seconds in a fresh process"
-            return [PackageError(LAYOUT.code, what, "check where the backbone is in the Hub's cache, or export again")]
+            return [
+                PackageError(
+                    LAYOUT.code, what, "check on a machine that has the backbone in its Hub cache, or export again"
+                )
+            ]
     if result.returncode:
         said = re.findall(r"^[\w.]+(?:Error|Exception): .*", result.stderr, re.MULTILINE)  # the first is the cause
         what = f"fails in a fresh process: {said[0] if said else f'exit {result.returncode}'}"
-        return [PackageError(LAYOUT.code, what, "mend what it names and export again")]
+        return [PackageError(LAYOUT.code, what, "fix what it names and export again")]
     difference = json.loads(result.stdout.strip().splitlines()[-1])["difference"]
     if not difference <= TOLERANCE:
         what = f"is not reproduced: the golden probabilities differ by {difference:.2g}, more than {TOLERANCE:g}"
-        remedy = "the weights, the backbone or the encoder are not those of the run: export again"
+        remedy = "export again: the weights, the backbone or the encoder are not from the run"
         return [PackageError(LAYOUT.golden, what, remedy)]
     return []

@@ -1,4 +1,4 @@
-"""A package as files: which there are, whether they are whole, and whether they say what must stay at home."""
+"""A package's files: whether they are complete and intact, and whether they reveal what must stay private."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _MAX_WEIGHT_BYTES = 2**32
 _MAX_PIXELS = 2**25
 _LAST_CHUNK = b"IEND\xaeB`\x82"
 _SECRETS = {
-    "a token of Hugging Face": rb"(?<![A-Za-z0-9])(?:(?:hf|api_org)_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{20,})",
-    "a token of GitHub": rb"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22})",
-    "a token of GitLab": rb"(?<![A-Za-z0-9])gl(?:pat|ptt|dt|rt|cbt)-[\w-]{20}",
-    "a token of npm": rb"(?<![A-Za-z0-9])npm_[A-Za-z0-9]{36}",
-    "a token of PyPI": rb"(?<![A-Za-z0-9])pypi-AgE[\w-]{20,}",
-    "a key of OpenAI or Anthropic": rb"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{20,}",
-    "a key of AWS": rb"(?<![A-Za-z0-9])A(?:KIA|SIA|BIA|CCA)[0-9A-Z]{16}(?![A-Za-z0-9])",
-    "a key of Google": rb"(?<![A-Za-z0-9])AIza[\w-]{35}",
-    "a token of Slack": rb"(?<![A-Za-z0-9])xox[abeoprs]-[A-Za-z0-9-]{10,}",
+    "a Hugging Face token": rb"(?<![A-Za-z0-9])(?:(?:hf|api_org)_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{20,})",
+    "a GitHub token": rb"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22})",
+    "a GitLab token": rb"(?<![A-Za-z0-9])gl(?:pat|ptt|dt|rt|cbt)-[\w-]{20}",
+    "an npm token": rb"(?<![A-Za-z0-9])npm_[A-Za-z0-9]{36}",
+    "a PyPI token": rb"(?<![A-Za-z0-9])pypi-AgE[\w-]{20,}",
+    "an OpenAI or Anthropic key": rb"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{20,}",
+    "an AWS key": rb"(?<![A-Za-z0-9])A(?:KIA|SIA|BIA|CCA)[0-9A-Z]{16}(?![A-Za-z0-9])",
+    "a Google key": rb"(?<![A-Za-z0-9])AIza[\w-]{35}",
+    "a Slack token": rb"(?<![A-Za-z0-9])xox[abeoprs]-[A-Za-z0-9-]{10,}",
     "a signed web token": rb"(?<![\w-])eyJ[\w-]{15,}\.eyJ[\w-]{15,}\.",
     "a private key": rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----",
 }
@@ -36,7 +36,7 @@ _ASSIGNED_SECRET = (
     rb"(?i)(?:secret|passw(?:or)?d|api[_-]?key|access[_-]?key|private[_-]?key|(?:auth|access|api|hf|bearer)[_-]?token)"
     rb"[\w-]{0,20}[\"']?\s{0,3}[:=]\s{0,3}[\"']?(?=[^\s\"']{0,60}\d)[\w+/.~-]{16,}|://[^\s/:@\"']+:[^\s/:@\"']+@"
 )
-"""Something named like a secret, with a value that looks drawn at random; or a password in an address."""
+"""Something named like a secret with a value that looks random, or a password in an address."""
 _HOME = rb"(?<![\w./])(?:-[A-Za-z])?(?:/(?:home|Users|root|private|mnt|tmp)/\w|[A-Z]:(?:\\{1,2}|/)Users[\\/])"
 _ABSOLUTE_PATH = (
     rb"(?<![\w.~/:<-])/(?:[\w.@+-]+/)+[\w.@+-]|\bfile:/|(?<!\w)~/\w|(?<![A-Za-z])[A-Za-z]:\\{1,2}[\w.-]+\\|" + _HOME
@@ -45,7 +45,7 @@ _PLACEHOLDER = rb"\{\{|\[More Information Needed\]|\b(?:TODO|FIXME|TBD)\b"
 
 
 def unreadable_problems(package: Path) -> list[PackageError]:
-    """What may not even be opened: links that leave the package, devices and pipes, files far too big."""
+    """Entries that must not be opened: links that leave the package, devices, pipes, and huge files."""
     problems = list(unsafe_entries(package))
     unsafe = {problem.file for problem in problems}
     for name, path in package_files(package).items():
@@ -59,10 +59,10 @@ def unreadable_problems(package: Path) -> list[PackageError]:
 
 
 def copy_files(package: Path, target: Path, names: Iterable[str]) -> list[PackageError]:
-    """Copy files of a package, as they are now, into a folder of which nobody else knows.
+    """Copy files of a package, as they are now, into a folder that nobody else knows.
 
     Returns:
-        What could not be copied, or is not one that may be opened (see :func:`unreadable_problems`).
+        Problems with files that could not be copied or must not be opened (see :func:`unreadable_problems`).
     """
     problems = unreadable_problems(package)
     refused = {problem.file for problem in problems}
@@ -74,25 +74,27 @@ def copy_files(package: Path, target: Path, names: Iterable[str]) -> list[Packag
         try:
             shutil.copyfile(package / name, target / name)
         except OSError as error:
-            problems.append(PackageError(name, f"cannot be read: {error.strerror}", "look at its permissions"))
+            problems.append(PackageError(name, f"cannot be read: {error.strerror}", "check its permissions"))
     return problems
 
 
 def layout_problems(package: Path) -> list[PackageError]:
-    """Files that are missing, empty, or no part of a package."""
+    """Files that are missing, empty, or not part of a package."""
     expected = LAYOUT.files(_reads_words(package))
     present, known = set(package_files(package)), set(expected)
-    lost = [PackageError(name, "is missing", "hub_release export again") for name in expected if name not in present]
-    foreign = [PackageError(name, "is no part of a package", "delete it") for name in sorted(present - known)]
+    lost = [
+        PackageError(name, "is missing", "run hub_release export again") for name in expected if name not in present
+    ]
+    foreign = [PackageError(name, "is not part of a package", "delete it") for name in sorted(present - known)]
     empty = [
         name for name in sorted(present & known) if (package / name).is_file() and not (package / name).stat().st_size
     ]
-    return [*lost, *foreign, *(PackageError(name, "is empty", "hub_release export again") for name in empty)]
+    return [*lost, *foreign, *(PackageError(name, "is empty", "run hub_release export again") for name in empty)]
 
 
 def _reads_words(package: Path) -> bool:
     if any(problem.file == LAYOUT.config for problem in unreadable_problems(package)):
-        return False  # a pipe would never be read to its end
+        return False  # reading a pipe never ends
     try:
         return read_json(package, LAYOUT.config).get("input") in ("tokens", "hybrid")
     except PackageError:  # reported with the weights
@@ -100,10 +102,10 @@ def _reads_words(package: Path) -> bool:
 
 
 def hash_problems(package: Path) -> list[PackageError]:
-    """Files that are not those which ``SHA256SUMS`` was written over; files that are missing are the layout's matter."""
+    """Files that do not match ``SHA256SUMS``; the layout's check reports missing files."""
     if not (package / LAYOUT.sums).is_file():
         return []
-    remedy = "hub_release export again, or download the package again"
+    remedy = "run hub_release export again, or download the package again"
     try:
         lines = (package / LAYOUT.sums).read_text(encoding="utf-8").splitlines()
     except ValueError as error:
@@ -112,20 +114,20 @@ def hash_problems(package: Path) -> list[PackageError]:
     for number, line in enumerate(lines, 1):
         match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if not match or match[2] in sums:
-            return [PackageError(LAYOUT.sums, f"has no sum, or one for the second time, in line {number}", remedy)]
+            return [PackageError(LAYOUT.sums, f"has no sum, or a repeated sum, in line {number}", remedy)]
         sums[match[2]] = match[1]
     expected = set(package_files(package)) - {LAYOUT.sums}
     problems = [PackageError(LAYOUT.sums, f"does not name {name}", remedy) for name in sorted(expected - set(sums))]
     problems += [
-        PackageError(LAYOUT.sums, f"names {name!r}, which the package does not hold", remedy)
+        PackageError(LAYOUT.sums, f"names {name!r}, which the package does not have", remedy)
         for name in sorted(set(sums) - expected - set(LAYOUT.files(reads_words=True)))
     ]
     changed = [name for name in sorted(expected & set(sums)) if sha256(package / name) != sums[name]]
-    return problems + [PackageError(name, f"is not the file that {LAYOUT.sums} names", remedy) for name in changed]
+    return problems + [PackageError(name, f"does not match {LAYOUT.sums}", remedy) for name in changed]
 
 
 def picture_problems(package: Path) -> list[PackageError]:
-    """Pictures that are no PNG, are larger than a plot, or carry something behind it."""
+    """Pictures that are not a PNG, are larger than a plot, or have data after the picture."""
     problems = []
     for name in (name for name in LAYOUT.files() if name.endswith(".png") and (package / name).is_file()):
         try:
@@ -134,25 +136,27 @@ def picture_problems(package: Path) -> list[PackageError]:
                     raise ValueError(f"{math.prod(picture.size):,} pixels, more than {_MAX_PIXELS:,}")
                 picture.load()
             if not (package / name).read_bytes().endswith(_LAST_CHUNK):
-                raise ValueError("something follows the picture")
+                raise ValueError("data follows the picture")
         except Exception as error:  # a hostile file can make its parser raise anything
-            problems.append(PackageError(name, f"is no PNG of a plot: {error}", "hub_release export again"))
+            problems.append(PackageError(name, f"is not a PNG of a plot: {error}", "run hub_release export again"))
     return problems
 
 
 def text_problems(package: Path) -> list[PackageError]:
-    """Secrets, absolute paths and unfilled placeholders, wherever they stand.
+    """Secrets, absolute paths and unfilled placeholders, in all files.
 
-    The code that ships is left out: it is compared with this version's own, and has patterns in it.
+    The code that ships is left out: it is compared with this version's own, and has such patterns in it.
     """
     problems = []
     for name, path in package_files(package).items():
         if name in (LAYOUT.code, LAYOUT.handler):
             continue
         content = path.read_bytes()
-        patterns = [(kind, pattern, "delete it, and revoke it where it was made") for kind, pattern in _SECRETS.items()]
+        patterns = [
+            (kind, pattern, "delete it, and revoke it where it was issued") for kind, pattern in _SECRETS.items()
+        ]
         if name == LAYOUT.tokenizer:
-            pass  # a vocabulary has parts of paths and of code among its words
+            pass  # a vocabulary has parts of paths and code among its words
         elif name.endswith(_BINARY):
             patterns.append(("an absolute path", _HOME, "write it without the path"))
         else:
@@ -163,5 +167,5 @@ def text_problems(package: Path) -> list[PackageError]:
             if match := re.search(pattern, content):
                 line = content.count(b"\n", 0, match.start()) + 1
                 where = "" if name.endswith(_BINARY) else f" in line {line}"
-                problems.append(PackageError(name, f"holds {kind}{where}", remedy))
+                problems.append(PackageError(name, f"contains {kind}{where}", remedy))
     return problems

@@ -1,7 +1,7 @@
 """Reproduce a package's golden probabilities: ``python -I probe.py FOLDER MODULES DISTRIBUTIONS``.
 
-The check starts this file alone, in a process of its own. Nothing can be imported there but the package, the standard
-library and the modules that are named; what else is installed, this project included, is out of reach.
+The check runs this file in its own process. Only the package, the standard library and the named modules can be
+imported there. Everything else that is installed, this project included, is out of reach.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 
 
 def declare(folder: str, modules: set[str], distributions: set[str]) -> None:
-    """Hide from this process what neither the package nor its requirements bring along."""
+    """Hide everything from this process that neither the package nor its requirements bring along."""
     paths = [*(sysconfig.get_path(name) for name in ("stdlib", "platstdlib")), sysconfig.get_config_var("DESTSHARED")]
 
     class Declared(importlib.machinery.PathFinder):
-        """Finds what is declared."""
+        """Finds declared modules."""
 
         @classmethod
         def find_spec(cls, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
-            """Look beside the package and in the standard library alone for a module that is not named."""
+            """Look for a module that is not named only in the package and the standard library."""
             if path is None and fullname not in modules:
                 path = [folder, *paths]
             return super().find_spec(fullname, path, target)
@@ -46,7 +46,7 @@ def declare(folder: str, modules: set[str], distributions: set[str]) -> None:
 
 
 def measure(folder: str) -> float:
-    """The largest difference between the golden probabilities and those of the package."""
+    """The largest difference between the golden probabilities and the package's."""
     import numpy as np
     import torch
     from infer import EmotionClassifier

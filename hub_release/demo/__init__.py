@@ -1,1 +1,1 @@
-"""The page on which a package can be tried."""
+"""The page for trying a package."""

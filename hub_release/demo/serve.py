@@ -16,23 +16,23 @@ from modeling.infer import EmotionClassifier
 _SPACE_TEXT = """
 # {title}
 
-Write a text and see which emotions [{model_id}](https://huggingface.co/{model_id}) finds in it, with the probability and
-the threshold of every label. Many texts at once come back as a CSV file.
+Write a text and see which emotions [{model_id}](https://huggingface.co/{model_id}) finds in it, with the probability
+and the threshold of every label. Many texts at once come back as a CSV file.
 
-Made by `hub_release push --space`. `app.py` is the page that `hub_release demo` serves, `infer.py` is the model's own.
+Made by `hub_release push --space`. `app.py` is the page that `hub_release demo` serves, and `infer.py` is the model's.
 """
 
 
 def serve(package: Path, host: str, port: int | None, share: bool) -> None:
     """Serve the page of a package until it is interrupted.
 
-    The classifier is this project's own: nothing that lies in the package is executed.
+    The classifier is this project's own: no code in the package is executed.
 
     Args:
         package: the package's folder.
         host: address to listen on; ``0.0.0.0`` lets other machines in.
         port: port to listen on; None takes the first free one from 7860.
-        share: also make a public address through Gradio's tunnel, for 72 hours.
+        share: also create a public address through Gradio's tunnel, for 72 hours.
 
     Raises:
         ReleaseError: no package, no gradio, or no free port.
@@ -43,17 +43,17 @@ def serve(package: Path, host: str, port: int | None, share: bool) -> None:
         classifier = EmotionClassifier(package)
         page = app.build_page(classifier, package, package.resolve().name)
     except (ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise ReleaseError(f"{package} cannot be loaded: {error}. Remedy: hub_release check {package}") from error
+        raise ReleaseError(f"{package} cannot be loaded: {error}. Remedy: run hub_release check {package}") from error
     try:
         app.launch(page, server_name=host, server_port=port, share=share)
     except OSError as error:
-        raise ReleaseError(f"cannot listen on {host}: {error} Remedy: another --port") from error
+        raise ReleaseError(f"cannot listen on {host}: {error} Remedy: give another --port") from error
 
 
 def space_files(package: Path, model_id: str) -> dict[str, bytes]:
     """Files of a Space that serves ``model_id``, by their names in the Space.
 
-    The Space has its own ``infer.py``, so that what it executes does not change when the model's repository does.
+    The Space has its own ``infer.py``, so the code that it executes does not change when the model's repository does.
 
     Args:
         package: folder of the package that was pushed as ``model_id``.
@@ -75,7 +75,7 @@ def space_files(package: Path, model_id: str) -> dict[str, bytes]:
         app_file="app.py",
         models=[model_id],
         license=(metadata_load(package / LAYOUT.card) or {}).get("license"),
-        short_description="Which emotions does a text carry?",
+        short_description="Which emotions does a text express?",
     )
     readme = f"---\n{metadata}\n---\n{_SPACE_TEXT.format(title=title, model_id=model_id)}"
     return {
@@ -91,13 +91,13 @@ def _require(package: Path, *names: str) -> None:
     missing = [name for name in names if not (package / name).is_file()]
     if missing:
         raise ReleaseError(
-            f"{package} is no package: {', '.join(missing)} is missing. Remedy: hub_release export RUN PACKAGE, or "
-            "hub_release pull REPO_ID PACKAGE"
+            f"{package} is not a package: {', '.join(missing)} is missing. Remedy: run hub_release export RUN PACKAGE, "
+            "or hub_release pull REPO_ID PACKAGE"
         )
 
 
 def _import_app() -> ModuleType:
-    """The page; gradio is an extra, and seconds to import."""
+    """The page; gradio is an extra, and takes seconds to import."""
     try:
         from hub_release.demo.page import app
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The connection to the Hub: every request has a timeout and a bounded number of tries; errors come in words."""
+"""The connection to the Hub: every request has a timeout and a limited number of tries; errors name the remedy."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from hub_release.package import ReleaseError
 
 TRIES = 5
 LONGEST_WAIT = 60
-"""Seconds. A Hub that asks for more patience (Retry-After has no upper bound) ends the push with its words."""
+"""Seconds. If the Hub asks for a longer wait (Retry-After has no upper bound), the push ends with an error."""
 TIMEOUT = {"connect": 10.0, "read": 60.0, "write": 60.0, "pool": 60.0}
-"""Seconds of silence; an upload of any length may go on for as long as bytes flow."""
+"""Seconds of silence. An upload may take any time as long as bytes flow."""
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -37,18 +37,19 @@ class HubError(ReleaseError):
 
 
 def connect() -> HfApi:
-    """The Hub client, for ``HF_ENDPOINT`` and the token of the Hub's own sources; patient, but never for ever.
+    """The Hub client for ``HF_ENDPOINT``, with the token from the Hub's own sources; it retries, but not endlessly.
 
     Raises:
-        ReleaseError: ``HF_ENDPOINT`` is no address.
+        ReleaseError: ``HF_ENDPOINT`` is not an address.
     """
     api = HfApi()
     if not re.fullmatch(r"https?://[\w.:\[\]-]+(?:/\S*)?", api.endpoint):
         raise ReleaseError(
-            f"HF_ENDPOINT is {api.endpoint!r}, no address. Remedy: unset it, or set one such as https://huggingface.co"
+            f"HF_ENDPOINT is {api.endpoint!r}, not an address. Remedy: unset it, or set one such as "
+            "https://huggingface.co"
         )
     for logger in (logging.getLogger("huggingface_hub"), logging.getLogger("httpx2")):
-        for place in (logger, *logger.handlers):  # a logger's own filter is not asked about its children's records
+        for place in (logger, *logger.handlers):  # a logger's filter does not see the records of its children
             place.addFilter(_redact_record)
     set_client_factory(
         lambda: _Client(event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=None)
@@ -57,30 +58,30 @@ def connect() -> HfApi:
 
 
 def redact(text: str) -> str:
-    """Without the token, and without what follows the path of an address: there signed addresses carry their secret."""
+    """Remove the token, and the query of every address: signed addresses have their secret there."""
     if token := get_token():
         text = text.replace(token, "…")
     return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?…", text)
 
 
 def _redact_record(record: logging.LogRecord) -> bool:
-    """A filter: the client logs every request that it repeats, with its whole address."""
+    """A log filter: the client logs every request that it repeats, with its full address."""
     record.msg, record.args = redact(record.getMessage()), None
     return True
 
 
 class _Client(httpx2.Client):
-    """Gives every request a timeout, and several tries to those that may be repeated.
+    """Gives every request a timeout, and several tries if it may be repeated.
 
-    Where the client retries by itself, it does so without a bound on Retry-After; elsewhere it does not retry at all
-    and sets no timeout, or sets it to None on a call (observed with huggingface_hub 2.4.0).
+    Where the client retries by itself, Retry-After has no bound. Elsewhere it does not retry, and sets no timeout or a
+    timeout of None (observed with huggingface_hub 2.4.0).
     """
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send; a commit is tried once, since an answer that is lost does not say that it did not land.
+        """Send a request; a commit is tried once, because it may have landed even if its answer is lost.
 
         Raises:
-            HubError: no try had an answer, or the Hub asks to wait for too long.
+            HubError: no try got an answer, or the Hub asks to wait too long.
         """
         asked = request.extensions.get("timeout", {})
         limits = {name: TIMEOUT[name] if asked.get(name) is None else asked[name] for name in TIMEOUT}
@@ -104,13 +105,13 @@ class _Client(httpx2.Client):
             response.close()
             raise HubError(
                 f"{_name(request)}: the Hub answered {response.status_code} and asks to wait {wait} seconds. Remedy: "
-                "run again after that time; what was uploaded already is not uploaded again"
+                "run again after that time; files that were uploaded are not uploaded again"
             )
         return response
 
 
 def wait_before_next_try(state: RetryCallState) -> float:
-    """Seconds to wait: what the Hub asks for, else twice as long each time, from one second on."""
+    """Seconds to wait: what the Hub asks for, else one second at first and twice as long each time."""
     outcome = state.outcome
     assert outcome is not None
     if outcome.failed:
@@ -128,7 +129,7 @@ def _asked_wait(response: httpx2.Response) -> int:
     limit = parse_ratelimit_headers(response.headers)
     if limit is not None and limit.remaining == 0:
         return limit.reset_in_seconds
-    # Retry-After may also be a date, which the Hub does not use: then the own waiting times are good enough.
+    # Retry-After may also be a date, but the Hub does not use that: our own waiting times are good enough then.
     asked = response.headers.get("Retry-After", "").strip()
     return int(asked) if asked.isdecimal() else 0
 
@@ -145,7 +146,7 @@ def _give_up(state: RetryCallState) -> httpx2.Response:
 
 
 def _name(request: httpx2.Request) -> str:
-    # Without the query: signed upload addresses carry their secret there.
+    # Without the query: signed upload addresses have their secret there.
     return f"{request.method} {request.url.host}{request.url.path}"
 
 
@@ -156,14 +157,14 @@ def _network(error: BaseException | None) -> str:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Turn what the Hub client raises, which is several unrelated families of errors, into a :class:`HubError`."""
+    """Turn the Hub client's errors, which have several unrelated types, into a :class:`HubError`."""
     try:
         yield
     except ReleaseError:
         raise
     except (HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, ValueError) as error:
         chain: list[BaseException] = [error]
-        while chain[-1].__cause__ is not None:  # an upload's own error lies under a RuntimeError
+        while chain[-1].__cause__ is not None:  # a RuntimeError hides the error of an upload
             chain.append(chain[-1].__cause__)
         for cause in chain:
             if isinstance(cause, HubError):
@@ -174,31 +175,31 @@ def translated_errors() -> Iterator[None]:
                 raise HubError(_network(cause)) from error
         if isinstance(error, OfflineModeIsEnabled):
             raise HubError("HF_HUB_OFFLINE is set. Remedy: unset it to reach the Hub") from error
-        if isinstance(error, (ConnectionError, TimeoutError)):  # of hf-xet, which has its own connections
+        if isinstance(error, (ConnectionError, TimeoutError)):  # from hf-xet, which has its own connections
             raise HubError(
-                f"the upload failed ({redact(str(error))}). Remedy: check the network and run again; HF_HUB_DISABLE_XET=1 uploads "
-                "without Xet"
+                f"the upload failed ({redact(str(error))}). Remedy: check the network and run again; "
+                "HF_HUB_DISABLE_XET=1 uploads without Xet"
             ) from error
         if isinstance(error, OSError) and error.errno:
             raise ReleaseError(describe_local_error(error)) from error
         if isinstance(error, HFValidationError):
             raise ReleaseError(f"{error} Remedy: name it as user/name") from error
         raise HubError(
-            f"the Hub's answer cannot be used ({type(error).__name__}: {redact(str(error))}). Remedy: check that HF_ENDPOINT is a "
-            "Hub and that no proxy's page stands before it, and run again"
+            f"the Hub's answer cannot be used ({type(error).__name__}: {redact(str(error))}). Remedy: check that "
+            "HF_ENDPOINT is a Hub and that no proxy answers for it, and run again"
         ) from error
 
 
 def describe_local_error(error: OSError) -> str:
     """What this machine's file system refused, with the remedy."""
     return (
-        f"{error.filename or 'a file'}: {error.strerror or error}. Remedy: name a place that exists, has room and may "
+        f"{error.filename or 'a file'}: {error.strerror or error}. Remedy: name a place that exists, has space and can "
         "be read and written"
     )
 
 
 def refusal_in_words(error: HfHubHTTPError) -> str:
-    """What a refused request means, with the Hub's own words and the remedy."""
+    """What a refused request means, with the Hub's own message and the remedy."""
     status = error.response.status_code
     said = f" ({redact(error.server_message)})" if error.server_message else ""
     if isinstance(error, GatedRepoError):
@@ -211,16 +212,16 @@ def refusal_in_words(error: HfHubHTTPError) -> str:
             "with hf auth whoami"
         )
     if status == 401:
-        return f"the Hub does not accept the token{said}. Remedy: hf auth login, or a valid token in HF_TOKEN"
+        return f"the Hub does not accept the token{said}. Remedy: run hf auth login, or set a valid token in HF_TOKEN"
     if status in (402, 413, 507) or (status == 403 and "storage" in said.lower()):
         return f"the account's quota is used up{said}. Remedy: free storage or change the plan, and run again"
     if status == 403:
         return (
-            f"the token may not do this{said}. Remedy: a token with write access to this namespace "
-            "(https://huggingface.co/settings/tokens), or --create-pr to propose the change"
+            f"the token may not do this{said}. Remedy: use a token with write access to this namespace "
+            "(https://huggingface.co/settings/tokens), or give --create-pr to propose the change"
         )
     if status == 404:
         return f"the Hub does not know {error.response.url.path}{said}. Remedy: check the id and HF_ENDPOINT"
     if status in TRANSIENT:
         return f"the Hub answered {status}{said}. Remedy: run again later"
-    return f"the Hub refused with {status}{said}. Remedy: mend what it names and run again"
+    return f"the Hub refused with {status}{said}. Remedy: fix what it names and run again"

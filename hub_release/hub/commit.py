@@ -1,7 +1,7 @@
 """Files → one commit on the Hub, of a model or a Space: planned, confirmed, whole or not at all.
 
-Large files are uploaded before the commit, by Xet where hf-xet is installed, else by LFS; nobody sees them until a
-commit names them. ``create_commit`` makes one commit either way (``upload_folder`` may make several).
+Large files are uploaded before the commit, by Xet if hf-xet is installed, else by LFS. Nobody sees them until a commit
+names them. ``create_commit`` makes one commit either way (``upload_folder`` may make several).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hub_release.hub.diff import CommitPlan, compare, same_content
 from hub_release.package import OF_THE_HUB, ReleaseError
 
 RACES = 5
-"""How often a commit is tried anew when others keep moving the branch."""
+"""How often a commit is tried when others keep moving the branch."""
 
 
 class LostRaceError(HubError):
@@ -39,13 +39,13 @@ class Destination:
     """Where files go.
 
     Raises:
-        ReleaseError: ``repo_id`` is no name of a repository, or ``revision`` none of a branch.
+        ReleaseError: ``repo_id`` is not a repository name, or ``revision`` is not a branch name.
 
     Attributes:
         repo_id: ``user/name``.
         repo_type: ``model`` or ``space`` (then a Gradio one).
-        revision: the branch; it is made from ``main`` where it is missing.
-        private: whether a repository that has to be made is private.
+        revision: the branch; it is created from ``main`` if it is missing.
+        private: whether a new repository is private.
         create_pr: propose the commit as a pull request instead of moving the branch.
     """
 
@@ -61,7 +61,9 @@ class Destination:
             if "/" not in self.repo_id:
                 raise HFValidationError("It has no owner.")
         except HFValidationError as error:
-            raise ReleaseError(f"{self.repo_id!r} is no repository. {error} Remedy: name it as user/name") from None
+            raise ReleaseError(
+                f"{self.repo_id!r} is not a repository name. {error} Remedy: name it as user/name"
+            ) from None
         require_reference(self.revision)
 
     def url(self, api: HfApi, *parts: str) -> str:
@@ -71,14 +73,14 @@ class Destination:
 
 
 def require_reference(name: str) -> None:
-    """See that a name can be that of a branch or tag, by git's rules (``git help check-ref-format``).
+    """Refuse a name that a branch or tag cannot have by git's rules (``git help check-ref-format``).
 
     Raises:
-        ReleaseError: it cannot.
+        ReleaseError: the name is refused.
     """
     if not re.fullmatch(r"\w[\w./-]*", name) or re.search(r"\.\.|//|/\.|[./]$|\.lock(?:/|$)", name):
         raise ReleaseError(
-            f"{name!r} is no name of a branch or tag. Remedy: letters, digits, '-', '_', '.' and '/', such as v1.0"
+            f"{name!r} is not a branch or tag name. Remedy: use letters, digits, '-', '_', '.' and '/', such as v1.0"
         )
 
 
@@ -87,9 +89,9 @@ class Pushed:
     """The outcome of :func:`push_files`.
 
     Attributes:
-        commit: the commit that holds the files; None after a refusal by ``confirm``.
-        url: its page, or that of the pull request.
-        changed: False where the Hub held the files already, so that no commit was made.
+        commit: the commit that has the files; None if ``confirm`` refused.
+        url: its page, or the pull request's.
+        changed: False if the Hub already had the files, so that no commit was made.
         plan: what was planned.
     """
 
@@ -107,18 +109,18 @@ def push_files(
     confirm: Callable[[CommitPlan], bool],
     retry_on_race: bool = False,
 ) -> Pushed:
-    """Make the repository hold exactly these files, by one commit on top of the one that was looked at.
+    """Make the repository hold exactly these files, by one commit on top of the one that was compared.
 
-    The repository and the branch are made where they are missing, before the commit; a push that is stopped leaves
-    them as they were, or empty, and can be run again. Files of the repository that are not in ``files`` are removed.
+    A missing repository or branch is created before the commit. A push that is stopped leaves them as they were, or
+    empty, and can be run again. Files of the repository that are not in ``files`` are removed.
 
     Args:
         api: the client, from :func:`hub_release.hub.client.connect`.
         destination: where to.
         files: path in the repository → file. The client reads them when it uploads.
         message: first line of the commit, and title of a pull request.
-        confirm: is shown the plan if there is something to change; False ends the push before anything is touched.
-        retry_on_race: plan, confirm and commit again where somebody else moved the branch meanwhile.
+        confirm: gets the plan if there is something to change; False ends the push before anything is touched.
+        retry_on_race: plan, confirm and commit again if somebody else moved the branch in the meantime.
 
     Raises:
         LostRaceError: the branch moved.
@@ -137,7 +139,7 @@ def push_files(
 
 
 def plan_files(api: HfApi, destination: Destination, files: Mapping[str, Path]) -> CommitPlan:
-    """What :func:`push_files` would change; nothing is touched, but the token must be one that may write.
+    """What :func:`push_files` would change. Nothing is touched, but the token must have write access.
 
     Raises:
         HubError: the Hub refused, or it or the network failed.
@@ -156,10 +158,10 @@ class _Upload:
     message: str
 
     def require_write(self) -> bool:
-        """Whether the repository exists; raises before anything is made if the token may not write."""
+        """Whether the repository exists; raises an error if the token may not write, before anything is created."""
         to = self.destination
         if get_token() is None:
-            raise ReleaseError("there is no token. Remedy: hf auth login, or set HF_TOKEN")
+            raise ReleaseError("there is no token. Remedy: run hf auth login, or set HF_TOKEN")
         try:
             # create_repo(exist_ok=True) succeeds with a token that may only read, so it cannot tell.
             self.api.auth_check(to.repo_id, repo_type=to.repo_type, write=not to.create_pr)
@@ -172,13 +174,13 @@ class _Upload:
         repo_id, account = self.destination.repo_id, self.api.whoami()
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise HubError(
-                f"{repo_id} does not exist, and this token may only read. Remedy: a token with write access "
+                f"{repo_id} does not exist, and this token may only read. Remedy: use a token with write access "
                 "(https://huggingface.co/settings/tokens)"
             )
         namespaces = [account["name"], *(o["name"] for o in account.get("orgs", []) if o.get("roleInOrg") != "read")]
         if repo_id.split("/")[0].lower() not in [name.lower() for name in namespaces]:
             raise HubError(
-                f"{repo_id} does not exist, and this token may not make it: it may write to {', '.join(namespaces)}. "
+                f"{repo_id} does not exist, and this token may not create it: it may write to {', '.join(namespaces)}. "
                 f"Remedy: name it {account['name']}/{repo_id.split('/')[1]}, or use a token of that account"
             )
 
@@ -195,7 +197,7 @@ class _Upload:
             made = self.plan(exists=True)
             if made.changes != plan.changes:
                 raise LostRaceError(
-                    f"somebody else filled {self.destination.repo_id} meanwhile; nothing was pushed. Remedy: run again"
+                    f"somebody else filled {self.destination.repo_id} first; nothing was pushed. Remedy: run again"
                 )
             plan = made
             if plan.parent is not None and not any(plan.changes):
@@ -203,13 +205,13 @@ class _Upload:
         return self._commit(plan)
 
     def plan(self, exists: bool) -> CommitPlan:
-        """Compare the files with the branch (or, where it is missing, with ``main``), by their hashes."""
+        """Compare the files with the branch, or with ``main`` if it is missing, by their hashes."""
         head, branch_exists = self._head() if exists else (None, False)
         there = {} if head is None else self._tree(head)
         return compare(self.files, there, head, branch_exists)
 
     def _head(self) -> tuple[str | None, bool]:
-        """The commit to stand on, and whether the branch exists."""
+        """The parent commit, and whether the branch exists."""
         to = self.destination
         for revision in dict.fromkeys((to.revision, "main")):
             try:
@@ -249,7 +251,7 @@ class _Upload:
             )
 
     def _commit(self, plan: CommitPlan) -> Pushed:
-        """One commit, tried again only where a look at the branch shows that it has not landed."""
+        """Make one commit; try again only if the branch shows that it has not landed."""
         tries = Retrying(
             stop=stop_after_attempt(TRIES),
             wait=wait_before_next_try,
@@ -261,17 +263,17 @@ class _Upload:
         try:
             complete = self._holds(pushed.commit)
         except HubError as error:
-            raise HubError(f"{pushed.url} is committed, but it could not be looked at: {error}") from error
+            raise HubError(f"{pushed.url} is committed, but it could not be checked: {error}") from error
         if not complete:
             raise HubError(
-                f"{pushed.url} does not hold the files that were sent. Remedy: look for rules in the repository's "
+                f"{pushed.url} does not have the files that were sent. Remedy: look for rules in the repository's "
                 ".gitignore, which the Hub obeys, and run again"
             )
         return pushed
 
     def _commit_once(self, plan: CommitPlan) -> Pushed:
         to = self.destination
-        # Made anew for each try: the client writes its state into them.
+        # Created again for each try: the client writes its state into them.
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *(CommitOperationAdd(path, str(self.files[path])) for path in (*plan.new, *plan.changed)),
             *(CommitOperationDelete(path) for path in plan.removed),
@@ -301,10 +303,10 @@ class _Upload:
         to = self.destination
         if raced:
             raise LostRaceError(
-                f"somebody else moved {to.revision} of {to.repo_id} on from {plan.parent}; nothing was pushed. "
-                "Remedy: look at the new commit and run again, or --retry-on-race"
+                f"somebody else moved {to.revision} of {to.repo_id} away from {plan.parent}; nothing was pushed. "
+                "Remedy: look at the new commit and run again, or give --retry-on-race"
             ) from error
-        # Of all failures only 429 is sure not to have opened a pull request; a second try might open a second one.
+        # Only a 429 cannot have opened a pull request. After other failures, a second try might open a second one.
         if to.create_pr and not (isinstance(error, HfHubHTTPError) and error.response.status_code == 429):
             raise HubError(
                 "the Hub did not say whether the pull request was opened. Remedy: look at "
@@ -312,7 +314,7 @@ class _Upload:
             ) from error
 
     def _find_landed(self, plan: CommitPlan) -> Pushed | None:
-        """The commit whose answer was lost, or one of somebody else with the same files."""
+        """The commit whose answer was lost, or somebody else's commit with the same files."""
         try:
             if self.destination.create_pr:
                 return self._find_pull_request(plan, changed=True)
@@ -321,12 +323,12 @@ class _Upload:
         except HubError as error:
             raise HubError(
                 f"the Hub did not say whether the commit landed, and then: {error}. A push that has landed is not "
-                "repeated"
+                "made twice"
             ) from error
         return self._pushed(str(head), plan, changed=True) if landed else None
 
     def _find_pull_request(self, plan: CommitPlan, changed: bool) -> Pushed | None:
-        """An open pull request of this title with exactly these files."""
+        """An open pull request with this title and exactly these files."""
         to = self.destination
         for discussion in self.api.get_repo_discussions(
             to.repo_id, repo_type=to.repo_type, discussion_type="pull_request"

@@ -15,13 +15,13 @@ class CommitPlan:
     """What a commit will change.
 
     Attributes:
-        parent: the commit that it stands on; None where the repository has to be made.
-        branch_exists: whether the branch has to be made from ``parent``.
+        parent: its parent commit; None if the repository has to be created.
+        branch_exists: whether the branch exists; if not, it is created from ``parent``.
         new: paths to add.
         changed: paths to replace.
-        same: paths that stand there already, with the same content.
+        same: paths that are already there with the same content.
         removed: paths to delete.
-        bytes: size of the new and the changed files.
+        bytes: size of the new and changed files.
     """
 
     parent: str | None
@@ -34,19 +34,19 @@ class CommitPlan:
 
     @property
     def is_empty(self) -> bool:
-        """Is there nothing to do: no repository or branch to make, no file that differs?"""
+        """Whether there is nothing to do: no repository or branch to create, no file that differs."""
         return self.parent is not None and self.branch_exists and not any(self.changes)
 
     @property
     def changes(self) -> tuple[tuple[str, ...], ...]:
-        """What differs; empty tuples where nothing does."""
+        """The new, changed and removed paths."""
         return (self.new, self.changed, self.removed)
 
 
 def compare(
     files: Mapping[str, Path], there: Mapping[str, RepoFile], parent: str | None, branch_exists: bool
 ) -> CommitPlan:
-    """The plan that makes a branch hold exactly ``files``, where ``there`` is what it holds at ``parent``."""
+    """The plan to make a branch hold exactly ``files``; ``there`` are its files at ``parent``."""
     new = tuple(path for path in files if path not in there)
     changed = tuple(path for path, file in files.items() if path in there and not same_content(file, there[path]))
     return CommitPlan(
@@ -61,7 +61,7 @@ def compare(
 
 
 def same_content(file: Path, entry: RepoFile) -> bool:
-    """Whether a file has the content of a file on the Hub: by SHA-256 if that is a large one, else by git's SHA-1."""
+    """Whether a file has the content of a file on the Hub, by SHA-256 for a large file, else by git's SHA-1."""
     size = file.stat().st_size
     if size != entry.size:
         return False

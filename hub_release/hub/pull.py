@@ -21,14 +21,14 @@ def pull(
     revision: str | None = None,
     find_problems: Callable[[Path], list[str]] = lambda package: [],
 ) -> str:
-    """Download a package; the folder appears whole or not at all, and holds nothing but the package.
+    """Download a package; the folder appears whole or not at all, and has only the package in it.
 
     Args:
         api: the client, from :func:`hub_release.hub.client.connect`.
         repo_id: ``user/name``.
-        folder: what to write; it must not exist or be empty.
+        folder: folder to write; it must be new or empty.
         revision: branch, tag or commit; default ``main``.
-        find_problems: what is wrong with a package; one with problems is not kept.
+        find_problems: lists what is wrong with a package; a package with problems is not kept.
 
     Returns:
         The commit that was downloaded.
@@ -64,7 +64,7 @@ def _download(api: HfApi, repo_id: str, revision: str | None, temporary: Path) -
         repo_id,
         revision=commit,
         local_dir=package,
-        cache_dir=temporary / "cache",  # an empty one: what a stranger gets
+        cache_dir=temporary / "cache",  # empty, as for a stranger
         ignore_patterns=sorted(OF_THE_HUB),
     )
     shutil.rmtree(package / ".cache")

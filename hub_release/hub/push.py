@@ -1,4 +1,4 @@
-"""Run folder or package → checked → one commit on the Hub → checked again as a stranger gets it."""
+"""Run folder or package → checked → one commit on the Hub → checked again as strangers get it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Options:
 
     Attributes:
         message: first line of the commit.
-        tag: name to give to the commit; None for none.
-        allow_contaminated: push scores of the protocol pooled-r2 too; the card carries a banner.
-        retry_on_race: plan and commit again where somebody else moved the branch meanwhile.
+        tag: tag for the commit, or None.
+        allow_contaminated: also push scores of the protocol pooled-r2; the card has a banner.
+        retry_on_race: plan and commit again if somebody else moved the branch in the meantime.
         verify: download what was pushed into an empty cache, and check it.
         dry_run: check and plan only.
-        space: ``user/name`` of a Space that shall serve the package; None for none.
+        space: ``user/name`` of a Space to serve the package, or None.
     """
 
     message: str = "Publish with hub_release"
@@ -45,7 +45,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Published:
-    """The outcome of :func:`push`: of the package, and of its Space if one was asked for."""
+    """The outcome of :func:`push` for the package, and for its Space if there is one."""
 
     package: Pushed
     space: Pushed | None = None
@@ -65,14 +65,14 @@ def push(
         source: run folder, which is exported to a temporary folder first, or package folder.
         destination: where to.
         options: how.
-        confirm: is shown each plan that has something to change; False leaves both repositories untouched.
+        confirm: gets each plan that has something to change; False leaves both repositories untouched.
 
     Raises:
         RefusedError: the check found problems, before the push or in what was pushed.
         HubError: the Hub refused, or it or the network failed.
-        ReleaseError: wrong use: no run or package, no token, no name of a repository, a tag that names another commit.
+        ReleaseError: wrong use: no run or package, no token, a wrong repository name, a tag that names another commit.
 
-    Whatever can be refused, of the package, the tag and the Space, is refused before anything is touched.
+    The package, the tag or the Space are refused before anything is touched.
     """
     space = Destination(options.space, "space", private=destination.private) if options.space else None
     _require_usable(options)
@@ -111,7 +111,7 @@ def _publish(
     options: Options,
     confirm: Callable[[Destination, CommitPlan], bool],
 ) -> Published:
-    """Carry out plans that were agreed to; one that had to be made anew meanwhile is asked about again."""
+    """Carry out plans that were confirmed; a plan that had to be made again is confirmed again."""
 
     def publish(part: _Part, agreed: CommitPlan) -> Pushed:
         def confirm_other(plan: CommitPlan) -> bool:
@@ -126,7 +126,7 @@ def _publish(
         with _after(pushed, f"is not tagged {options.tag}"):
             _set_tag(api, destination, options.tag, pushed.commit)
     if options.verify:
-        with _after(pushed, "what a stranger gets could not be looked at"):
+        with _after(pushed, "what a stranger gets could not be checked"):
             _verify(api, destination, pushed, options.allow_contaminated)
     if len(parts) == 1:
         return Published(pushed)
@@ -136,14 +136,14 @@ def _publish(
 
 def _require_usable(options: Options) -> None:
     if not options.message.strip():
-        raise ReleaseError("the message is empty. Remedy: --message with a few words, or leave it out")
+        raise ReleaseError("the message is empty. Remedy: give --message a few words, or leave it out")
     if options.tag is not None:
         require_reference(options.tag)
 
 
 @contextmanager
 def _files_of_space(package: Path, model: Destination) -> Iterator[dict[str, Path]]:
-    from hub_release.demo.serve import space_files  # takes torch
+    from hub_release.demo.serve import space_files  # imports torch
 
     with tempfile.TemporaryDirectory() as temporary:
         for name, content in space_files(package, model.repo_id).items():
@@ -153,7 +153,7 @@ def _files_of_space(package: Path, model: Destination) -> Iterator[dict[str, Pat
 
 @contextmanager
 def _after(pushed: Pushed, what: str) -> Iterator[None]:
-    """Say of an error that comes after the commit that the commit stands."""
+    """Add to an error after the commit that the commit was made."""
     try:
         yield
     except HubError as error:
@@ -162,7 +162,7 @@ def _after(pushed: Pushed, what: str) -> Iterator[None]:
 
 @contextmanager
 def _package_of(source: Path) -> Iterator[Path]:
-    """A package that nobody else can change: what is checked is what is pushed, however long the answer takes."""
+    """A package that nobody else can change, so that what was checked is what is pushed."""
     with tempfile.TemporaryDirectory() as temporary:
         package = Path(temporary) / "package"
         if (source / LAYOUT.config).is_file():
@@ -170,7 +170,7 @@ def _package_of(source: Path) -> Iterator[Path]:
             if problems:
                 raise RefusedError(f"{source} is not pushed", [printable(problem) for problem in problems])
         else:
-            from hub_release.export import export  # takes torch, which a package folder does without
+            from hub_release.export import export  # imports torch, which a package folder does not need
 
             export(source, package)
         yield package
@@ -201,9 +201,9 @@ def _tagged_commit(api: HfApi, destination: Destination, tag: str) -> str | None
 
 
 def _set_tag(api: HfApi, destination: Destination, tag: str, commit: str) -> None:
-    """Tag a commit; nothing happens where it is tagged so already."""
+    """Tag a commit; nothing happens if it already has the tag."""
     with translated_errors():
-        # A tag that exists is a success here, and then looked at: the answer to an earlier try may have been lost.
+        # A tag that exists is a success here and is checked below: the answer to an earlier try may have been lost.
         api.create_tag(destination.repo_id, tag=tag, revision=commit, repo_type=destination.repo_type, exist_ok=True)
     found = _tagged_commit(api, destination, tag)
     if found != commit:
@@ -212,6 +212,6 @@ def _set_tag(api: HfApi, destination: Destination, tag: str, commit: str) -> Non
 
 def _taken(destination: Destination, tag: str, commit: str) -> str:
     return (
-        f"{tag} of {destination.repo_id} names the commit {commit} already. Remedy: another --tag, or hf repos tag "
-        f"delete {destination.repo_id} {tag}"
+        f"{tag} of {destination.repo_id} already names the commit {commit}. Remedy: give another --tag, or run hf "
+        f"repos tag delete {destination.repo_id} {tag}"
     )

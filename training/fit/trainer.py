@@ -217,14 +217,7 @@ class CheckpointByTime(TrainerCallback):
 class BarAlone(ProgressCallback):
     """Trainer's progress bars, without its own line for what it logs."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing."""
 
 

@@ -1,1 +1,1 @@
-"""The page on which a package can be tried, bundled into a Space's ``app.py``."""
+"""The page for trying a package, bundled into a Space's ``app.py``."""

@@ -1,7 +1,7 @@
-"""The page on which an emotion classifier can be tried: what ``hub_release demo`` serves, and a Space's ``app.py``.
+"""The page for trying an emotion classifier: what ``hub_release demo`` serves, and a Space's ``app.py``.
 
-In a Space it stands beside the package's ``infer.py`` and imports nothing else of the project. It classifies with the
-package that ``MODEL_ID`` names (a folder or a Hub id), by default with the model of the Space's own README.
+In a Space it is next to the package's ``infer.py`` and imports nothing else of the project. It classifies with the
+package that ``MODEL_ID`` names (a folder or a Hub id), by default with the model in the Space's own README.
 """
 
 import os
@@ -22,7 +22,7 @@ OWN, COMMON = "own", "common"
 
 
 class Classifier(Protocol):
-    """What the page asks of ``EmotionClassifier``."""
+    """What the page needs from ``EmotionClassifier``."""
 
     config: Any
     labels: list[str]
@@ -45,15 +45,15 @@ def build_page(classifier: Classifier, folder: Path, name: str) -> gr.Blocks:
 
     Args:
         classifier: the loaded package.
-        folder: where its card, its golden texts and its scores per label lie.
+        folder: folder of its card, its golden texts and its scores per label.
         name: what to call it.
     """
-    classifier.predict_proba([""])  # loads the encoder now, not within the first visitor's click
-    # Files that were given are looked at every ten minutes, and deleted when they are an hour old.
+    classifier.predict_proba([""])  # loads the encoder now, not at the first visitor's click
+    # Uploaded files are checked every ten minutes, and deleted when they are an hour old.
     with gr.Blocks(title=f"{name} · emotions", analytics_enabled=False, delete_cache=(600, 3_600)) as page:
         gr.HTML(
-            f'<h1>Which emotions does a text carry?</h1><p class="lead">Write one and see. <b>{escape(name)}</b> knows '
-            f"{len(classifier.labels)} labels, of which none, one or several can be true at once.</p>",
+            f'<h1>Which emotions does a text express?</h1><p class="lead">Write one and see. <b>{escape(name)}</b> '
+            f"knows {len(classifier.labels)} labels. None, one or several can be true at once.</p>",
             apply_default_css=False,
         )
         with gr.Tab("One text"):
@@ -66,9 +66,9 @@ def build_page(classifier: Classifier, folder: Path, name: str) -> gr.Blocks:
 
 
 def _threshold_controls(show: Callable[..., str], found: gr.State, result: gr.HTML) -> tuple[gr.Radio, gr.Slider]:
-    """The package's thresholds or one for all; what was found is shown anew, not classified anew, when they change."""
-    choices = [("Each label its own, tuned", OWN), ("One for all labels", COMMON)]
-    info = "A label is predicted from this probability on."
+    """The package's thresholds or one for all; a change shows the results again without classifying again."""
+    choices = [("One for each label, tuned", OWN), ("One for all labels", COMMON)]
+    info = "A label is predicted at this probability or above."
     policy = gr.Radio(choices, value=OWN, label="Thresholds", info=info)
     slider = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold for all labels", buttons=[], visible=False)
     policy.change(lambda chosen: gr.Slider(visible=chosen == COMMON), policy, slider, show_progress="hidden")
@@ -84,7 +84,7 @@ def _threshold_controls(show: Callable[..., str], found: gr.State, result: gr.HT
 
 
 def _one_text(classifier: Classifier, notes: dict[str, str], examples: list[str]) -> None:
-    waiting = message("The emotions will stand here, the likeliest first.")
+    waiting = message("The emotions will appear here, the likeliest first.")
 
     def classify(text: str, policy: str, threshold: float) -> tuple[list[float], str]:
         if not text.strip():
@@ -101,7 +101,7 @@ def _one_text(classifier: Classifier, notes: dict[str, str], examples: list[str]
     found, result = gr.State([]), gr.HTML(waiting, elem_id="bars", apply_default_css=False, render=False)
     with gr.Row(elem_classes="sides"):
         with gr.Column(min_width=0):
-            info = "Enter classifies; Shift+Enter starts a new line."
+            info = "Press Enter to classify, Shift+Enter to start a new line."
             text = gr.Textbox(label="Text", info=info, max_lines=12, autofocus=True, elem_id="text")
             button = gr.Button("Classify", variant="primary")
             policy, slider = _threshold_controls(show, found, result)
@@ -116,7 +116,7 @@ def _one_text(classifier: Classifier, notes: dict[str, str], examples: list[str]
 
 
 def _many_texts(classifier: Classifier) -> None:
-    waiting = message("The table will stand here.")
+    waiting = message("The table will appear here.")
 
     def classify(texts: list[str], source: str, policy: str, threshold: float) -> tuple[Any, str]:
         kept = [text for text in texts if text.strip()]
@@ -150,11 +150,11 @@ def _many_texts(classifier: Classifier) -> None:
     found, result = gr.State(None), gr.HTML(waiting, elem_id="table", apply_default_css=False, render=False)
     with gr.Row(elem_classes="sides"):
         with gr.Column(min_width=0):
-            info = "Control+Enter classifies them."
-            lines = gr.Textbox(label="Texts, one a line", info=info, lines=8, max_lines=8, elem_id="lines")
+            info = "Press Control+Enter to classify them."
+            lines = gr.Textbox(label="Texts, one per line", info=info, lines=8, max_lines=8, elem_id="lines")
             button = gr.Button("Classify all lines", variant="primary")
             kinds = [".csv", ".txt", ".jsonl"]
-            file = gr.File(label="Or a file: CSV with a column “text”, TXT, JSONL", file_types=kinds, height=150)
+            file = gr.File(label="Or a file: CSV with a column “text”, TXT or JSONL", file_types=kinds, height=150)
             policy, slider = _threshold_controls(show, found, result)
         with gr.Column(min_width=0, elem_classes="result"):
             result.render()
@@ -163,7 +163,7 @@ def _many_texts(classifier: Classifier) -> None:
 
 
 def _theme() -> gr.Theme:
-    # The semi-bold files that gradio bundles hold few letters; the bold ones hold all.
+    # The semi-bold fonts that gradio bundles have few letters; the bold ones have all.
     font = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=[font, "sans-serif"])
     # By default the hints below labels, and the button's text, are too pale to read.
@@ -176,7 +176,7 @@ def _theme() -> gr.Theme:
 
 
 def launch(page: gr.Blocks, **options: Any) -> None:
-    """Serve the page until it is interrupted; it asks nothing of other hosts.
+    """Serve the page until it is interrupted; it contacts no other hosts.
 
     Args:
         page: from :func:`build_page`.
@@ -185,7 +185,7 @@ def launch(page: gr.Blocks, **options: Any) -> None:
     style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     page.launch(
         theme=_theme(),
-        # In the head, for gradio rewrites the selectors of its own option "css".
+        # In the head, because gradio rewrites the selectors of its own option "css".
         head=f"<style>{style}</style>{_SEND_ON_CONTROL_ENTER}",
         footer_links=[],
         run_history=False,
@@ -196,8 +196,8 @@ def launch(page: gr.Blocks, **options: Any) -> None:
 
 
 def main() -> None:
-    """Serve the package that the Space is about."""
-    from infer import EmotionClassifier  # only a Space has it beside this file
+    """Serve the Space's package."""
+    from infer import EmotionClassifier  # only a Space has it next to this file
 
     metadata = metadata_load(Path(__file__).with_name("README.md")) or {}
     name = os.environ.get("MODEL_ID") or metadata["models"][0]

@@ -1,4 +1,4 @@
-"""Files that a visitor gives, and what the page shows of a package's own."""
+"""Files that a visitor uploads, and files of the package that the page shows."""
 
 import base64
 import csv
@@ -16,7 +16,7 @@ def read_texts(path: Path) -> list[str]:
     """Texts of a CSV file (column ``text``, or its only column), a JSONL file, or the lines of a text file.
 
     Raises:
-        OddInputError: the file is of another kind, not UTF-8, or holds no texts; the message names the line.
+        OddInputError: the file is malformed, not UTF-8, or has no texts; the message names the line.
     """
     try:
         content = path.read_bytes().decode("utf-8-sig")
@@ -59,16 +59,16 @@ def _read_json(line: str, number: int, name: str) -> str:
 
 
 def _read_optional(path: Path) -> str:
-    """Content of a file that a package of the reference's six does not have."""
+    """Content of a file; empty if it is missing, as from a package of only the reference's six files."""
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def read_notes(folder: Path) -> dict[str, str]:
-    """How each label did on the test rows, in words, from the package's ``per_label.csv``."""
+    """A note on each label's test scores, from the package's ``per_label.csv``."""
     table = csv.DictReader(io.StringIO(_read_optional(folder / "per_label.csv")))
     return {
         row["label"]: f"{row['support']} test rows, F1 {float(row['f1']):.2f} "
-        f"(95 % interval {float(row['f1_low']):.2f} to {float(row['f1_high']):.2f})"
+        f"(95% interval {float(row['f1_low']):.2f} to {float(row['f1_high']):.2f})"
         for row in table
         if (row["split"], row["thresholds"]) == ("test", "per_label")
     }
@@ -81,7 +81,7 @@ def read_examples(folder: Path) -> list[str]:
 
 
 def read_card(folder: Path) -> str:
-    """The model card without its metadata; pictures of the package are put into the text."""
+    """The model card without its metadata; the package's pictures are put into the text."""
 
     def embed(found: re.Match[str]) -> str:
         picture = (folder / found[2]).resolve()

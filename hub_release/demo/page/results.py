@@ -1,4 +1,4 @@
-"""Results as HTML, and as CSV. Whatever stems from a user or a package passes through ``escape``."""
+"""Results as HTML and as CSV. Everything from a user or a package passes through ``escape``."""
 
 import base64
 import csv
@@ -40,7 +40,7 @@ def rank(config: Any, labels: Sequence[str], probabilities: Sequence[float], com
 
 
 def message(text: str) -> str:
-    """A line in place of results."""
+    """A message in place of results."""
     return f'<p class="message" role="status">{escape(text)}</p>'
 
 
@@ -97,7 +97,7 @@ def render_table(labels: Sequence[str], texts: list[str], results: list[list[Lab
         f"<td>{''.join(_chip(row) for row in rows if row.predicted) or '<i>none</i>'}</td></tr>"
         for number, (text, rows) in enumerate(zip(texts[:ROWS_SHOWN], results, strict=False), start=1)
     )
-    more = f" The first {ROWS_SHOWN} are shown, the CSV has all." if len(texts) > ROWS_SHOWN else ""
+    more = f" The first {ROWS_SHOWN} are shown; the CSV has all." if len(texts) > ROWS_SHOWN else ""
     encoded = base64.b64encode(write_csv(labels, texts, results)).decode()
     return (
         f'<div class="summary"><p role="status">{len(texts):,} text{"s" * (len(texts) != 1)} {escape(source)}.{more}</p>'

@@ -1,0 +1,36 @@
+"""Packages that earlier versions exported: what they may differ in and still pass."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hub_release.package import LAYOUT, sha256
+
+CODE = {
+    "a27a75d973f5b09678164629cea74df3677ead1737c9cb18d1b91f059b02fdf3": "infer.py of 0.1.0",
+    "6f71380d2821fc8c2251dd68ced51de3f1dc75313fee561580923ee56e38f5f2": "handler.py of 0.1.0",
+}
+"""SHA-256 of the code that earlier versions exported. A release that changes one of the files adds the old one."""
+_FIGURES = re.compile(r"`[^`]+`|\]\([^)\s]+\)|\d+(?:[.,]\d+)*")
+"""A code span, the target of a link, or a number."""
+
+
+def is_earlier_code(path: Path) -> bool:
+    """Did an earlier version export this file?"""
+    return sha256(path) in CODE
+
+
+def is_earlier(package: Path) -> bool:
+    """Did an earlier version export this package? By its ``infer.py``."""
+    return (package / LAYOUT.code).is_file() and is_earlier_code(package / LAYOUT.code)
+
+
+def figures(card: str) -> list[str]:
+    """The metadata of a card; then its numbers, code spans and links, in order.
+
+    Versions word a card differently. What it claims of the model is in these.
+    """
+    _, metadata, body = card.split("---\n", 2)
+    prose = re.sub(r"^```.*?^```$", "", body, flags=re.DOTALL | re.MULTILINE)
+    return [metadata, *_FIGURES.findall(prose)]

@@ -1,0 +1,89 @@
+"""A package that an earlier version exported: it loads, passes the check, and predicts the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hub_release.check.earlier import CODE, is_earlier
+from hub_release.check.gate import check, inspect
+from hub_release.cli import app
+from hub_release.export import renew_card
+from hub_release.package import LAYOUT, seal
+from tests.conftest import ROOT, add_to_hub_cache
+
+KEPT = ROOT / "tests" / "earlier"
+VERSIONS = sorted(path.name for path in KEPT.iterdir())
+
+
+@pytest.fixture(params=VERSIONS)
+def earlier(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package, with its backbone in a Hub cache of its own."""
+    kept = KEPT / request.param
+    add_to_hub_cache("tiny/mistral", kept / "backbone", tmp_path / "cache")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    return shutil.copytree(kept / "package", tmp_path / "package")
+
+
+def test_every_version_is_known_by_its_code() -> None:
+    assert sorted({name.split(" of ")[1] for name in CODE.values()}) == VERSIONS
+
+
+def test_it_passes_the_check(earlier: Path) -> None:
+    done = CliRunner().invoke(app, ["check", str(earlier)])
+    assert done.exit_code == 0, done.output
+    assert "An earlier version made it" in done.output
+    renew_card(earlier)
+    assert check(earlier) == []
+
+
+def test_this_version_s_code_predicts_the_same(earlier: Path) -> None:
+    code = """
+import json, sys
+from modeling.infer import EmotionClassifier
+classifier = EmotionClassifier(sys.argv[1])
+texts = [row["text"] for row in json.load(open(sys.argv[1] + "/golden.json"))["rows"]]
+print(json.dumps(classifier.predict_proba(texts).tolist()))
+"""
+    command = [sys.executable, "-c", code, str(earlier)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    golden = json.loads((earlier / LAYOUT.golden).read_text())
+    expected = np.array([row["probabilities"] for row in golden["rows"]])
+    np.testing.assert_allclose(json.loads(done.stdout), expected, atol=1e-4)
+
+
+def test_its_card_is_held_to_its_figures(earlier: Path) -> None:
+    card = (earlier / LAYOUT.card).read_text(encoding="utf-8")
+    assert inspect(earlier) == []
+    row = next(line for line in card.splitlines() if line.startswith("| joy |"))
+    changes = {
+        "a word": ("Reads a text", "Takes a text", False),
+        "a digit": (row, row.replace("0.", "1.", 1), True),
+        "a link": ("(#data)", "(https://elsewhere)", True),
+        "a number more": ("Reads a text", "Reads 2 texts", True),
+        "the metadata": ("pipeline_tag: text-classification", "pipeline_tag: fill-mask", True),
+    }
+    for what, (before, after, refused) in changes.items():
+        assert before in card, what
+        (earlier / LAYOUT.card).write_text(card.replace(before, after, 1), encoding="utf-8")
+        seal(earlier)
+        problems = inspect(earlier)
+        assert bool(problems) == refused and {problem.file for problem in problems} <= {LAYOUT.card}, what
+
+
+def test_a_package_of_this_version_is_held_to_every_word(package: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(package, tmp_path / "package")
+    assert not is_earlier(copy)
+    card = (copy / LAYOUT.card).read_text(encoding="utf-8")
+    (copy / LAYOUT.card).write_text(card.replace("eads a text", "eads every text", 1), encoding="utf-8")
+    seal(copy)
+    assert [problem.file for problem in inspect(copy)] == [LAYOUT.card]
