@@ -211,7 +211,7 @@ def real_texts() -> list[str]:
     if folder := os.environ.get("GOEMOTIONS_DIR"):
         lines = (Path(folder) / "test.tsv").read_text(encoding="utf-8").splitlines()
         return [line.split("\t")[0] for line in lines[:2000]]
-    with (ROOT / "training" / "starter" / "test.jsonl").open(encoding="utf-8") as file:
+    with (ROOT / "training" / "data" / "starter" / "test.jsonl").open(encoding="utf-8") as file:
         return [json.loads(line)["text"] for line in file]
 
 

@@ -111,7 +111,8 @@ def test_the_first_python_runs_in_a_package(package: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=package, capture_output=True, text=True, check=True)
     predicted, shape = done.stdout.splitlines()
     assert len(ast.literal_eval(predicted)) == 2 and shape == "(2, 3)"
-    assert done.stderr == ""  # nothing that a user cannot act on
+    said = [line for line in re.split(r"[\r\n]+", done.stderr) if line and "it/s]" not in line and "?it" not in line]
+    assert said == []  # nothing that a user cannot act on
 
 
 def test_the_commands_for_a_fresh_machine_are_those_of_ci(tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_every_training_command_of_every_readme_is_one() -> None:
         text = path.read_text(encoding="utf-8")
         for found in re.findall(r"(?:accelerate launch(?: --\w+(?: \d+)?)*|python) training/run\.py([^`\n]*)", text):
             words = shlex.split(found.split(" #")[0].replace("…", ""))
-            if "--help" in words or not words:
+            if "--help" in words or not words or words[0] == "[VERB]":
                 continue
             parse(words)
             seen += 1

@@ -12,6 +12,9 @@ from typing import Any
 
 # Threads that spin while they wait make two processes on two cores ten times slower; set before torch loads OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Bars belong on a screen, not in a log; tqdm reads this when it is imported.
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 from modeling.infer.quiet import silence_libraries
 from training.commands.verbs import Command

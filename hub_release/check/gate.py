@@ -43,8 +43,9 @@ def check(package: Path, allow_contaminated: bool = False) -> list[str]:
     """
     if not package.is_dir():
         return [str(PackageError(str(package), "is not a folder", "name a package that hub_release export wrote"))]
-    problems = inspect(package, allow_contaminated)
-    if all(problem.file in _NOT_LOADED for problem in problems) and not unreadable_problems(package):
+    unreadable = unreadable_problems(package)
+    problems = unreadable + _readable_problems(package, unreadable, allow_contaminated)
+    if not unreadable and all(problem.file in _NOT_LOADED for problem in problems):
         problems += golden_problems(package)
     return [printable(problem) for problem in problems]
 
@@ -56,14 +57,18 @@ def inspect(package: Path, allow_contaminated: bool = False) -> list[PackageErro
     copy without them.
     """
     unreadable = unreadable_problems(package)
-    if not unreadable:
-        return layout_problems(package) + _content_problems(package, allow_contaminated)
+    return unreadable + _readable_problems(package, unreadable, allow_contaminated)
+
+
+def _readable_problems(package: Path, unreadable: list[PackageError], allow_contaminated: bool) -> list[PackageError]:
     refused = {problem.file for problem in unreadable}
-    layout = [problem for problem in layout_problems(package) if problem.file not in refused]
+    layout = [problem for problem in layout_problems(package, refused) if problem.file not in refused]
+    if not unreadable:
+        return layout + _content_problems(package, allow_contaminated)
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary, "package")
-        copy_files(package, copy, LAYOUT.files(reads_words=True))
-        return [*unreadable, *layout, *_content_problems(copy, allow_contaminated)]
+        copy_files(package, copy, set(LAYOUT.files(reads_words=True)) - refused)
+        return layout + _content_problems(copy, allow_contaminated)
 
 
 def _content_problems(package: Path, allow_contaminated: bool) -> list[PackageError]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -59,16 +59,20 @@ def unreadable_problems(package: Path) -> list[PackageError]:
 
 
 def copy_files(package: Path, target: Path, names: Iterable[str]) -> list[PackageError]:
-    """Copy files of a package, as they are now, into a folder that nobody else knows.
+    """Copy those files of a package that exist, as they are now, into a folder that nobody else knows.
+
+    Args:
+        package: the package's folder.
+        target: folder to make.
+        names: files that may be opened, see :func:`unreadable_problems`.
 
     Returns:
-        Problems with files that could not be copied or must not be opened (see :func:`unreadable_problems`).
+        Problems with files that could not be copied.
     """
-    problems = unreadable_problems(package)
-    refused = {problem.file for problem in problems}
+    problems: list[PackageError] = []
     target.mkdir()
     for name in names:
-        if name in refused or not (package / name).is_file():
+        if not (package / name).is_file():
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -78,9 +82,9 @@ def copy_files(package: Path, target: Path, names: Iterable[str]) -> list[Packag
     return problems
 
 
-def layout_problems(package: Path) -> list[PackageError]:
-    """Files that are missing, empty, or not part of a package."""
-    expected = LAYOUT.files(_reads_words(package))
+def layout_problems(package: Path, unreadable: Collection[str] = ()) -> list[PackageError]:
+    """Files that are missing, empty, or not part of a package; those in ``unreadable`` are not opened."""
+    expected = LAYOUT.files(LAYOUT.config not in unreadable and _reads_words(package))
     present, known = set(package_files(package)), set(expected)
     lost = [
         PackageError(name, "is missing", "run hub_release export again") for name in expected if name not in present
@@ -93,8 +97,6 @@ def layout_problems(package: Path) -> list[PackageError]:
 
 
 def _reads_words(package: Path) -> bool:
-    if any(problem.file == LAYOUT.config for problem in unreadable_problems(package)):
-        return False  # reading a pipe never ends
     try:
         return read_json(package, LAYOUT.config).get("input") in ("tokens", "hybrid")
     except PackageError:  # reported with the weights

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from hub_release.check.gate import check
-from hub_release.check.integrity import copy_files
+from hub_release.check.integrity import copy_files, unreadable_problems
 from hub_release.hub.client import HubError, translated_errors
 from hub_release.hub.commit import Destination, Pushed, plan_files, push_files, require_reference
 from hub_release.hub.diff import CommitPlan
@@ -166,7 +166,7 @@ def _package_of(source: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         package = Path(temporary) / "package"
         if (source / LAYOUT.config).is_file():
-            problems = copy_files(source, package, package_files(source))
+            problems = unreadable_problems(source) or copy_files(source, package, package_files(source))
             if problems:
                 raise RefusedError(f"{source} is not pushed", [printable(problem) for problem in problems])
         else:

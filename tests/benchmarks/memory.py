@@ -96,11 +96,12 @@ def measure(case: Case) -> dict[str, int]:
     import torch
     from transformers import MistralConfig, MistralModel, TrainingArguments
 
+    from modeling.adapters import HEAD_PARTS, attach_lora
     from modeling.backbones import load_frozen_backbone, restore_float32
     from modeling.fused_layer import fuse_layers
     from modeling.infer import EmotionConfig, EmotionModel, Features, predict_logits
     from modeling.memory import INFERENCE_ROWS, Setting, evaluation_rows, plan_memory
-    from modeling.recipe import ALL_LINEAR, HEAD_PARTS, attach_lora
+    from modeling.recipe import ALL_LINEAR
     from training.fit.trainer import FeatureDataset, FocalTrainer
 
     backbone_config = MistralConfig(

@@ -24,9 +24,10 @@ from timing import alternate, emit, matrix_product
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from modeling.adapters import HEAD_PARTS, attach_lora
 from modeling.backbones import compile_layers, hold_bfloat16, read_tokenizer
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, Features, load_backbone, to_tensors, tokenize
-from modeling.recipe import ALL_LINEAR, HEAD_PARTS, Recipe, attach_lora
+from modeling.recipe import ALL_LINEAR, Recipe
 from training.fit.build import fit_precision
 
 LABELS = [str(number) for number in range(28)]

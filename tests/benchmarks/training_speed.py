@@ -19,10 +19,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from timing import alternate, emit, matrix_product
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from modeling.adapters import HEAD_PARTS, attach_lora
 from modeling.backbones import compile_layers
 from modeling.fused_layer import fuse_layers
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, at_most, load_backbone
-from modeling.recipe import ALL_LINEAR, HEAD_PARTS, attach_lora
+from modeling.recipe import ALL_LINEAR
 
 LABELS = [str(number) for number in range(28)]
 

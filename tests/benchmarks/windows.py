@@ -21,11 +21,11 @@ from timing import emit
 
 from modeling.infer import EmotionClassifier, cut_into_windows, pool_windows, predict_logits
 from modeling.recipe import choices
-from training.commands.evaluate import load_classifier
 from training.data.corpus import Split
 from training.fit.prepare import Corpora
 from training.options import parse
 from training.scores.scoring import scores
+from training.trained import load_classifier
 
 KINDS = ("neutral", "same", "passage")
 TEXTS_OF_A_KIND = 150

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import time
 from datetime import timedelta
 
 import torch
 from accelerate import PartialState
-from transformers.utils import logging as transformers_logging
 
 from modeling.recipe import Recipe
 from modeling.records import AUDIT, ENVIRONMENT, LABEL_FREQUENCIES_PLOT, LOG, RECIPE, Environment
@@ -85,8 +83,6 @@ def log_to(run: RunFolder, state: PartialState) -> None:
     if state.is_main_process:
         handlers = [logging.StreamHandler(), logging.FileHandler(run.path / LOG, encoding="utf-8")]
     logging.captureWarnings(True)  # warnings become log lines too
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
     for name in ("training", "modeling"):
         logging.getLogger(name).setLevel(logging.INFO)
