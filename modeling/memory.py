@@ -24,7 +24,7 @@ from modeling.adapters import HEAD_PARTS, IDLE, attach_lora
 from modeling.backbones import build_on_meta, hold_bfloat16, holds_matrices_alone
 from modeling.focal import focal_loss
 from modeling.infer import EmotionConfig, EmotionModel, attention_kernel
-from modeling.meter import Meter, QuantisedLinear, without_content
+from modeling.meter import Meter, QuantizedLinear, without_content
 from modeling.recipe import ALL_LINEAR
 
 GIB = 2**30
@@ -168,7 +168,7 @@ def _build(setting: Setting, dtype: torch.dtype, training: bool = False) -> tupl
                 module.float()
             for name, child in module.named_children():
                 if setting.config.quantization != "none" and type(child) is nn.Linear:
-                    setattr(module, name, QuantisedLinear(child, setting.config.quantization))
+                    setattr(module, name, QuantizedLinear(child, setting.config.quantization))
         if setting.config.reads_one_token:
             backbone.norm.float()
         alpha = setting.lora_rank  # a factor takes no memory
@@ -177,8 +177,8 @@ def _build(setting: Setting, dtype: torch.dtype, training: bool = False) -> tupl
 
 
 def _part(name: str, tensor: torch.Tensor, owner: nn.Module) -> str:
-    if isinstance(owner, QuantisedLinear):
-        return "quantised matrices" if name.endswith(".weight") else "constants of the quantised matrices"
+    if isinstance(owner, QuantizedLinear):
+        return "quantized matrices" if name.endswith(".weight") else "constants of the quantized matrices"
     if ".original_module." in name:
         return _COPY
     if any(f"{part}." in name for part in HEAD_PARTS):
@@ -199,7 +199,7 @@ def weigh(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         owner = modules[name.rpartition(".")[0]]
         part = _part(f".{name}", tensor, owner)
-        quantized = isinstance(owner, QuantisedLinear) and isinstance(tensor, nn.Parameter)
+        quantized = isinstance(owner, QuantizedLinear) and isinstance(tensor, nn.Parameter)
         count = cast(Any, owner).in_features * cast(Any, owner).out_features if quantized else tensor.numel()
         parameters[part] = parameters.get(part, 0) + (count if isinstance(tensor, nn.Parameter) else 0)
         sizes[part] = sizes.get(part, 0) + tensor.numel() * tensor.element_size()

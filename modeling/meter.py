@@ -111,7 +111,7 @@ class _QuantizedProduct(torch.autograd.Function):
         return gradient @ gradient.new_empty(ctx.shape), None, None
 
 
-class QuantisedLinear(nn.Linear):
+class QuantizedLinear(nn.Linear):
     """The shapes and allocations of ``bitsandbytes.nn.Linear4bit`` or ``Linear8bitLt``, without content."""
 
     def __init__(self, linear: nn.Linear, quantization: str) -> None:

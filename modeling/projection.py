@@ -15,7 +15,7 @@ from torch import nn
 
 
 @torch.no_grad()
-def standardise_projection(
+def standardize_projection(
     projection: nn.Sequential, embeddings: np.ndarray, token_norm: float, seed: int, sample: int = 4_096
 ) -> None:
     """Initialize a projection in place from the embeddings that it will read.

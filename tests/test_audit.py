@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 from training.audit.label_order import suspect_labels
 from training.audit.rows import CorpusAudit, LeakError, apply_policy, audit_corpus, audit_rows
 from training.data.balance import oversample, real_rows
-from training.data.copies import MIN_SHINGLES, NEAR, SHINGLE, find_copies, match_key, normalise
+from training.data.copies import MIN_SHINGLES, NEAR, SHINGLE, find_copies, match_key, normalize
 from training.data.corpus import Corpus, Split, load_corpus
 from training.data.encoding import encode
 from training.run import main
@@ -62,13 +62,13 @@ def planted() -> Corpus:
 
 
 def test_normalise() -> None:
-    assert normalise("  Hello,\t  WORLD!\n") == "hello world"
-    assert normalise("ﬁne \u200bStraße ２") == "fine strasse 2"
-    assert normalise("so 😂😂 sad ❤️") == normalise("So 😂😂, sad ❤")
+    assert normalize("  Hello,\t  WORLD!\n") == "hello world"
+    assert normalize("ﬁne \u200bStraße ２") == "fine strasse 2"
+    assert normalize("so 😂😂 sad ❤️") == normalize("So 😂😂, sad ❤")
     # What is punctuation only is not all the same.
-    assert normalise(" :) ") == ":)" and normalise("!!!") != normalise("???")
+    assert normalize(" :) ") == ":)" and normalize("!!!") != normalize("???")
     assert match_key("Well,done") == match_key("well done")
-    assert normalise("ok 😂") != normalise("ok 😡")
+    assert normalize("ok 😂") != normalize("ok 😡")
 
 
 words = st.lists(st.text("abcdefxyzéüßжд0", min_size=1, max_size=8), min_size=1, max_size=12)
@@ -122,7 +122,7 @@ def test_the_best_copy_is_named_once() -> None:
 
 
 def shingles(text: str) -> set[str]:
-    return {normalise(text)[i : i + SHINGLE] for i in range(len(normalise(text)) - SHINGLE + 1)}
+    return {normalize(text)[i : i + SHINGLE] for i in range(len(normalize(text)) - SHINGLE + 1)}
 
 
 @settings(max_examples=25, deadline=None)
@@ -294,8 +294,8 @@ def test_labels_that_mlsmote_cannot_have_given(rule: str) -> None:
 # The order of labels
 
 
-def labelled(seed: int, size: int, counts: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings that tell their labels, though not clearly; neighbouring labels are alike."""
+def labeled(seed: int, size: int, counts: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings that tell their labels, though not clearly; neighboring labels are alike."""
     labels = (np.random.default_rng(seed).random((size, len(counts))) < counts).astype(np.int8)
     directions = np.random.default_rng(0).normal(size=(len(counts), 16))
     directions[1:] += 0.5 * directions[:-1]
@@ -308,7 +308,7 @@ SIX = ("joy", "anger", "fear", "love", "pride", "grief")
 
 
 def test_permuted_labels_are_found() -> None:
-    train, (embeddings, labels) = labelled(1, 2_000, SHARES), labelled(7, 800, SHARES)
+    train, (embeddings, labels) = labeled(1, 2_000, SHARES), labeled(7, 800, SHARES)
     assert suspect_labels(*train, embeddings, labels, SIX) == []
     swapped = labels[:, [1, 0, 2, 3, 4, 5]]
     (found,) = suspect_labels(*train, embeddings, swapped, SIX)

@@ -32,12 +32,12 @@ def columns(rows: Rows) -> list[np.ndarray]:
     seed=st.integers(0, 10_000),
     size=st.integers(3, 60),
     target=st.integers(1, 40),
-    neighbours=st.integers(1, 7),
+    neighbors=st.integers(1, 7),
 )
-def test_rows_are_what_their_parents_give(method: str, seed: int, size: int, target: int, neighbours: int) -> None:
+def test_rows_are_what_their_parents_give(method: str, seed: int, size: int, target: int, neighbors: int) -> None:
     embeddings, labels = make(seed, size)
     copies = embeddings.copy(), labels.copy()
-    rows = oversample(real_rows(embeddings, labels), NAMES, method, seed, target, neighbours=neighbours)
+    rows = oversample(real_rows(embeddings, labels), NAMES, method, seed, target, neighbors=neighbors)
     np.testing.assert_array_equal(embeddings, copies[0])
     np.testing.assert_array_equal(labels, copies[1])
     assert not rows.synthetic[:size].any() and rows.synthetic[size:].all()
@@ -55,7 +55,7 @@ def test_rows_are_what_their_parents_give(method: str, seed: int, size: int, tar
     assert (counts[:2] >= target).all()
     if method == "ismote-r2":  # what a new row adds to other labels does not count
         assert rows.synthetic.sum() == np.maximum(target - labels.sum(axis=0)[:2], 0).sum()
-    again = oversample(real_rows(embeddings, labels), NAMES, method, seed, target, neighbours=neighbours)
+    again = oversample(real_rows(embeddings, labels), NAMES, method, seed, target, neighbors=neighbors)
     for one, other in zip(columns(rows), columns(again), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -76,11 +76,11 @@ def test_label_sets_of_mlsmote_lie_within_each_other(seed: int, size: int) -> No
 
 
 def test_mlsmote_takes_the_labels_of_more_than_half() -> None:
-    # Four rows share b; of a row and its three neighbours, a is on three, c on two, d on one.
+    # Four rows share b; of a row and its three neighbors, a is on three, c on two, d on one.
     labels = np.array([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 0, 0], [0, 1, 0, 1]], dtype=np.int8)
     rows = real_rows(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), labels)
     for kind, expected in (("ranking", [1, 1, 0, 0]), ("union", [1, 1, 1, 1]), ("intersection", [0, 1, 0, 0])):
-        made = oversample(rows, tuple("abcd"), "mlsmote", 0, 6, neighbours=3, only=("b",), mlsmote_labels=kind)
+        made = oversample(rows, tuple("abcd"), "mlsmote", 0, 6, neighbors=3, only=("b",), mlsmote_labels=kind)
         assert made.labels[4:].tolist() == [expected] * 2
 
 
@@ -126,7 +126,7 @@ def test_edge_cases() -> None:
     for method in MADE:  # a single positive is copied
         rows = oversample(real_rows(embeddings, labels), NAMES, method, 0, 4, only=("b",))
         np.testing.assert_array_equal(rows.embeddings[10:], np.repeat(embeddings[3:4], 3, axis=0))
-    twins = np.repeat(embeddings, 2, axis=0), np.repeat(labels, 2, axis=0)  # copies among the neighbours
+    twins = np.repeat(embeddings, 2, axis=0), np.repeat(labels, 2, axis=0)  # copies among the neighbors
     assert len(oversample(real_rows(*twins), NAMES, "ismote", 0, 30, only=("b",))) == 20 + 28
 
 

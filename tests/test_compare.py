@@ -204,8 +204,8 @@ def test_bad_axes(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixtur
     ):
         assert main([*flags, *bad, "--output_dir", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
-    assert main([*flags, "--compare", "colour=red", "--output_dir", str(tmp_path)]) == 2
-    assert "--colour" in capsys.readouterr().err
+    assert main([*flags, "--compare", "color=red", "--output_dir", str(tmp_path)]) == 2
+    assert "--color" in capsys.readouterr().err
 
 
 def test_null_test_passes_the_honest_order_and_fails_the_references(

@@ -238,8 +238,8 @@ def test_one_text_gives_what_predict_says(page: Page, classifier: EmotionClassif
         said = f"{everything[label]:.3f}, threshold {classifier.config.thresholds[label]:.3f}, {verdict}"
         expect(row.get_by_role("img")).to_have_accessible_name(said)
     page.screenshot(path=shots / "one-text-1280.png", full_page=True)
-    colours = page.locator("#bars .fill").evaluate_all("bars => bars.map(bar => getComputedStyle(bar).background)")
-    assert len(set(colours)) == 3  # predicted, not predicted, predicted but unreliable
+    colors = page.locator("#bars .fill").evaluate_all("bars => bars.map(bar => getComputedStyle(bar).background)")
+    assert len(set(colors)) == 3  # predicted, not predicted, predicted but unreliable
     assert page.locator("#bars tr.unreliable").evaluate_all("rows => rows.map(r => r.dataset.label)") == ["fear"]
     page.get_by_text("1 of 3 labels is unreliable").click()
     with (folder / "per_label.csv").open(newline="") as file:
@@ -511,14 +511,14 @@ def test_the_card_carries_its_own_pictures_and_no_others(tmp_path: Path) -> None
     assert card == "# Title\n![own](data:image/png;base64,iVBORw==) foreign\n"
 
 
-def luminance(colour: str) -> float:
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def contrast(one: str, other: str) -> float:
-    """Contrast ratio of two colours, 1 to 21 (WCAG 2.1)."""
+    """Contrast ratio of two colors, 1 to 21 (WCAG 2.1)."""
     low, high = sorted(map(luminance, (one, other)))
     return (high + 0.05) / (low + 0.05)
 
@@ -526,10 +526,10 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize(("mode", "background"), [(0, "#ffffff"), (1, "#0b0f19")])
 def test_colours_can_be_told_apart(mode: int, background: str) -> None:
     css = Path(page_app.__file__).with_suffix(".css").read_text()
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", css.split("}")[mode]))
-    assert set(colours) == {"strong", "weak", "doubt", "doubt-weak", "track", "mark", "quiet"}
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", css.split("}")[mode]))
+    assert set(colors) == {"strong", "weak", "doubt", "doubt-weak", "track", "mark", "quiet"}
     for name in ("strong", "doubt", "mark", "quiet"):
-        assert contrast(colours[name], background) >= 4.5, name
+        assert contrast(colors[name], background) >= 4.5, name
     for name in ("strong", "weak", "doubt", "doubt-weak", "mark"):
-        assert contrast(colours[name], colours["track"]) >= 3, name
-    assert contrast(colours["strong"], colours["weak"]) >= 2
+        assert contrast(colors[name], colors["track"]) >= 3, name
+    assert contrast(colors["strong"], colors["weak"]) >= 2

@@ -22,7 +22,7 @@ from tests.conftest import tiny_flags, write_corpus
 from tests.test_trainer import launch
 from training.commands.evaluate import load_classifier
 from training.fit import distillation
-from training.fit.distillation import distil, hash_inputs
+from training.fit.distillation import distill, hash_inputs
 from training.fit.prepare import Corpora, prepare
 from training.options import parse
 from training.recipe import RecipeError
@@ -52,7 +52,7 @@ def flags(teachers: list[str], tiny_backbone: str, tmp_path: Path) -> list[str]:
 
 def test_targets_are_half_labels_and_half_what_the_teachers_say(teachers: list[str], flags: list[str]) -> None:
     recipe = parse(flags).recipe
-    data = distil(prepare(recipe, Corpora()), recipe)
+    data = distill(prepare(recipe, Corpora()), recipe)
     texts, labels = data.training_texts(), data.rows.labels
     assert len(texts) == len(labels) > 48  # with copies
     assert data.targets is not None
@@ -67,13 +67,13 @@ def test_targets_are_half_labels_and_half_what_the_teachers_say(teachers: list[s
 def test_what_was_said_is_read_again(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = parse(flags).recipe
     data = prepare(recipe, Corpora())
-    before = distil(data, recipe).targets
+    before = distill(data, recipe).targets
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("a teacher was asked again")
 
     monkeypatch.setattr(distillation, "load_classifier", refuse)
-    np.testing.assert_array_equal(distil(data, recipe).targets, before)
+    np.testing.assert_array_equal(distill(data, recipe).targets, before)
 
 
 def test_bfloat16_says_nearly_the_same(teachers: list[str]) -> None:

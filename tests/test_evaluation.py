@@ -1,4 +1,4 @@
-"""Evaluation on any labelled file: mappings, odd files, hand-worked counts, and the same scores wherever a model lies."""
+"""Evaluation on any labeled file: mappings, odd files, hand-worked counts, and the same scores wherever a model lies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from modeling.infer import EmotionClassifier, EmotionConfig, EmotionModel
 from training.commands import evaluate as evaluation
-from training.commands.evaluate import LabelledRow, load_classifier, read_rows, score
+from training.commands.evaluate import LabeledRow, load_classifier, read_rows, score
 from training.data.label_mapping import LabelMapping, MappingError, match_labels, read_mapping, shipped_mappings
 from training.data.tables import CorpusError
 from training.data.taxonomy import GOEMOTIONS_28, MAPPINGS, TAXONOMIES
@@ -130,11 +130,11 @@ def test_a_hand_worked_mapping(
         evaluation, "predict_probabilities", lambda _, said, size: np.array([probabilities[t] for t in said.embeddings])
     )
     rows = [
-        LabelledRow("one", ("happy",)),
-        LabelledRow("two", ("cross", "tired")),
-        LabelledRow("three", ("cross", "happy")),
-        LabelledRow("four", ("tired",)),
-        LabelledRow("five", ()),
+        LabeledRow("one", ("happy",)),
+        LabeledRow("two", ("cross", "tired")),
+        LabeledRow("three", ("cross", "happy")),
+        LabeledRow("four", ("tired",)),
+        LabeledRow("five", ()),
     ]
     match = match_labels(read_mapping(str(path)), classifier.labels, {"happy": 2, "cross": 2, "tired": 2}, "rows.csv")
     result = score(classifier, rows, match)
@@ -237,7 +237,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     labels = ("joy", "anger", "fear")
     hot = pd.DataFrame({"text": [t for t, _ in rows]} | {name: [int(name in n) for _, n in rows] for name in labels})
     hot.to_csv(tmp_path / "hot.csv", index=False)
-    expected = sorted(LabelledRow(text, tuple(sorted(names))) for text, names in rows)
+    expected = sorted(LabeledRow(text, tuple(sorted(names))) for text, names in rows)
     for name in ("a.jsonl", "a.parquet", "a.csv", "a.tsv", "hot.csv"):
         for mapping in (None, read_mapping("plutchik")):  # a header is seen, whatever the mapping says of columns
             assert read_rows(tmp_path / name, mapping, labels, "text", "labels") == expected, name

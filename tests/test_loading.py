@@ -1,4 +1,4 @@
-"""Loading a backbone: what is quantised really is, whatever the checkpoint looks like, and what cannot be says so."""
+"""Loading a backbone: what is quantized really is, whatever the checkpoint looks like, and what cannot be says so."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from modeling.infer import (
     load_encoder,
     quantization,
 )
-from modeling.projection import standardise_projection
+from modeling.projection import standardize_projection
 from modeling.recipe import ALL_LINEAR
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config
 
@@ -65,8 +65,8 @@ def vision_model(text: MistralConfig) -> Mistral3ForConditionalGeneration:
     return Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision))
 
 
-def quantise(model: type[Any], source: Path, target: Path, **settings: Any) -> None:
-    """Write a checkpoint that is quantised already."""
+def quantize(model: type[Any], source: Path, target: Path, **settings: Any) -> None:
+    """Write a checkpoint that is quantized already."""
     config = BitsAndBytesConfig(**settings)
     model.from_pretrained(source, quantization_config=config, dtype=torch.bfloat16).save_pretrained(target)
 
@@ -88,11 +88,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(weights, folder / "vision-new" / "model.safetensors", metadata={"format": "pt"})
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     double = {**nf4, "bnb_4bit_use_double_quant": True}
-    quantise(MistralModel, folder / "plain", folder / "plain-nf4", **double)
-    quantise(MistralModel, folder / "plain", folder / "plain-nf4-once", **nf4)
-    quantise(MistralModel, folder / "plain", folder / "plain-fp4", load_in_4bit=True)
-    quantise(MistralModel, folder / "plain", folder / "plain-8bit", load_in_8bit=True)
-    quantise(
+    quantize(MistralModel, folder / "plain", folder / "plain-nf4", **double)
+    quantize(MistralModel, folder / "plain", folder / "plain-nf4-once", **nf4)
+    quantize(MistralModel, folder / "plain", folder / "plain-fp4", load_in_4bit=True)
+    quantize(MistralModel, folder / "plain", folder / "plain-8bit", load_in_8bit=True)
+    quantize(
         Mistral3ForConditionalGeneration,
         folder / "vision",
         folder / "vision-nf4",
@@ -127,9 +127,9 @@ def run(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("quantization", ["nf4", "8bit"])
-@pytest.mark.parametrize("source", ["plain", "headed", "vision", "prequantised"])
+@pytest.mark.parametrize("source", ["plain", "headed", "vision", "prequantized"])
 @FORMS
-def test_the_weights_are_quantised(
+def test_the_weights_are_quantized(
     checkpoints: Path,
     source: str,
     quantization: str,
@@ -137,7 +137,7 @@ def test_the_weights_are_quantised(
     device: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    folder = checkpoints / (f"plain-{quantization}" if source == "prequantised" else source)
+    folder = checkpoints / (f"plain-{quantization}" if source == "prequantized" else source)
     caplog.set_level("INFO")
     model = load_backbone(str(folder), quantization=quantization, one_token=one_token, device=device)
     linear = linear_layers(model)
@@ -165,7 +165,7 @@ def test_the_weights_are_quantised(
 
 
 @FORMS
-def test_a_layer_that_is_not_quantised_is_found(
+def test_a_layer_that_is_not_quantized_is_found(
     checkpoints: Path, one_token: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model: Any = load_backbone(str(checkpoints / "plain"), quantization="nf4", one_token=one_token)
@@ -191,7 +191,7 @@ def test_a_layer_that_is_not_quantised_is_found(
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "8bit"])
-def test_one_token_is_as_near_to_the_quantised_weights_as_the_stock_model(checkpoints: Path, quantization: str) -> None:
+def test_one_token_is_as_near_to_the_quantized_weights_as_the_stock_model(checkpoints: Path, quantization: str) -> None:
     source = str(checkpoints / "plain")
     whole, one = (load_backbone(source, quantization=quantization, one_token=form) for form in (False, True))
     weights = {name: exact_weight(module) for name, module in linear_layers(whole).items()}
@@ -203,7 +203,7 @@ def test_one_token_is_as_near_to_the_quantised_weights_as_the_stock_model(checkp
     expected = run(exact, tokens())
     stock, ours = ((run(model, tokens()) - expected).abs().mean() for model in (whole, one))
     assert ours < 1.1 * stock < 0.05 * expected.abs().mean()
-    assert (expected - run(load_backbone(source), tokens())).abs().mean() > ours  # quantisation itself changes more
+    assert (expected - run(load_backbone(source), tokens())).abs().mean() > ours  # quantization itself changes more
 
 
 def real_texts() -> list[str]:
@@ -221,7 +221,7 @@ def decide(*models: nn.Module) -> list[torch.Tensor]:
     assert len(embeddings) in (180, 2000)
     torch.manual_seed(0)
     projection, classifier = build_projection(512, 576), nn.Linear(576, 28)
-    standardise_projection(projection, embeddings, token_norm=960.0, seed=0)
+    standardize_projection(projection, embeddings, token_norm=960.0, seed=0)
     with torch.no_grad():
         inputs = projection(torch.from_numpy(embeddings))[:, None]
         logits = [classifier(torch.cat([run(model, part) for part in inputs.split(512)])[:, 0]) for model in models]
@@ -229,7 +229,7 @@ def decide(*models: nn.Module) -> list[torch.Tensor]:
 
 
 def test_decisions_on_real_texts_with_the_real_backbone() -> None:
-    """Of the quantised stock model and of one token, neither is nearer to what the 4-bit weights stand for."""
+    """Of the quantized stock model and of one token, neither is nearer to what the 4-bit weights stand for."""
     stock, one = (load_backbone(BUNDLED_BACKBONE, quantization="nf4", one_token=form) for form in (False, True))
     exact = load_backbone(BUNDLED_BACKBONE, one_token=True)
     for name, module in linear_layers(exact).items():
@@ -251,15 +251,15 @@ def test_bfloat16_decisions_on_real_texts_with_the_real_backbone() -> None:
 
 
 @FORMS
-def test_a_quantised_checkpoint_is_the_plain_one_quantised(checkpoints: Path, one_token: bool) -> None:
-    quantised, plain = (
+def test_a_quantized_checkpoint_is_the_plain_one_quantized(checkpoints: Path, one_token: bool) -> None:
+    quantized, plain = (
         load_backbone(str(checkpoints / name), quantization="nf4", one_token=one_token)
         for name in ("plain-nf4", "plain")
     )
-    torch.testing.assert_close(run(quantised, tokens()), run(plain, tokens()), rtol=0, atol=0)
+    torch.testing.assert_close(run(quantized, tokens()), run(plain, tokens()), rtol=0, atol=0)
 
 
-def test_a_checkpoint_quantised_once_stays_so(checkpoints: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_quantized_once_stays_so(checkpoints: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     load_backbone(str(checkpoints / "plain-nf4-once"), quantization="nf4", one_token=True)
     assert "10 of 10 linear layers in nf4, " in caplog.text
@@ -413,7 +413,7 @@ def test_a_checkpoint_without_its_weights(checkpoints: Path, tmp_path: Path) -> 
 
 
 NOT_SUPPORTED = {
-    "an unknown quantisation": ("plain", "int3", "cpu", ValueError, r"unknown quantization 'int3'. Remedy: use none"),
+    "an unknown quantization": ("plain", "int3", "cpu", ValueError, r"unknown quantization 'int3'. Remedy: use none"),
     "nf4 checkpoint, none": ("plain-nf4", "none", "cpu", ValueError, r"in nf4, but .* is none. Remedy: use quant.*nf4"),
     "nf4 checkpoint, 8bit": ("plain-nf4", "8bit", "cpu", ValueError, r"in nf4, but .* is 8bit. Remedy: use .*nf4, or"),
     "8bit checkpoint, none": ("plain-8bit", "none", "cpu", ValueError, r"in 8bit, .* Remedy: use quant.* 8bit, or"),

@@ -134,10 +134,10 @@ def test_the_weights_of_a_4_bit_backbone(tmp_path: Path) -> None:
     setting.config.backbone_config = config.to_diff_dict() | {"model_type": "mistral"}
     plan = plan_memory(setting)
     assert len(matrices) == 2 * 5
-    assert plan.inference["quantised matrices"] == sum(matrix.nbytes for matrix in matrices)
-    assert plan.inference["constants of the quantised matrices"] == constants
+    assert plan.inference["quantized matrices"] == sum(matrix.nbytes for matrix in matrices)
+    assert plan.inference["constants of the quantized matrices"] == constants
     assert plan.inference["norms and buffers"] == sum(p.nbytes for p in real.parameters() if p.ndim == 1)
-    assert plan.parameters["quantised matrices"] == 2 * sum(matrix.nbytes for matrix in matrices)
+    assert plan.parameters["quantized matrices"] == 2 * sum(matrix.nbytes for matrix in matrices)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_bnb_8bit"])
@@ -177,7 +177,7 @@ def test_every_saving_saves() -> None:
     trainable = plain.parameters["adapters"] + plain.parameters["head"]
     assert accumulated["gradients"] == 4 * trainable > plain.training["step"]["gradients"]
     eight_bit = plan_memory(tiny_setting(quantization="8bit", dtype=torch.bfloat16, scoring_dtype=torch.bfloat16))
-    assert eight_bit.inference["quantised matrices"] == plain.parameters["frozen matrices"]
+    assert eight_bit.inference["quantized matrices"] == plain.parameters["frozen matrices"]
 
 
 def test_mistral_small_fits(
@@ -187,10 +187,10 @@ def test_mistral_small_fits(
     recipe = parse(["--recipe", "mistral_24b", "--gradient_accumulation_steps", "1"]).recipe
     plan = plan_memory(read_setting(recipe))
     matrices = [5120 * 1024, 4096 * 5120, 5120 * 32768, 5120 * 32768, 32768 * 5120]
-    assert plan.parameters["quantised matrices"] == 40 * sum(matrices) == 21_181_235_200
+    assert plan.parameters["quantized matrices"] == 40 * sum(matrices) == 21_181_235_200
     for parts in [*plan.training.values(), plan.inference]:
-        assert parts["quantised matrices"] == 40 * sum(matrices) // 2
-        assert parts["constants of the quantised matrices"] == 40 * sum(map(constants_nf4, matrices))
+        assert parts["quantized matrices"] == 40 * sum(matrices) // 2
+        assert parts["constants of the quantized matrices"] == 40 * sum(map(constants_nf4, matrices))
     assert plan.inference["workspace"] > 2 * 5120 * 32768  # one matrix in bfloat16
     assert smallest_gpu(plan.inference_peak) == 12 and smallest_gpu(plan.training_peak) == 16
     assert plan.inference_peak + RESERVE < 12 * GIB and plan.training_peak + RESERVE < 16 * GIB

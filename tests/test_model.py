@@ -1,4 +1,4 @@
-"""The model: shapes, freezing, pooling, initialisation, encoders, and the real weights."""
+"""The model: shapes, freezing, pooling, initialization, encoders, and the real weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from modeling.infer import (
     load_backbone,
     load_encoder,
 )
-from modeling.projection import standardise_projection
+from modeling.projection import standardize_projection
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config
 from training.fit.batch import read_setting
 from training.options import parse
@@ -90,10 +90,10 @@ def test_only_heads_and_lora_train() -> None:
         split_trained_weights({"base_model.model.other.weight": torch.zeros(1)})
 
 
-def test_standardised_projection() -> None:
+def test_standardized_projection() -> None:
     embeddings = (np.random.default_rng(0).normal(size=(500, EMBED_DIM)) * 0.04 + 0.3).astype(np.float32)
     model = tiny_model()
-    standardise_projection(model.projection, embeddings, token_norm=50.0, seed=0)
+    standardize_projection(model.projection, embeddings, token_norm=50.0, seed=0)
     with torch.no_grad():
         inner = model.projection[0](torch.from_numpy(embeddings))
         tokens = model.projection(torch.from_numpy(embeddings))

@@ -44,7 +44,7 @@ def test_every_recipe_that_ships_is_valid() -> None:
 def test_flags_win_and_the_saved_recipe_gives_the_same(tmp_path: Path) -> None:
     recipe = parse(["--recipe", "goemotions", "--epochs", "3", "--labels", "joy", "anger"]).recipe
     assert recipe.epochs == 3 and recipe.labels == ["joy", "anger"] and recipe.token_norm == 960
-    RunFolder(tmp_path).write_recipe(dataclasses.asdict(recipe))
+    RunFolder(tmp_path).write_recipe(recipe)
     command = parse(["--recipe", str(tmp_path / "recipe.yaml")])
     again, options = command.recipe, command.options
     assert again == recipe and options.output_dir == "runs/recipe"

@@ -46,7 +46,7 @@ def test_the_references_package_loads_unchanged(reference: Path, fuse: bool, cap
     "base_name", [f"{BACKBONE}-unsloth-bnb-4bit", f"{BACKBONE}-bnb-4bit".lower(), BACKBONE.lower(), None]
 )
 def test_the_adapter_names_the_4_bit_copy_of_its_backbone(backbone: str, tmp_path: Path, base_name: str) -> None:
-    """Unsloth trains on a quantised copy under another name, which the adapter then carries."""
+    """Unsloth trains on a quantized copy under another name, which the adapter then carries."""
     package = write_reference_package(tmp_path / "reference", backbone, "model.language_model.", base_name)
     assert EmotionClassifier(package, encoder=fake_encoder).predict_proba(TEXTS).shape == (len(TEXTS), 28)
 

@@ -346,8 +346,8 @@ def test_a_run_and_its_classifier(
 
 @pytest.mark.parametrize("quantization", ["nf4", "8bit"])
 @pytest.mark.parametrize("reads", ["tokens", "hybrid"])
-def test_a_quantised_backbone_of_a_vision_model_reads_words(tmp_path: Path, quantization: str, reads: str) -> None:
-    """The 24B's path, small: the language model of a Mistral 3, quantised; scored as it was trained."""
+def test_a_quantized_backbone_of_a_vision_model_reads_words(tmp_path: Path, quantization: str, reads: str) -> None:
+    """The 24B's path, small: the language model of a Mistral 3, quantized; scored as it was trained."""
     torch.manual_seed(0)
     text = tiny_config()
     text.update({"hidden_size": 64, "intermediate_size": 64, "head_dim": 16})

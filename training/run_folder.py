@@ -20,7 +20,7 @@ import psutil
 import torch
 import yaml
 
-from modeling.recipe import free_on_resume
+from modeling.recipe import FIELDS, Recipe, free_on_resume
 from modeling.records import AUDIT, MODEL, RECIPE, RESULTS, Environment, Record
 from training.errors import TrainingError
 
@@ -156,9 +156,10 @@ class RunFolder:
         content: Content = json.loads((self.path / record).read_text(encoding="utf-8"))
         return content
 
-    def write_recipe(self, fields: Mapping[str, Any]) -> None:
-        """Write the resolved recipe, which reproduces the run."""
-        self.write_text(RECIPE, yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True))
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write the resolved recipe, group by group; it gives the same run again."""
+        fields = {name: getattr(recipe, name) for name in FIELDS}
+        self.write_text(RECIPE, yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
 
     def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Write named arrays as ``.npz``."""

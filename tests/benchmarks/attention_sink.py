@@ -15,7 +15,7 @@ import torch
 
 from modeling.backbones import load_frozen_backbone
 from modeling.infer import BUNDLED_BACKBONE, build_projection, load_encoder
-from modeling.projection import standardise_projection
+from modeling.projection import standardize_projection
 from training.data.corpus import load_corpus
 
 TEXTS = 200
@@ -32,7 +32,7 @@ def main() -> None:
         for norm in (3, 30, 96, 300, 960):
             torch.manual_seed(0)
             projection = build_projection(embeddings.shape[1], table.shape[1])
-            standardise_projection(projection, embeddings, norm, seed=0)
+            standardize_projection(projection, embeddings, norm, seed=0)
             tokens = projection(torch.from_numpy(embeddings)).unsqueeze(1)
             if prefix == "bos":
                 tokens = torch.cat([table[backbone.config.bos_token_id].expand_as(tokens), tokens], dim=1)

@@ -24,7 +24,7 @@ Line = dict[str, Any]
 
 
 def bars(axes: Axes, lines: list[Line], name: str, value: str, title: str) -> None:
-    """A bar for each line, labelled with its value."""
+    """A bar for each line, labeled with its value."""
     drawn = axes.barh([line[name] for line in lines], [line[value] for line in lines])
     axes.bar_label(drawn, fmt="%.0f", padding=2)
     axes.invert_yaxis()

@@ -13,7 +13,7 @@ import numpy as np
 
 from modeling.recipe import AuditPolicy
 from training.data.balance import Rows
-from training.data.copies import KINDS, Copy, find_copies, find_copies_both_ways, match_key, summarise
+from training.data.copies import KINDS, Copy, find_copies, find_copies_both_ways, match_key, summarize
 from training.data.corpus import Corpus, Split, label_counts
 from training.data.reading import SPLITS
 from training.errors import TrainingError
@@ -60,7 +60,7 @@ def audit_corpus(corpus: Corpus) -> CorpusAudit:
     copies["train"] = _mask(copied, len(train))
     for split, matches in in_train.items():
         if matches:
-            logger.warning("%s: %s in train", split, summarise(matches, len(corpus[split])))
+            logger.warning("%s: %s in train", split, summarize(matches, len(corpus[split])))
     report = {
         "copies": {
             "validation_in_train": _describe(in_train["validation"], validation, train, corpus.labels),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.copies import Copy, find_copies, summarise
+from training.data.copies import Copy, find_copies, summarize
 from training.data.reading import label_text, read_goemotions, split_labels
 from training.data.tables import SUFFIXES, CorpusError, read_table
 
@@ -73,7 +73,7 @@ def _read_file(path: Path, text_column: str, label_column: str | None, dataset: 
 
 def _lines(first: _File, second: _File, copies: Sequence[Copy], examples: int) -> list[str]:
     """The report on two files."""
-    lines = [f"{first.path}: {summarise(copies, len(first.texts))} in {second.path}"]
+    lines = [f"{first.path}: {summarize(copies, len(first.texts))} in {second.path}"]
     labels, others = first.labels, second.labels
     if labels is None or others is None:
         lines.append("labels: not compared, because a file has no column of labels (--label_column)")

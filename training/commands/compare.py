@@ -126,7 +126,7 @@ def describe_rows(run: RunFolder, split: str) -> tuple[list[str], str, bytes]:
 
 def _report(cells: list[Cell], folder: Path | None) -> None:
     """Print the table, and write table and plot into ``folder`` if given."""
-    table = summarise(cells)
+    table = summarize(cells)
     sys.stdout.write(to_markdown(table))
     if folder is None:
         return
@@ -211,7 +211,7 @@ def _is_done(run: RunFolder, recipe: Recipe, inputs: dict[str, str]) -> bool:
     return dataclasses.asdict(Recipe()) | stored == dataclasses.asdict(recipe) and run.inputs_sha256() == inputs
 
 
-def summarise(cells: list[Cell]) -> pd.DataFrame:
+def summarize(cells: list[Cell]) -> pd.DataFrame:
     """One row for each cell: log loss and macro F1 over the seeds, and their paired differences from the first cell.
 
     Each run uses its own thresholds from validation (so the validation score is tuned on itself); the validation log

@@ -24,7 +24,7 @@ from modeling.records import Record
 from training.commands.verbs import EvaluateOptions
 from training.data.encoding import encode
 from training.data.label_mapping import LabelMatch, match_labels, read_mapping
-from training.data.labelled_file import LabelledRow, read_rows
+from training.data.labeled_file import LabeledRow, read_rows
 from training.data.tables import SUFFIXES, CorpusError
 from training.run_folder import RunFolder
 from training.scores.plots import plot_evaluation
@@ -72,7 +72,7 @@ def evaluate(options: EvaluateOptions) -> int:
 # Scores
 
 
-def score(classifier: EmotionClassifier, rows: Sequence[LabelledRow], match: LabelMatch) -> dict[str, Any]:
+def score(classifier: EmotionClassifier, rows: Sequence[LabeledRow], match: LabelMatch) -> dict[str, Any]:
     """The content of ``evaluation.json`` except for the names of its inputs.
 
     A target's probability is the highest of its labels'; it is predicted if one of them reaches its own threshold. Rows

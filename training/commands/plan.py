@@ -38,8 +38,8 @@ REFERENCE = {
 
 _PARTS = {
     "frozen matrices": "frozen matrices",
-    "quantised matrices": "frozen matrices, quantized",
-    "constants of the quantised matrices": "their constants",
+    "quantized matrices": "frozen matrices, quantized",
+    "constants of the quantized matrices": "their constants",
     "embed_tokens": "embed_tokens",
     "lm_head": "lm_head",
     "norms and buffers": "norms and buffers",

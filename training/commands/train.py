@@ -15,7 +15,7 @@ from modeling.records import AUDIT, ENVIRONMENT, LABEL_FREQUENCIES_PLOT, LOG, RE
 from training.commands.verbs import TrainOptions
 from training.fit.batch import fit_batch
 from training.fit.build import build_model, build_trainer, fit_precision
-from training.fit.distillation import distil, hash_inputs
+from training.fit.distillation import distill, hash_inputs
 from training.fit.emissions import start_tracking, stop_tracking
 from training.fit.prepare import Corpora, Prepared, prepare
 from training.fit.results import finish, warning_of
@@ -52,7 +52,7 @@ def train(recipe: Recipe, options: TrainOptions, corpora: Corpora, null_test: st
         if state.is_main_process and options.resume:
             run.refuse_other_inputs(hash_inputs(recipe, corpora))
         fitted = fit_precision(recipe)
-        data = distil(prepare(recipe, corpora, null_test), fitted)
+        data = distill(prepare(recipe, corpora, null_test), fitted)
     started = time.perf_counter()
     fitted = fit_batch(fitted, state)
     trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
@@ -90,7 +90,7 @@ def log_to(run: RunFolder, state: PartialState) -> None:
 
 def describe_run(run: RunFolder, recipe: Recipe, data: Prepared, environment: Environment) -> None:
     """Write what is known before training: recipe, environment, audit, label frequencies."""
-    run.write_recipe(dataclasses.asdict(recipe))
+    run.write_recipe(recipe)
     run.write(ENVIRONMENT, environment)
     run.write(AUDIT, data.audit)
     before, after = data.corpus["train"].labels.sum(axis=0), data.rows.labels.sum(axis=0)

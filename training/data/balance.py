@@ -117,7 +117,7 @@ def oversample(
     seed: int,
     target: int = 0,
     ratio: float = 0.0,
-    neighbours: int = 5,
+    neighbors: int = 5,
     only: Sequence[str] = (),
     mlsmote_labels: str = "ranking",
 ) -> Rows:
@@ -147,7 +147,7 @@ def oversample(
         target: positives that each label should reach; 0 leaves it to ``ratio``.
         ratio: the highest imbalance ratio allowed: the target is the most frequent label's positives over it; 0 means
             MeanIR, the rule of ML-ROS.
-        neighbours: k; a label with fewer than k + 1 positives uses what it has; a single positive is copied.
+        neighbors: k; a label with fewer than k + 1 positives uses what it has; a single positive is copied.
         only: the labels to oversample; empty for all but ``neutral``.
         mlsmote_labels: one of ``Recipe.mlsmote_labels``.
 
@@ -173,7 +173,7 @@ def oversample(
                 f"oversampling: no training row has the label {name!r}. Remedy: add rows, or remove the label from "
                 "labels"
             )
-        new = _make(positives, int(goal - counts[label]), method, neighbours, mlsmote_labels, generator)
+        new = _make(positives, int(goal - counts[label]), method, neighbors, mlsmote_labels, generator)
         if method != "ismote-r2":
             counts = counts + new.labels.sum(axis=0, dtype=np.int64)
         made.append(new)

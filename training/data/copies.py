@@ -43,7 +43,7 @@ class Copy:
     similarity: float
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """``text`` in compatibility form (NFKC), case-folded, without punctuation, with single spaces.
 
     Emoji and letters of all scripts stay. A text with nothing but punctuation, such as ``:(``, keeps it: only that
@@ -56,7 +56,7 @@ def normalise(text: str) -> str:
 
 def match_key(text: str) -> str:
     """The key of texts that are equal except for case, spaces and punctuation (``Well,done`` and ``well done``)."""
-    return _without_spaces(normalise(text))
+    return _without_spaces(normalize(text))
 
 
 def _without_spaces(form: str) -> str:
@@ -86,7 +86,7 @@ def find_copies_both_ways(texts: Sequence[str], others: Sequence[str]) -> tuple[
     return left.copies_in(right), right.copies_in(left)
 
 
-def summarise(copies: Sequence[Copy], size: int) -> str:
+def summarize(copies: Sequence[Copy], size: int) -> str:
     """``3 of 100 rows have a copy (1 exact, 2 normalised, 0 near)``."""
     counts = Counter(copy.kind for copy in copies)
     kinds = ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS)
@@ -98,7 +98,7 @@ class _Index:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
-        self.normalized = [normalise(text) for text in texts]
+        self.normalized = [normalize(text) for text in texts]
         self.exact = _first_rows(texts)
         self.forms = _first_rows(self.normalized)
         self.keys = _first_rows([_without_spaces(form) for form in self.normalized])

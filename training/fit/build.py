@@ -21,7 +21,7 @@ from modeling.focal import alpha_per_label
 from modeling.fused_layer import fuse_layers
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, has_onednn_layout, multiplies_bfloat16
 from modeling.memory import evaluation_rows
-from modeling.projection import standardise_projection
+from modeling.projection import standardize_projection
 from modeling.recipe import Recipe, model_settings
 from training.errors import first_line
 from training.fit.prepare import Prepared
@@ -52,7 +52,7 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     model = EmotionModel(config, backbone)
     model.tokenizer = data.tokenizer
     if recipe.token_norm and config.reads_embedding:
-        standardise_projection(model.projection, data.rows.embeddings, recipe.token_norm, recipe.seed)
+        standardize_projection(model.projection, data.rows.embeddings, recipe.token_norm, recipe.seed)
     trained = _attach_lora(model, recipe) if backbone is not None else model
     if recipe.torch_compile:
         _compile(model)

@@ -32,7 +32,7 @@ from training.trained import is_run_folder, load_classifier
 logger = logging.getLogger(__name__)
 
 
-def distil(data: Prepared, recipe: Recipe) -> Prepared:
+def distill(data: Prepared, recipe: Recipe) -> Prepared:
     """The data with soft targets: half the labels, half the sigmoid of the mean logits of ``recipe.teachers``.
 
     A teacher's logits are cached on disk, so that resumed runs, grids and other processes reuse them.

@@ -28,7 +28,7 @@ _ZERO_OR_ONE = {"0", "1", "0.0", "1.0", "True", "False"}
 
 
 @dataclass(frozen=True, order=True)
-class LabelledRow:
+class LabeledRow:
     """A text and its labels: names, sorted, each once."""
 
     text: str
@@ -42,7 +42,7 @@ def read_rows(
     text_column: str,
     label_column: str,
     dataset: str = "files",
-) -> list[LabelledRow]:
+) -> list[LabeledRow]:
     """The rows of a file, sorted, so that their order in the file does not change any digit of a score or an interval.
 
     Raises:
@@ -50,7 +50,7 @@ def read_rows(
     """
     if dataset == "goemotions":
         goemotions = read_goemotions(path)
-        return sorted(LabelledRow(row.text, tuple(sorted(map(str, row.labels)))) for row in goemotions)
+        return sorted(LabeledRow(row.text, tuple(sorted(map(str, row.labels)))) for row in goemotions)
     columns: tuple[str, ...] = ()
     if mapping is not None and mapping.columns and not _has_header(path, text_column):
         columns = mapping.columns
@@ -66,7 +66,7 @@ def read_rows(
             "%d texts span several lines; the longest, %s, spans %d: an unclosed quote swallows rows",
             *(len(long), longest.place, longest.text.count("\n") + 1),
         )
-    return sorted(LabelledRow(row.text, _names(row, mapping, model_labels, ids_only=bool(columns))) for row in raw)
+    return sorted(LabeledRow(row.text, _names(row, mapping, model_labels, ids_only=bool(columns))) for row in raw)
 
 
 def _label_columns(
