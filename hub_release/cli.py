@@ -194,7 +194,7 @@ def push(
         _refuse_combinations(tag, create_pr, space, revision)
         if not (yes or dry_run or sys.stdin.isatty()):
             raise ReleaseError("no terminal to confirm on. Remedy: give --yes to push, or --dry-run to only look")
-        from hub_release.hub.push import Options, push as push_package
+        from hub_release.hub.push import PushOptions, push as push_package
 
         def confirm(target: Destination, plan: CommitPlan) -> bool:
             if not (yes and as_json):
@@ -202,7 +202,7 @@ def push(
             return yes or _ask(f"Push to {target.repo_id}?")
 
         destination = Destination(repo_id, "model", revision, private, create_pr)
-        options = Options(message, tag, allow_contaminated, retry_on_race, verify, dry_run, space)
+        options = PushOptions(message, tag, allow_contaminated, retry_on_race, verify, dry_run, space)
         published = push_package(connect(), source, destination, options, confirm)
         pushed, page = published.package, published.space
         result = {**asdict(pushed), "tag": tag, "verified": verify and pushed.commit is not None}

@@ -6,9 +6,10 @@ import hashlib
 import re
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from modeling import records
+from modeling.records import Content, Record
 
 _LONGEST_MESSAGE = 1_000
 
@@ -114,6 +115,17 @@ def package_files(folder: Path) -> dict[str, Path]:
         for name, path in sorted(found.items())
         if (path.is_symlink() or not path.is_dir()) and name not in OF_THE_HUB and not _OF_ITS_CLIENT.fullmatch(name)
     }
+
+
+def read_record(package: Path, record: Record[Content]) -> Content:
+    """A recorded JSON file, of which no more is known than that it is an object: it may be a stranger's.
+
+    Raises:
+        PackageError: it is missing, or not strict JSON.
+    """
+    from modeling.infer.files import read_json  # the layout itself needs the standard library alone
+
+    return cast(Content, read_json(package, record))
 
 
 def read_recipe(package: Path) -> dict[str, Any]:

@@ -104,9 +104,11 @@ def alpha_per_label(
     default = values.pop("default", 0.5)
     unknown = sorted(set(values) - set(labels))
     if unknown:
-        raise ValueError(f"alpha: unknown labels {', '.join(unknown)}; the labels are {', '.join(labels)}")
+        raise ValueError(
+            f"alpha: unknown labels {', '.join(unknown)}. Remedy: use {', '.join(labels)}, or default for the others"
+        )
     result = [float(values.get(label, default)) for label in labels]
     outside = [f"{label}: {value}" for label, value in zip(labels, result, strict=True) if not 0 <= value <= 1]
     if outside:
-        raise ValueError(f"alpha: values must be in [0, 1], got {', '.join(outside)}")
+        raise ValueError(f"alpha: {', '.join(outside)} is not in [0, 1]. Remedy: use values from 0 to 1")
     return result

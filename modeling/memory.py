@@ -43,22 +43,11 @@ INFERENCE_ROWS = 64
 OPTIMIZERS_32BIT = {
     "adamw_torch": 2,
     "adamw_torch_fused": 2,
-    "paged_adamw": 2,
-    "paged_adamw_32bit": 2,
-    "lion_32bit": 1,
-    "paged_lion_32bit": 1,
-    "rmsprop": 1,
-    "adagrad": 1,
-    "sgd": 0,
 }
 """Float32 states per trainable parameter, by the optimizer's name in transformers."""
 
 OPTIMIZERS_8BIT = {
     "adamw_bnb_8bit": 2,
-    "adamw_8bit": 2,
-    "paged_adamw_8bit": 2,
-    "lion_8bit": 1,
-    "paged_lion_8bit": 1,
 }
 """One-byte states per trainable parameter, with a float32 constant for every 256 of them."""
 
@@ -216,7 +205,7 @@ def optimizer_bytes(setting: Setting, sizes: Iterable[int]) -> tuple[int, int]:
     largest, cpu = max(elements), setting.device == "cpu"
     if setting.optim in OPTIMIZERS_32BIT:
         # On a GPU torch takes the square root of all tensors at once; on a CPU, two of one tensor at a time.
-        at_once = sum(elements) if setting.optim in ("adamw_torch", "rmsprop", "adagrad") else 0
+        at_once = sum(elements) if setting.optim == "adamw_torch" else 0
         temporary = 2 * largest if cpu else at_once
         return 4 * OPTIMIZERS_32BIT[setting.optim] * sum(elements), 4 * temporary
     if setting.optim not in OPTIMIZERS_8BIT:

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+_SAMPLE = 4_096
+"""Rows that the embeddings are measured on."""
+
 
 @torch.no_grad()
-def standardize_projection(
-    projection: nn.Sequential, embeddings: np.ndarray, token_norm: float, seed: int, sample: int = 4_096
-) -> None:
+def standardize_projection(projection: nn.Sequential, embeddings: np.ndarray, token_norm: float, seed: int) -> None:
     """Initialize a projection in place from the embeddings that it will read.
 
     The first linear layer absorbs the standardization of its input (zero mean, unit variance per dimension), so the
@@ -29,11 +30,10 @@ def standardize_projection(
         embeddings: training embeddings, float [N, E].
         token_norm: mean Euclidean length of a projected token.
         seed: seed of the sample of rows and of the weights.
-        sample: how many rows to measure on.
     """
     first, last = projection[0], projection[2]
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
-    rows = np.random.default_rng(seed).permutation(len(embeddings))[:sample]
+    rows = np.random.default_rng(seed).permutation(len(embeddings))[:_SAMPLE]
     inputs = torch.from_numpy(np.ascontiguousarray(embeddings[rows], dtype=np.float32))
     mean, deviation = inputs.mean(dim=0), inputs.std(dim=0, correction=0).clamp_min(1e-6)
     generator = torch.Generator().manual_seed(seed)

@@ -11,14 +11,14 @@ from modeling.infer.settings import ModelSettings, setting
 GROUPS = ("corpus", "encoder", "balance", "model", "loss", "optimization")
 """Headings of the settings, in the order they are listed and written."""
 
-Split = Literal["official", "stratified", "pooled-r2"]
+SplitProtocol = Literal["official", "stratified", "pooled-r2"]
 AuditPolicy = Literal["report", "drop-from-train", "fail"]
 Oversampling = Literal["none", "duplicate", "smote", "mlsmote", "ismote", "ismote-r2"]
 WHOLE_ROW_METHODS: tuple[Oversampling, ...] = ("none", "duplicate")
 """Methods whose new rows are copies, so they have words to read."""
 MlsmoteLabels = Literal["ranking", "union", "intersection"]
 
-CONTAMINATED: Split = "pooled-r2"
+CONTAMINATED: SplitProtocol = "pooled-r2"
 """The split protocol that trains on rows made from test rows."""
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The reference's LoRA targets."""
@@ -75,7 +75,7 @@ class Recipe(ModelSettings):
     unlabelled: Literal["keep", "drop"] = setting(
         "keep", "rows with none of the run's labels: keep (all zeros) or drop", "corpus", decides_rows=True
     )
-    split: Split = setting(
+    split: SplitProtocol = setting(
         "official",
         "official: the corpus's own; stratified: a new split that keeps copies together; pooled-r2: the reference's "
         "order, whose scores are contaminated",

@@ -27,6 +27,8 @@ class PolicyScores(TypedDict):
     intervals_95: dict[str, list[float]]
 
 
+ScoreName = Literal["macro_f1", "micro_f1", "exact_accuracy"]
+SCORE_NAMES: tuple[ScoreName, ...] = ("macro_f1", "micro_f1", "exact_accuracy")
 SplitScores = dict[Policy, PolicyScores]
 
 
@@ -38,6 +40,14 @@ class Metrics(TypedDict):
     test_without_copies: NotRequired[SplitScores]
     protocol: str
     null_test: str | None
+
+
+def scores_by_split(metrics: Metrics) -> dict[str, SplitScores]:
+    """The scores of the splits that a run has scored, by the split's name."""
+    found = {"validation": metrics["validation"], "test": metrics["test"]}
+    if "test_without_copies" in metrics:
+        found["test_without_copies"] = metrics["test_without_copies"]
+    return found
 
 
 ThresholdTable = TypedDict(
@@ -52,8 +62,8 @@ ThresholdTable = TypedDict(
 """Thresholds from validation: one for all labels, one per label, and the per-label ones before shrinkage."""
 
 
-class Calibration(TypedDict):
-    """Calibration of the logits, and how well calibrated probabilities were ``before`` and ``after`` it."""
+class CalibrationRecord(TypedDict):
+    """CalibrationRecord of the logits, and how well calibrated probabilities were ``before`` and ``after`` it."""
 
     method: Literal["none", "temperature", "platt"]
     reason: str
@@ -175,7 +185,7 @@ ENVIRONMENT = Record[Environment]("environment.json")
 AUDIT = Record[Audit]("audit.json")
 METRICS = Record[Metrics]("metrics.json")
 THRESHOLDS = Record[ThresholdTable]("thresholds.json")
-CALIBRATION = Record[Calibration]("calibration.json")
+CALIBRATION = Record[CalibrationRecord]("calibration.json")
 TIMING = Record[Timing]("timing.json")
 """Written last: a run with this file is finished."""
 CONTEXT = Record[Context]("context.json")

@@ -201,7 +201,7 @@ def test_policies(planted: Corpus, caplog: pytest.LogCaptureFixture) -> None:
     assert dropped["test"] is planted["test"] and dropped["validation"] is planted["validation"]
     assert not any(mask.any() for mask in audit_corpus(dropped).copies.values())
     with pytest.raises(
-        LeakError, match=r"test: 0 exact, 1 normalised, 1 near.*Remedy: use audit_policy drop-from-train"
+        LeakError, match=r"test: 0 exact, 1 normalized, 1 near.*Remedy: use audit_policy drop-from-train"
     ):
         apply_policy(planted, audit, "fail")
 
@@ -239,7 +239,7 @@ def test_training_rows_stem_from_train() -> None:
     assert report["training_rows"]["synthetic"] == len(rows) - 12
     foreign = rows.parents.copy()
     foreign[-1, 1] = 12
-    with pytest.raises(LeakError, match="outside the training split"):
+    with pytest.raises(LeakError, match=r"outside the training split \(so in 1 of \d+ rows\)\. Remedy: report a bug"):
         audit_rows(corpus, embeddings, dataclasses.replace(rows, parents=foreign))
     honest = dataclasses.replace(rows, embeddings=rows.embeddings.copy(), parents=foreign)
     first, second = embeddings[foreign[-1]]
@@ -344,7 +344,7 @@ def test_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train.write_text('text,labels\n"well done!",anger\nyes,joy\n', encoding="utf-8")
     assert main(["audit", test, str(train)]) == 1
     out = capsys.readouterr().out
-    assert f"{test}: 1 of 2 rows have a copy (0 exact, 1 normalised, 0 near) in {train}" in out
+    assert f"{test}: 1 of 2 rows have a copy (0 exact, 1 normalized, 0 near) in {train}" in out
     assert "1 of 1 copies have different labels" in out
     assert f"no row of {train} has: fear" in out and f"no row of {test} has: anger" in out
     assert f"{test}, line 1 [joy]\n    'Well,  DONE'" in out and f"{train}, line 2 [anger]\n    'well done!'" in out

@@ -154,7 +154,7 @@ def test_every_digit_of_the_card_counts(copy: Path, monkeypatch: pytest.MonkeyPa
         seal(copy)
         assert [problem.file for problem in inspect(copy)] == [LAYOUT.card], card[at - 20 : at + 20]
     (copy / LAYOUT.card).write_text(card, encoding="utf-8")
-    assert record_problems(copy) == []
+    assert record_problems(copy, read_config(copy)) == []
 
 
 def swaps() -> Iterator[list[str]]:
@@ -236,7 +236,7 @@ def test_a_sealed_change_of_the_weights_is_found(copy: Path, file: str) -> None:
         changed[at] ^= 1 << (at % 8)
         (copy / file).write_bytes(changed)
         seal(copy)
-        assert LAYOUT.card in [problem.file for problem in record_problems(copy)], at
+        assert LAYOUT.card in [problem.file for problem in record_problems(copy, read_config(copy))], at
 
 
 def test_head_files_that_differ_are_found(copy: Path) -> None:
@@ -247,7 +247,7 @@ def test_head_files_that_differ_are_found(copy: Path) -> None:
         changed = bytearray(content)
         changed[at] ^= 1 << (at % 8)
         (copy / LAYOUT.safe_head).write_bytes(changed)
-        assert any(LAYOUT.safe_head in problem.file for problem in weight_problems(copy)), at
+        assert any(LAYOUT.safe_head in problem.file for problem in weight_problems(copy, read_config(copy))), at
 
 
 def found_in(copy: Path, text: str) -> list[str]:

@@ -199,7 +199,7 @@ def test_bad_axes(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixtur
     assert [cell.overrides["labels"] for cell in cells] == [["joy", "anger"]] * 2 + ["ekman"] * 2
     assert cells[0].overrides["alpha"] == {"joy": 0.7} and len({cell.runs[0].path for cell in cells}) == 4
     for bad, message in (
-        (["--seeds", "1"], "--seeds is not a flag"),
+        (["--seeds", "1"], "--seeds belongs to the verb compare"),
         (["--compare", "gamma=1", "--null_test"], "are different verbs"),
     ):
         assert main([*flags, *bad, "--output_dir", str(tmp_path)]) == 2

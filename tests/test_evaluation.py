@@ -339,7 +339,7 @@ BAD_MAPPINGS = {
     "labels: {}": "own.yaml, labels: no target",
     "labels: [joy]": r"own\.yaml, labels: expected a mapping",
     "label: {happy: [joy]}": "the key labels is missing",
-    "{labels: {happy: [joy]}, id: {1: joy}}": "unknown key 'id'; the keys are labels, ids, columns",
+    "{labels: {happy: [joy]}, id: {1: joy}}": "unknown key 'id'. Remedy: use labels, ids, columns",
     "{labels: {happy: [joy]}, ids: {one: happy}}": "ids: 'one' is not a whole number",
     "{labels: {happy: [joy]}, ids: {1: 2}}": "ids, 1: 2 is not a name",
     "a: [": "own.yaml: not YAML",
@@ -366,7 +366,7 @@ def test_labels_that_meet_nowhere() -> None:
 def test_flags(tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RecipeError, match=r"evaluate needs rows\. Remedy: add --data FILE"):
         parse(["evaluate", "runs/a"])
-    with pytest.raises(RecipeError, match="--data is not a flag; did you mean"):
+    with pytest.raises(RecipeError, match="--data belongs to the verb evaluate"):
         parse(["--data", "rows.csv"])
     assert parse(["evaluate", "runs/a", "--data", "rows.csv"]).options.output_dir is None
     assert main(["evaluate", str(finished_run), "--data", str(tmp_path / "no.csv")]) == 2

@@ -256,7 +256,7 @@ def test_a_missing_backbone_names_the_install_command(monkeypatch: pytest.Monkey
 
 
 def test_the_wheel_holds_what_it_needs(tmp_path: Path) -> None:
-    """Build the wheel, install it in a fresh environment, and find the template, recipes, mappings and corpus from there."""
+    """Build the wheel, install it in a fresh environment, and use its files and its command from there."""
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
         check=True,
@@ -282,3 +282,20 @@ assert {str(f).split("/")[0] for f in files("goemotions-mistral")} - {"..", "goe
 assert [e.value for e in entry_points(group="console_scripts", name="hub_release")] == ["hub_release.cli:app"]
 """
     subprocess.run([python, "-I", "-c", code], cwd=tmp_path, check=True)
+    # The libraries are this environment's; the editable install is not seen, because its .pth file is not read.
+    installed, libraries = next(tmp_path.glob("fresh/lib/python*/site-packages")), Path(np.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{libraries}"}
+
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        result = subprocess.run([python, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return result.returncode, result.stdout + result.stderr
+
+    assert run("-c", "import training; print(training.__file__)") == (0, f"{installed / 'training/__init__.py'}\n")
+    for name, text in (("a.csv", "a dark cellar"), ("b.csv", "a cake in the sun")):
+        (tmp_path / name).write_text(f"text\n{text}\n")
+    for words, said in (
+        (["--help"], "usage: training/run.py"),
+        (["audit", "a.csv", "b.csv"], "0 of 1 rows have a copy"),
+    ):
+        status, shown = run(installed / "training/run.py", *words)
+        assert status == 0 and said in shown, shown

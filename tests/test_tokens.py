@@ -405,7 +405,7 @@ REFUSED = {
     "--head mlp": "head: mlp has no backbone to read words",
     "--loader unsloth --quantization nf4 --one_token false": "loader: unsloth is called as in the reference",
     "--balance ismote": "balance: ismote makes rows between embeddings",
-    "--window_length 8 --window_overlap 8": "accepted: 0 to 7",
+    "--window_length 8 --window_overlap 8": "Remedy: use a smaller window_overlap",
     "--input embedding --pooling mean": "pooling and attention apply only to words",
     "--input embedding --attention bidirectional": "pooling and attention apply only to words",
 }
@@ -421,7 +421,7 @@ def test_more_layers_than_there_are_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_backbone: str
 ) -> None:
     assert main(flags_of(tmp_path, tiny_backbone, "--num_hidden_layers", "3")) == 2
-    assert "tiny/mistral has 2 layers; accepted: 0 (all) to 2" in capsys.readouterr().err
+    assert "3 is too many: tiny/mistral has 2 layers. Remedy: use 0 (all) to 2" in capsys.readouterr().err
 
 
 def test_a_backbone_without_a_tokenizer_is_refused(

@@ -41,7 +41,7 @@ class _Parser(HfArgumentParser):
     """A parser that raises instead of exiting, so that the message can name the file."""
 
     def error(self, message: str) -> NoReturn:
-        raise RecipeError(message)
+        raise RecipeError(f"{message}. Remedy: see --help")
 
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", string_to_bool: "true|false"}
@@ -134,18 +134,20 @@ def parse(argv: Sequence[str]) -> Command[Any]:
 
 def _split_verb(argv: list[str]) -> tuple[str, list[str]]:
     """The verb of a command line, ``train`` by default, and the rest."""
+    argv = [part for flag in argv for part in (flag.split("=", 1) if flag.split("=")[0] in OLD_FLAGS else [flag])]
     old = [flag for flag in OLD_FLAGS if flag in argv]
     if len(old) > 1:
         raise RecipeError(f"{', '.join(old)} are different verbs. Remedy: give only one")
     if old:
-        start = argv.index(old[0])
+        start, verb = argv.index(old[0]), VERBS[OLD_FLAGS[old[0]]]
         end = next((i for i in range(start + 1, len(argv)) if argv[i].startswith("--")), len(argv))
-        return OLD_FLAGS[old[0]], [*argv[start + 1 : end], *argv[:start], *argv[end:]]
+        words = argv[start + 1 : end] if verb.positional else []  # a switch may have had a value
+        return OLD_FLAGS[old[0]], [*words, *argv[:start], *argv[end:]]
     if not argv or argv[0].startswith("-"):
         return "train", argv
     if argv[0] not in VERBS:
         raise RecipeError(
-            f"{argv[0]!r} is not a verb; {suggest(argv[0], VERBS)}Remedy: use one of {', '.join(VERBS)}, or none to "
+            f"{argv[0]!r} is not a verb. {suggest(argv[0], VERBS)}Remedy: use one of {', '.join(VERBS)}, or none to "
             "train"
         )
     return argv[0], argv[1:]
@@ -160,7 +162,7 @@ def _read_recipe(flags: Sequence[str], parser: _Parser) -> tuple[list[str], str]
         path = Path(place)
     if not path.is_file():
         raise RecipeError(
-            f"--recipe {place}: no such recipe or file; {suggest(place, _recipe_names())}Remedy: use one of "
+            f"--recipe {place}: no such recipe or file. {suggest(place, _recipe_names())}Remedy: use one of "
             f"{', '.join(_recipe_names())}, or a YAML file"
         )
     try:
@@ -174,8 +176,16 @@ def _read_recipe(flags: Sequence[str], parser: _Parser) -> tuple[list[str], str]
 def _parse(parser: _Parser, flags: Sequence[str]) -> dict[str, Any]:
     namespace, unknown = parser.parse_known_args(list(flags))
     if unknown:
+        flag = unknown[0].partition("=")[0]
+        owners = [
+            name for name, verb in VERBS.items() if flag[2:] in {item.name for item in dataclasses.fields(verb.options)}
+        ]
+        if owners:
+            raise RecipeError(
+                f"{flag} belongs to the verb {' or '.join(owners)}. Remedy: give that verb first, or leave it out"
+            )
         known = [option for action in parser._actions for option in action.option_strings]
-        raise RecipeError(f"{unknown[0]} is not a flag; {suggest(unknown[0], known)}Remedy: see --help")
+        raise RecipeError(f"{flag} is not a flag. {suggest(flag, known)}Remedy: see --help")
     return vars(namespace)
 
 

@@ -19,14 +19,14 @@ from training.errors import TrainingError
 
 
 class RecipeError(TrainingError, ValueError):
-    """A bad recipe or flag; the message names the key, its place and the accepted values."""
+    """A bad recipe or flag; the message names the key, its place and the remedy."""
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Refuse out-of-range values and settings that conflict.
 
     Raises:
-        RecipeError: the message names the field and the accepted values.
+        RecipeError: the message names the field, its value and the remedy.
     """
     if recipe.input != "embedding" and recipe.balance not in WHOLE_ROW_METHODS:
         raise RecipeError(
@@ -55,12 +55,13 @@ def check_recipe(recipe: Recipe) -> None:
             "torch_compile false, or head backbone, quantization none and loader transformers"
         )
     if recipe.encoder not in ENCODERS and not recipe.encoder.startswith("sentence-transformers/"):
-        accepted = f"{', '.join(ENCODERS)} or sentence-transformers/<model>"
-        raise RecipeError(f"encoder: {recipe.encoder!r} is unknown; accepted: {accepted}")
+        raise RecipeError(
+            f"encoder: {recipe.encoder!r} is unknown. Remedy: choose {', '.join(ENCODERS)} or sentence-transformers/<model>"
+        )
     from transformers.training_args import OptimizerNames  # imports torch, which --help does not need
 
     if recipe.optim not in set(OptimizerNames):
-        raise RecipeError(f"optim: {recipe.optim!r} is unknown; accepted: {', '.join(OptimizerNames)}")
+        raise RecipeError(f"optim: {recipe.optim!r} is unknown. Remedy: use {', '.join(OptimizerNames)}")
     if recipe.report_to != "none" and importlib.util.find_spec(recipe.report_to) is None:
         raise RecipeError(f"report_to: {recipe.report_to} is not installed. Remedy: pip install {recipe.report_to}")
     if recipe.alpha.startswith("{"):
@@ -69,7 +70,7 @@ def check_recipe(recipe: Recipe) -> None:
         low, high = field.metadata["range"]
         value = getattr(recipe, name)
         if (low is not None and not low <= value) or (high is not None and not value <= high):
-            raise RecipeError(f"{name}: {value} is out of range; accepted: {describe_range(low, high)}")
+            raise RecipeError(f"{name}: {value} is out of range. Remedy: use {describe_range(low, high)}")
 
 
 def _check_input(recipe: Recipe) -> None:
@@ -87,7 +88,7 @@ def _check_input(recipe: Recipe) -> None:
     if recipe.window_overlap >= recipe.window_length:
         raise RecipeError(
             f"window_overlap: {recipe.window_overlap} leaves nothing new in a window of window_length "
-            f"{recipe.window_length}; accepted: 0 to {recipe.window_length - 1}"
+            f"{recipe.window_length}. Remedy: use a smaller window_overlap or a larger window_length"
         )
 
 
@@ -114,20 +115,20 @@ def _check_alpha(alpha: str) -> None:
         values = json.loads(alpha)
     except json.JSONDecodeError as error:
         raise RecipeError(
-            f"alpha: {alpha!r} is not JSON ({error}); accepted: a preset, or a JSON mapping label: value"
+            f'alpha: {alpha!r} is not JSON ({error}). Remedy: use a preset, or a JSON mapping such as {{"joy": 0.75}}'
         ) from None
     for label, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise RecipeError(f"alpha: {label}: {value!r} is not a number from 0 to 1")
+            raise RecipeError(f"alpha: {label}: {value!r} is not a number. Remedy: use a number from 0 to 1")
 
 
 # Files
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'epochs'? `` for a name that is close to a known one, else empty."""
+    """``Did you mean 'epochs'? `` for a name that is close to a known one, else empty."""
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
+    return f"Did you mean {close[0]!r}? " if close else ""
 
 
 def plain_type(hint: Any) -> Any:
@@ -144,12 +145,14 @@ def read_recipe_file(path: Path) -> list[str]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"not YAML: {error}") from None
+        raise RecipeError(f"not YAML: {error}\nRemedy: correct that place, and save the file as UTF-8") from None
     if not isinstance(content, dict):
-        raise RecipeError("expected a mapping key: value")
+        raise RecipeError(
+            f"expected a mapping key: value, got {content!r:.80}. Remedy: write settings such as epochs: 3, one a line"
+        )
     for key in content:
         if key not in FIELDS:
-            raise RecipeError(f"unknown key {key!r}; {suggest(str(key), FIELDS)}The keys are {', '.join(FIELDS)}")
+            raise RecipeError(f"unknown key {key!r}. {suggest(str(key), FIELDS)}Remedy: use one of {', '.join(FIELDS)}")
     return to_flags(content)
 
 
@@ -176,7 +179,7 @@ def _refuse_other_type(key: str, value: Any) -> None:
     ]
     items = value if isinstance(value, list) and wanted == list[str] else [value]
     if not all(isinstance(item, types) for item in items):
-        raise RecipeError(f"{key}: {value!r} has the wrong type; accepted: {accepted}")
+        raise RecipeError(f"{key}: {value!r} has the wrong type. Remedy: write {accepted}")
 
 
 def to_flags(content: Mapping[str, Any]) -> list[str]:

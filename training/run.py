@@ -62,9 +62,10 @@ def run(command: Command[Any]) -> int:
 
             return run_null_tests(recipe, options)
         case _:
-            from training.commands.train import train_once
+            from training.commands.train import train
+            from training.fit.prepare import Corpora
 
-            return train_once(recipe, options)
+            return train(recipe, options, Corpora())
 
 
 if __name__ == "__main__":

@@ -17,10 +17,24 @@ from safetensors import safe_open
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from hub_release.package import LAYOUT, ReleaseError, read_recipe, sha256
-from modeling.infer import EmotionConfig, PackageError, build_heads, read_config, read_json, refuse_large_header
+from hub_release.package import LAYOUT, ReleaseError, read_recipe, read_record, sha256
+from modeling import records
+from modeling.infer import EmotionConfig, PackageError, build_heads, read_config, refuse_large_header
 from modeling.recipe import CONTAMINATED
+from modeling.records import (
+    Audit,
+    CalibrationRecord,
+    Content,
+    Context,
+    Environment,
+    Golden,
+    Metrics,
+    Record,
+    Timing,
+)
 
+_CONFIG = Record[dict[str, Any]](LAYOUT.config)
+_ADAPTER_CONFIG = Record[dict[str, Any]](LAYOUT.adapter_config)
 _REMEDY = "Remedy: run hub_release export again"
 _MAX_LAYERS = 1_000
 _MAX_SETTING = 2**20
@@ -61,14 +75,14 @@ class Facts:
     """The recorded files of a package, by their names in the layout; ``per_label`` has the rows of all splits."""
 
     config: dict[str, Any]
-    metrics: dict[str, Any]
-    audit: dict[str, Any]
+    metrics: Metrics
+    audit: Audit
     recipe: dict[str, Any]
-    environment: dict[str, Any]
-    calibration: dict[str, Any]
-    timing: dict[str, Any]
-    context: dict[str, Any]
-    golden: dict[str, Any]
+    environment: Environment
+    calibration: CalibrationRecord
+    timing: Timing
+    context: Context
+    golden: Golden
     adapter_config: dict[str, Any]
     per_label: list[dict[str, str]]
     head_shapes: dict[str, list[int]]
@@ -155,12 +169,12 @@ def read_facts(package: Path) -> Facts:
         ReleaseError: two files contradict each other.
     """
 
-    def read(name: str) -> Any:
-        if not (package / name).is_file():
-            raise FileNotFoundError(errno.ENOENT, "No such file", name)
-        return read_json(package, name)
+    def read(record: Record[Content]) -> Content:
+        if not (package / record).is_file():
+            raise FileNotFoundError(errno.ENOENT, "No such file", record)
+        return read_record(package, record)
 
-    config, context = read(LAYOUT.config), read(LAYOUT.context)
+    config, context = read(_CONFIG), read(records.CONTEXT)
     parsed = read_config(package)  # refuses a configuration that the card cannot use
     recipe = read_recipe(package)
     with (package / LAYOUT.per_label).open(encoding="utf-8", newline="") as file:
@@ -169,15 +183,15 @@ def read_facts(package: Path) -> Facts:
     dataset = _find_source("datasets", config["dataset"], local["dataset"])
     facts = Facts(
         config=config,
-        metrics=read(LAYOUT.metrics),
-        audit=read(LAYOUT.audit),
+        metrics=read(records.METRICS),
+        audit=read(records.AUDIT),
         recipe=recipe,
-        environment=read(LAYOUT.environment),
-        calibration=read(LAYOUT.calibration),
-        timing=read(LAYOUT.timing),
+        environment=read(records.ENVIRONMENT),
+        calibration=read(records.CALIBRATION),
+        timing=read(records.TIMING),
         context=context,
-        golden=read(LAYOUT.golden),
-        adapter_config=read(LAYOUT.adapter_config),
+        golden=read(records.GOLDEN),
+        adapter_config=read(_ADAPTER_CONFIG),
         per_label=per_label,
         head_shapes=_read_shapes(package / LAYOUT.safe_head),
         adapter_shapes=_read_shapes(package / LAYOUT.adapter),

@@ -9,9 +9,13 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hub_release.card.facts import Facts
 from hub_release.card.origin import weights_license
+from modeling.records import Policy, ScoreName
 
-_POLICIES = {"per_label": "one threshold for each label, tuned on validation", "fixed": "threshold 0.5 for all labels"}
-_METRICS = {
+_RESULT_THRESHOLDS: dict[Policy, str] = {
+    "per_label": "one threshold for each label, tuned on validation",
+    "fixed": "threshold 0.5 for all labels",
+}
+_METRICS: dict[ScoreName, tuple[str, str, dict[str, str]]] = {
     "macro_f1": ("f1", "macro F1", {"average": "macro"}),
     "micro_f1": ("f1", "micro F1", {"average": "micro"}),
     "exact_accuracy": ("accuracy", "exact accuracy", {}),
@@ -68,7 +72,7 @@ def _results(facts: Facts) -> list[EvalResult]:
             metric_args={**arguments, "threshold_policy": policy},
             verified=False,
         )
-        for policy, thresholds in _POLICIES.items()
+        for policy, thresholds in _RESULT_THRESHOLDS.items()
         for key, (kind, name, arguments) in _METRICS.items()
     ]
 

@@ -8,8 +8,13 @@ from typing import Any
 
 from hub_release.card.facts import Facts
 from hub_release.card.text import plain
+from modeling.records import SCORE_NAMES, Policy, PolicyScores, ScoreName, scores_by_split
 
-_POLICIES = {"fixed": "0.5 for all labels", "global": "one for all labels", "per_label": "one for each label"}
+_THRESHOLD_NAMES: dict[Policy, str] = {
+    "fixed": "0.5 for all labels",
+    "global": "one for all labels",
+    "per_label": "one for each label",
+}
 _PARTS_OF_TEST = {"test": "test", "test_without_copies": "test, without texts of train"}
 _LONGEST_EXAMPLE = 80
 
@@ -26,7 +31,7 @@ def with_interval(value: float, low: float, high: float) -> str:
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _score(scores: Mapping[str, Any], name: str) -> str:
+def _score(scores: PolicyScores, name: ScoreName) -> str:
     return with_interval(scores[name], *scores["intervals_95"][name])
 
 
@@ -74,11 +79,11 @@ def _scores(facts: Facts) -> dict[str, Any]:
             (
                 rows,
                 policy,
-                *(_score(facts.metrics[part][key], name) for name in ("macro_f1", "micro_f1", "exact_accuracy")),
+                *(_score(by_policy[key], name) for name in SCORE_NAMES),
             )
-            for part, rows in _PARTS_OF_TEST.items()
-            if part in facts.metrics
-            for key, policy in _POLICIES.items()
+            for part, by_policy in scores_by_split(facts.metrics).items()
+            if (rows := _PARTS_OF_TEST.get(part))
+            for key, policy in _THRESHOLD_NAMES.items()
         ],
         "copies_in_test": f"{copies:,}" if copies else None,
         "scored_without_copies": "test_without_copies" in facts.metrics,

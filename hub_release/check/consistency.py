@@ -17,8 +17,9 @@ from hub_release.bundle import bundle
 from hub_release.card.facts import refuse_backbone
 from hub_release.card.render import render_card
 from hub_release.check.earlier import figures, is_earlier, is_earlier_code
-from hub_release.package import HANDLER, LAYOUT, ReleaseError, read_recipe
+from hub_release.package import HANDLER, LAYOUT, ReleaseError, read_recipe, read_record
 from hub_release.requirements import PROJECT, VERSION_KEY, not_installed, read_requirements, requirements_of
+from modeling import records
 from modeling.infer import (
     AUTO_MAP,
     BUNDLED_BACKBONE,
@@ -29,13 +30,13 @@ from modeling.infer import (
     PackageError,
     build_backbone,
     read_adapter,
-    read_config,
-    read_head,
     read_head_file,
     read_json,
     read_tokenizer,
+    refuse_different_heads,
 )
 from modeling.recipe import CONTAMINATED
+from modeling.records import scores_by_split
 
 T = TypeVar("T")
 _EXPORT = "run hub_release export again"
@@ -48,7 +49,6 @@ _HUB_KEYS = {
     "problem_type": "multi_label_classification",
     "schema_version": SCHEMA_VERSION,
 }
-_SPLITS = {"validation", "test", "test_without_copies"}
 _HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
@@ -64,15 +64,12 @@ class Findings(list[PackageError]):
             return None
 
 
-def weight_problems(package: Path) -> Findings:
-    """What keeps the configuration, head or adapter from being loaded onto the backbone that they name."""
+def weight_problems(package: Path, config: EmotionConfig) -> Findings:
+    """What keeps the heads, tokenizer or adapter from loading onto the backbone that the configuration names."""
     found = Findings()
-    config = found.attempt(read_config, package)
-    if config is None:
-        return found
     heads = [found.attempt(read_head_file, package, name, config) for name in HEAD_FILES]
     if None not in heads:
-        found.attempt(read_head, package, config)
+        found.attempt(refuse_different_heads, heads)
     if config.reads_words:
         found.attempt(read_tokenizer, package, config)
     backbone = found.attempt(_backbone_on_meta, config)
@@ -127,23 +124,24 @@ def _maker(package: Path) -> str:
         return "the version of hub_release that made it"
 
 
-def origin_problems(package: Path, allow_contaminated: bool) -> Findings:
-    """A backbone or encoder that only this machine has, wrong requirements, contaminated scores."""
+def protocol_problems(package: Path, allow_contaminated: bool) -> Findings:
+    """Scores that do not measure the model: contaminated ones, and those of a null test."""
     found = Findings()
-    metrics = found.attempt(read_json, package, LAYOUT.metrics) or {}
+    metrics = found.attempt(read_record, package, records.METRICS)
+    if metrics is None:
+        return found
     if metrics.get("protocol") == CONTAMINATED and not allow_contaminated:
         remedy = "train with split official, or give --allow-contaminated to accept a card that says so"
         found.append(PackageError(LAYOUT.metrics, "has contaminated scores (split protocol pooled-r2)", remedy))
     if metrics.get("null_test"):
-        found.append(
-            PackageError(
-                LAYOUT.metrics, "is from a null test, which is trained on nothing", "export the run that it tests"
-            )
-        )
-    try:
-        config = read_config(package)
-    except PackageError:  # reported with the weights
-        return found
+        what = "is from a null test, which is trained on nothing"
+        found.append(PackageError(LAYOUT.metrics, what, "export the run that it tests"))
+    return found
+
+
+def origin_problems(package: Path, config: EmotionConfig) -> Findings:
+    """A backbone or encoder that only this machine has, and wrong requirements."""
+    found = Findings()
     written = read_json(package, LAYOUT.config)
     if lost := [key for key, value in _HUB_KEYS.items() if written.get(key) != value]:
         found.append(PackageError(LAYOUT.config, f"lacks what the Auto classes need: {', '.join(lost)}", _EXPORT))
@@ -168,13 +166,9 @@ def origin_problems(package: Path, allow_contaminated: bool) -> Findings:
     return found
 
 
-def record_problems(package: Path) -> Findings:
+def record_problems(package: Path, config: EmotionConfig) -> Findings:
     """Labels, thresholds, scores or golden rows that contradict each other, and a card that is not true."""
     found = Findings()
-    try:
-        config = read_config(package)
-    except PackageError:  # reported with the weights
-        return found
     for name, compare in _RECORDS.items():
         try:
             if what := compare(package, config):
@@ -200,7 +194,7 @@ def _recipe_problem(package: Path, config: EmotionConfig) -> str | None:
 
 
 def _golden_problem(package: Path, config: EmotionConfig) -> str | None:
-    golden = read_json(package, LAYOUT.golden)
+    golden = read_record(package, records.GOLDEN)
     if golden["labels"] != config.emotion_labels:
         return _OTHER_LABELS
     rows = [row["probabilities"] for row in golden["rows"] if isinstance(row["text"], str)]
@@ -212,7 +206,7 @@ def _golden_problem(package: Path, config: EmotionConfig) -> str | None:
 
 
 def _threshold_problem(package: Path, config: EmotionConfig) -> str | None:
-    recorded = read_json(package, LAYOUT.thresholds)
+    recorded = read_record(package, records.THRESHOLDS)
     own = recorded["per_label"]
     if any(list(recorded[key]) != config.emotion_labels for key in ("per_label", "per_label_unshrunk")):
         return _OTHER_LABELS
@@ -220,19 +214,19 @@ def _threshold_problem(package: Path, config: EmotionConfig) -> str | None:
 
 
 def _focal_problem(package: Path, config: EmotionConfig) -> str | None:
-    alpha = read_json(package, LAYOUT.focal)["alpha"]
+    alpha = read_record(package, records.FOCAL)["alpha"]
     return None if list(alpha) == config.emotion_labels else _OTHER_LABELS
 
 
 def _audit_problem(package: Path, config: EmotionConfig) -> str | None:
     """Three files must name the same split protocol; only the contaminated one makes rows from rows outside train."""
-    audit = read_json(package, LAYOUT.audit)
+    audit = read_record(package, records.AUDIT)
     counted = [audit["training_rows"]["positives"], *(split["positives"] for split in audit["splits"].values())]
     if any(list(labels) != config.emotion_labels for labels in (audit["labels"], *counted)):
         return _OTHER_LABELS
     protocols = {
         LAYOUT.audit: audit["protocol"],
-        LAYOUT.metrics: read_json(package, LAYOUT.metrics)["protocol"],
+        LAYOUT.metrics: read_record(package, records.METRICS)["protocol"],
         LAYOUT.recipe: read_recipe(package)["split"],
     }
     if len(set(protocols.values())) > 1:
@@ -246,19 +240,19 @@ def _audit_problem(package: Path, config: EmotionConfig) -> str | None:
 
 def _score_problem(package: Path, config: EmotionConfig) -> str | None:
     """The table per label and the other records must agree to four digits: older tables were rounded to that."""
-    metrics = read_json(package, LAYOUT.metrics)
+    by_split: Any = scores_by_split(read_record(package, records.METRICS))
     with (package / LAYOUT.per_label).open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in table:
         groups.setdefault((row["split"], row["thresholds"]), []).append(row)
-    if set(groups) != {(split, policy) for split in _SPLITS & set(metrics) for policy in metrics[split]}:
+    if set(groups) != {(split, policy) for split in by_split for policy in by_split[split]}:
         return f"and {LAYOUT.metrics} have scores of different splits or thresholds"
     for (split, policy), rows in groups.items():
         if [row["label"] for row in rows] != config.emotion_labels:
             return _OTHER_LABELS
         mean = sum(float(row["f1"]) for row in rows) / len(rows)
-        if not math.isclose(mean, metrics[split][policy]["macro_f1"], abs_tol=1e-4):
+        if not math.isclose(mean, by_split[split][policy]["macro_f1"], abs_tol=1e-4):
             return f"and {LAYOUT.metrics} have different scores ({split}, {policy})"
         own = config.thresholds if policy == "per_label" else {}
         if any(abs(float(row["threshold"]) - own.get(row["label"], float(row["threshold"]))) > 1e-4 for row in rows):

@@ -9,7 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hub_release.check.consistency import code_problems, origin_problems, record_problems, weight_problems
+from hub_release.check.consistency import (
+    Findings,
+    code_problems,
+    origin_problems,
+    protocol_problems,
+    record_problems,
+    weight_problems,
+)
 from hub_release.check.integrity import (
     copy_files,
     hash_problems,
@@ -73,15 +80,13 @@ def _readable_problems(package: Path, unreadable: list[PackageError], allow_cont
 
 def _content_problems(package: Path, allow_contaminated: bool) -> list[PackageError]:
     """What is wrong with the files that exist; the layout's check reports missing ones."""
-    found = [
-        *hash_problems(package),
-        *text_problems(package),
-        *picture_problems(package),
-        *weight_problems(package),
-        *code_problems(package),
-        *origin_problems(package, allow_contaminated),
-        *record_problems(package),
-    ]
+    found = Findings([*hash_problems(package), *text_problems(package), *picture_problems(package)])
+    found += [*code_problems(package), *protocol_problems(package, allow_contaminated)]
+    config = found.attempt(read_config, package)
+    if config is not None:
+        found += weight_problems(package, config)
+        found += origin_problems(package, config)
+        found += record_problems(package, config)
     missing = {name for name in LAYOUT.files(reads_words=True) if not (package / name).is_file()}
     return [problem for problem in found if problem.file not in missing]
 

@@ -170,7 +170,7 @@ def translated_errors() -> Iterator[None]:
             if isinstance(cause, HubError):
                 raise cause from error
             if isinstance(cause, HfHubHTTPError):
-                raise HubError(refusal_in_words(cause)) from error
+                raise HubError(describe_refusal(cause)) from error
             if isinstance(cause, httpx2.HTTPError):
                 raise HubError(_network(cause)) from error
         if isinstance(error, OfflineModeIsEnabled):
@@ -198,7 +198,7 @@ def describe_local_error(error: OSError) -> str:
     )
 
 
-def refusal_in_words(error: HfHubHTTPError) -> str:
+def describe_refusal(error: HfHubHTTPError) -> str:
     """What a refused request means, with the Hub's own message and the remedy."""
     status = error.response.status_code
     said = f" ({redact(error.server_message)})" if error.server_message else ""

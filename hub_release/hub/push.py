@@ -21,7 +21,7 @@ from hub_release.package import LAYOUT, RefusedError, ReleaseError, package_file
 
 
 @dataclass(frozen=True)
-class Options:
+class PushOptions:
     """How to push.
 
     Attributes:
@@ -55,7 +55,7 @@ def push(
     api: HfApi,
     source: Path,
     destination: Destination,
-    options: Options,
+    options: PushOptions,
     confirm: Callable[[Destination, CommitPlan], bool],
 ) -> Published:
     """Publish a finished run or a package.
@@ -108,7 +108,7 @@ def _publish(
     api: HfApi,
     parts: list[_Part],
     plans: list[CommitPlan],
-    options: Options,
+    options: PushOptions,
     confirm: Callable[[Destination, CommitPlan], bool],
 ) -> Published:
     """Carry out plans that were confirmed; a plan that had to be made again is confirmed again."""
@@ -134,7 +134,7 @@ def _publish(
         return Published(pushed, publish(parts[1], plans[1]))
 
 
-def _require_usable(options: Options) -> None:
+def _require_usable(options: PushOptions) -> None:
     if not options.message.strip():
         raise ReleaseError("the message is empty. Remedy: give --message a few words, or leave it out")
     if options.tag is not None:

@@ -61,5 +61,6 @@ from .weights import (
     read_head as read_head,
     read_head_file as read_head_file,
     read_tokenizer as read_tokenizer,
+    refuse_different_heads as refuse_different_heads,
     refuse_large_header as refuse_large_header,
 )

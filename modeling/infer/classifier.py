@@ -129,8 +129,8 @@ class EmotionClassifier:
         embeddings = np.concatenate(batches) if batches else np.zeros((0, self.config.embed_dim), np.float32)
         if embeddings.shape[1] != self.config.embed_dim:
             raise ValueError(
-                f"the encoder gives {embeddings.shape[1]} dimensions, the package expects {self.config.embed_dim} "
-                f"({self.config.encoder})"
+                f"the encoder gives {embeddings.shape[1]} dimensions, the package expects {self.config.embed_dim}. "
+                f"Remedy: leave encoder out, or give one with the embeddings of {self.config.encoder}"
             )
         return embeddings
 
@@ -195,7 +195,9 @@ class EmotionClassifier:
         Works with ``datasets.Dataset.map(classifier, batched=True)`` and ``ray.data.Dataset.map_batches(classifier)``.
         """
         if "text" not in batch:
-            raise KeyError(f"the batch has no column 'text', only {sorted(batch)}")
+            raise KeyError(
+                f"the batch has no column 'text', only {sorted(batch)}. Remedy: rename the column of the texts to text"
+            )
         probabilities = self.predict_proba(batch["text"])
         reached = probabilities >= self._thresholds(None)
         emotions = [[self.labels[i] for i in np.flatnonzero(row)] for row in reached]
@@ -208,7 +210,10 @@ class EmotionClassifier:
             overrides = dict.fromkeys(self.labels, threshold)
         unknown = sorted(map(str, set(overrides) - set(self.labels)))
         if unknown:
-            raise ValueError(f"unknown labels in threshold: {', '.join(unknown)}; the labels are {self.labels}")
+            raise ValueError(
+                f"unknown labels in threshold: {', '.join(unknown)}. Remedy: use labels of the package: "
+                f"{', '.join(self.labels)}"
+            )
         for label, value in overrides.items():
             if not is_probability(value):
                 of = f" of {label}" if isinstance(threshold, Mapping) else ""

@@ -2,10 +2,11 @@
 
 import numbers
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.dataclasses import strict, type_validator
 from transformers.configuration_utils import PreTrainedConfig
 
 from modeling.infer.errors import PackageError
@@ -119,14 +120,13 @@ def read_config(folder: Path) -> EmotionConfig:
 
 
 def _config_problems(config: dict[str, Any]) -> Iterator[str]:
-    validators: dict[str, list[Any]] = cast(Any, EmotionConfig).__validators__
-    for key in config.keys() & validators.keys():
-        for validate in validators[key]:
+    for field in fields(cast(Any, EmotionConfig)):
+        if field.name in config:
             try:
-                validate(config[key])
+                type_validator(field.name, config[field.name], field.type)
+                field.metadata.get("validator", lambda value: None)(config[field.name])
             except (TypeError, ValueError) as error:
-                yield f"{key}: {error!s:.200}"
-                break
+                yield f"{field.name}: {error!s:.200}"
     if config.get("model_type", EmotionConfig.model_type) != EmotionConfig.model_type:
         yield f"model_type is {config['model_type']!r:.80}, not {EmotionConfig.model_type}"
     for key in ("embed_dim", "hidden_size"):

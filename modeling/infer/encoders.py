@@ -15,6 +15,8 @@ from modeling.infer.errors import import_optional
 PROGRESS_BAR_FROM = 2_000
 """Show a progress bar from this many texts."""
 
+_TEXTS_AT_ONCE = 512
+
 
 class Encoder(Protocol):
     """Texts → float32 embeddings [N, E]; each row depends on its own text only."""
@@ -99,14 +101,13 @@ def load_encoder(name: str) -> LoadedEncoder:
         return ENCODERS[name](name)
     if name.startswith("sentence-transformers/"):
         return _load_sentence_transformer(name)
-    raise ValueError(f"unknown encoder {name!r}: use one of {', '.join(ENCODERS)} or sentence-transformers/<model>")
+    raise ValueError(f"unknown encoder {name!r}. Remedy: choose {', '.join(ENCODERS)} or sentence-transformers/<model>")
 
 
-def encode_in_batches(encoder: Encoder, texts: Sequence[str], batch_size: int = 512) -> Iterator[np.ndarray]:
+def encode_in_batches(encoder: Encoder, texts: Sequence[str]) -> Iterator[np.ndarray]:
     """Yield the embeddings of ``texts`` batch by batch, in order, with a progress bar on long input."""
-    starts = range(0, len(texts), batch_size)
     with tqdm(total=len(texts), unit="text", desc="encoding", disable=len(texts) < PROGRESS_BAR_FROM) as bar:
-        for start in starts:
-            batch = texts[start : start + batch_size]
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            batch = texts[start : start + _TEXTS_AT_ONCE]
             yield np.asarray(encoder(batch), dtype=np.float32)
             bar.update(len(batch))

@@ -17,13 +17,15 @@ def check_texts(texts: Iterable[str]) -> list[str]:
         TypeError: an item is not a string; the message names its index.
     """
     if isinstance(texts, str):
-        raise TypeError("texts must be a list of strings, got one string: write [text]")
+        raise TypeError("texts must be a list of strings, got one string. Remedy: write [text]")
     if isinstance(texts, Mapping):
-        raise TypeError(f"texts must be a list of strings, got a mapping of {[*texts]}: write mapping['text']")
+        raise TypeError(f"texts must be a list of strings, got a mapping of {[*texts]}. Remedy: write mapping['text']")
     checked = list(texts)
     for index, text in enumerate(checked):
         if not isinstance(text, str):
-            raise TypeError(f"texts[{index}] is {type(text).__name__}, not a string: {text!r:.80}")
+            raise TypeError(
+                f"texts[{index}] is {type(text).__name__}, not a string: {text!r:.80}. Remedy: leave it out, or convert it"
+            )
     # Half an emoji (a lone surrogate, legal in JSON) is not valid UTF-8: it becomes a question mark.
     return [text.encode("utf-8", "replace").decode() for text in checked]
 

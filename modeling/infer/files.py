@@ -25,7 +25,9 @@ def local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None,
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(folder_or_hub_id)):
-        raise FileNotFoundError(f"{folder} is neither a folder nor a Hub id such as user/model")
+        raise FileNotFoundError(
+            f"{folder} is neither a folder nor a Hub id. Remedy: name a package folder, or a Hub id such as user/model"
+        )
     return Path(snapshot_download(str(folder_or_hub_id), revision=revision, **hub))
 
 

@@ -167,7 +167,9 @@ class EmotionModel(PreTrainedModel):
         found = read_config(folder)
         unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in _AUTO_MODEL_OPTIONS)
         if unknown:
-            raise TypeError(f"a package does not take {', '.join(unknown)}; dtype, device and revision can be given")
+            raise TypeError(
+                f"a package does not take {', '.join(unknown)}. Remedy: give only dtype, device and revision"
+            )
         config = config or found
         config.quantization = quantization or config.quantization
         if dtype is None or dtype == "auto":

@@ -82,3 +82,6 @@ class OneTokenMistral(PreTrainedModel):
         for layer in self.layers:
             hidden = layer(hidden)
         return BaseModelOutput(last_hidden_state=self.norm(hidden).unsqueeze(1))
+
+    def enable_input_require_grads(self) -> None:
+        """Nothing to enable: what it reads are embeddings, and their gradients pass."""

@@ -20,7 +20,7 @@ SMALL_PRODUCT, SMALL_MATRIX = 2**27, 2**22
 """One CPU thread is fastest below this many multiplications in a layer's largest product, and weights in its matrix.
 
 Waking another thread takes longer than its share of such a small product. A larger matrix needs several threads to be
-read. ``tests/benchmarks/training_speed.py`` has products on both sides of the first bound.
+read. The first bound was measured with products on both sides of it.
 """
 
 ROWS_OF_A_WORKER = 8

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.quantizers.quantizers_utils import should_convert_module
 
 from modeling.infer.errors import import_optional
 
@@ -91,6 +90,8 @@ def check_quantized(model: PreTrainedModel, quantization: str) -> str:
     Raises:
         RuntimeError: a linear layer is not quantized as it should be.
     """
+    from transformers.quantizers.quantizers_utils import should_convert_module  # private: for quantized models alone
+
     settings: Any = model.config.quantization_config
     sizes = {name: parameter.nbytes for name, parameter in model.named_parameters()}
     linear: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}

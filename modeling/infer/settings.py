@@ -15,7 +15,7 @@ Number = float | int
 def setting(
     default: Any, help: str, group: str = "model", least: float | None = None, most: float | None = None, **marks: bool
 ) -> Any:
-    """A dataclass field with its help, the values it accepts, and marks for other modules.
+    """A dataclass field with its help, the values it accepts, and marks for the code that trains.
 
     Args:
         default: its default; a list or mapping is copied for each instance.
@@ -23,7 +23,7 @@ def setting(
         group: heading under which ``--help`` lists it.
         least: smallest accepted number; None is unbounded.
         most: largest accepted number; None is unbounded.
-        **marks: marks for other modules, see :class:`modeling.recipe.Recipe`.
+        **marks: more metadata, for the code that trains; nothing in a package reads it.
     """
     metadata = {"help": help, "range": (least, most), "group": group, "validator": _in_range(least, most), **marks}
     if isinstance(default, list | dict):

@@ -40,11 +40,20 @@ def read_head(folder: Path, config: EmotionConfig) -> dict[str, torch.Tensor]:
     heads = [read_head_file(folder, name, config) for name in HEAD_FILES if (folder / name).exists()]
     if not heads:
         raise PackageError(" and ".join(HEAD_FILES), "are missing")
+    refuse_different_heads(heads)
+    return heads[0]
+
+
+def refuse_different_heads(heads: Sequence[dict[str, torch.Tensor]]) -> None:
+    """Refuse head files that hold different weights.
+
+    Raises:
+        PackageError: they differ.
+    """
     # Bits, not values: a zero has two signs.
     bits = [{key: value.contiguous().view(torch.uint8) for key, value in head.items()} for head in heads]
     if any(not torch.equal(bits[0][key], bits[-1][key]) for key in bits[0]):
         raise PackageError(" and ".join(HEAD_FILES), "hold different weights")
-    return heads[0]
 
 
 def read_head_file(folder: Path, name: str, config: EmotionConfig) -> dict[str, torch.Tensor]:

@@ -147,7 +147,7 @@ def apply_policy(corpus: Corpus, audit: CorpusAudit, policy: AuditPolicy) -> Cor
     if policy == "fail":
         counts = audit.report["copies"]
         shared = "; ".join(
-            f"{split}: " + ", ".join(f"{counts[f'{split}_in_train'][kind]} {kind}" for kind in KINDS)
+            f"{split}: " + ", ".join(f"{counts[f'{split}_in_train'][kind]} {shown}" for kind, shown in KINDS.items())
             for split in ("validation", "test")
         )
         raise LeakError(
@@ -181,14 +181,14 @@ def audit_rows(
     Raises:
         LeakError: a parent outside train, a row that is not what its parents and step give, or foreign labels.
     """
-    outside = (rows.parents >= len(corpus["train"])).any(axis=1)
-    if rows.parents.min() < 0 or rows.parents.max() >= len(embeddings):
-        raise LeakError("a training row has a parent that is not a row of the corpus")
-    if outside.any() and not contaminated:
-        raise LeakError(f"{outside.sum()} training rows have a parent outside the training split")
+    lowest, highest = rows.parents.min(axis=1), rows.parents.max(axis=1)
+    _refuse(rows, (lowest < 0) | (highest >= len(embeddings)), "has a parent that is not a row of the corpus")
+    outside = highest >= len(corpus["train"])
+    if not contaminated:
+        _refuse(rows, outside, "has a parent outside the training split")
     first, second = embeddings[rows.parents[:, 0]], embeddings[rows.parents[:, 1]]
-    if not np.allclose(rows.embeddings, first + rows.steps[:, None] * (second - first), atol=1e-5):
-        raise LeakError("a training row is not what its parents give")
+    given = np.isclose(rows.embeddings, first + rows.steps[:, None] * (second - first), atol=1e-5).all(axis=1)
+    _refuse(rows, ~given, "is not what its parents give")
     labels = np.concatenate([corpus[split].labels for split in SPLITS])
     _refuse_foreign_labels(rows, labels, mlsmote_labels)
     known = set(corpus["train"].texts)
@@ -215,6 +215,16 @@ def audit_rows(
     }
 
 
+def _refuse(rows: Rows, wrong: np.ndarray, what: str) -> None:
+    """Refuse rows that the balancing code must not make; the message names the first one and its parents."""
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise LeakError(
+            f"training row {row}, made from rows {' and '.join(map(str, rows.parents[row]))}, {what} (so in "
+            f"{wrong.sum():,} of {len(rows):,} rows). Remedy: report a bug of the balancing code, training/data/balance.py"
+        )
+
+
 def _refuse_foreign_labels(rows: Rows, labels: np.ndarray, mlsmote_labels: str | None) -> None:
     """Refuse labels that cannot come from the parents.
 
@@ -235,8 +245,7 @@ def _refuse_foreign_labels(rows: Rows, labels: np.ndarray, mlsmote_labels: str |
     first, second = labels[rows.parents[:, 0]], labels[rows.parents[:, 1]]
     own = (rows.labels == first).all(axis=1)
     if mlsmote_labels is None:
-        if not own.all():
-            raise LeakError("a training row has other labels than its first parent")
+        _refuse(rows, ~own, "has other labels than its first parent")
         return
     both = first & second
     voted = (rows.labels & both).any(axis=1)
@@ -245,5 +254,5 @@ def _refuse_foreign_labels(rows: Rows, labels: np.ndarray, mlsmote_labels: str |
     elif mlsmote_labels == "intersection":
         voted &= (rows.labels <= both).all(axis=1)
     # Real rows and copies have one parent, so there was no vote.
-    if not np.where(rows.parents[:, 0] == rows.parents[:, 1], own, voted).all():
-        raise LeakError(f"a training row has labels that mlsmote with {mlsmote_labels} cannot give it")
+    fitting = np.where(rows.parents[:, 0] == rows.parents[:, 1], own, voted)
+    _refuse(rows, ~fitting, f"has labels that mlsmote with {mlsmote_labels} cannot give it")

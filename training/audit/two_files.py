@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.copies import Copy, find_copies, summarize
+from training.data.copies import KINDS, Copy, find_copies, summarize
 from training.data.reading import label_text, read_goemotions, split_labels
 from training.data.tables import SUFFIXES, CorpusError, read_table
 
@@ -90,7 +90,7 @@ def _lines(first: _File, second: _File, copies: Sequence[Copy], examples: int) -
             if alone:
                 lines.append(f"  no row of {path} has: {', '.join(sorted(alone))}")
     for copy in sorted(copies, key=lambda copy: -len(first.texts[copy.row]))[: max(examples, 0)]:
-        lines.append(f"\n{copy.kind}, similarity {copy.similarity:.2f}")
+        lines.append(f"\n{KINDS[copy.kind]}, similarity {copy.similarity:.2f}")
         for file, row in ((first, copy.row), (second, copy.reference_row)):
             named = f" [{', '.join(sorted(file.labels[row]))}]" if file.labels else ""
             lines.append(f"  {file.places[row]}{named}\n    {file.texts[row]!r}")

@@ -36,6 +36,8 @@ LOSSES = {
 }
 """Values of the axis ``loss``, which sets alpha and gamma together."""
 
+_LONGEST_NAME = 120
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -71,7 +73,11 @@ def compare(recipe: Recipe, options: CompareOptions) -> int:
     sys.stdout.write(f"{len(todo)} of {len(settings)} runs to do\n")
     for number, (cell, seed) in enumerate(todo, start=1):
         run = cell.runs[seed]
-        code = train(settings[cell.name, seed], TrainOptions(output_dir=str(run.path), overwrite=True), corpora)
+        code = train(
+            settings[cell.name, seed],
+            TrainOptions(output_dir=str(run.path), overwrite=True, co2_country=options.co2_country),
+            corpora,
+        )
         if code:
             return code
         shutil.rmtree(run.checkpoints)
@@ -176,9 +182,11 @@ def build_cells(axes: list[str], seeds: list[int], folder: Path) -> list[Cell]:
     return cells
 
 
-def _shorten(name: str, longest: int = 120) -> str:
+def _shorten(name: str) -> str:
     """A folder name that file systems accept: a longer one is cut and gets a hash of the whole name."""
-    return name if len(name) <= longest else f"{name[:longest]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _parse_axis(axis: str) -> tuple[str, list[Any]]:
@@ -195,7 +203,7 @@ def _parse_axis(axis: str) -> tuple[str, list[Any]]:
         )
     unknown = sorted({str(value) for value in values} - set(LOSSES)) if field == "loss" else []
     if unknown:
-        raise RecipeError(f"compare {axis}: unknown loss {', '.join(unknown)}; accepted: {', '.join(LOSSES)}")
+        raise RecipeError(f"compare {axis}: unknown loss {', '.join(unknown)}. Remedy: use {', '.join(LOSSES)}")
     return field, values
 
 

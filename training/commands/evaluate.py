@@ -52,7 +52,9 @@ def evaluate(options: EvaluateOptions) -> int:
     path = Path(str(options.data))
     output = Path(options.output_dir) if options.output_dir else None
     if not path.is_file() or path.suffix not in SUFFIXES:
-        raise CorpusError(f"--data {path}: no such file, or not one of the types {', '.join(SUFFIXES)}")
+        raise CorpusError(
+            f"--data {path}: no such file, or an unknown file type. Remedy: name a file that ends in {', '.join(SUFFIXES)}"
+        )
     chosen = read_mapping(options.mapping) if options.mapping else None
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

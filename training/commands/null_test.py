@@ -65,7 +65,12 @@ def run_null_tests(recipe: Recipe, options: NullTestOptions) -> int:
     outcome: dict[str, Any] = {"protocol": recipe.split, "chance": describe_chance()}
     for name in NULL_TESTS:
         run = RunFolder(folder / name)
-        train(recipe, TrainOptions(output_dir=str(run.path), overwrite=True), corpora, name)
+        train(
+            recipe,
+            TrainOptions(output_dir=str(run.path), overwrite=True, co2_country=options.co2_country),
+            corpora,
+            name,
+        )
         score = run.read(METRICS)["test"]["per_label"]["macro_f1"]
         chance = chance_scores(prepare(recipe, corpora, name), recipe.seed)
         limit = float(chance.mean() + DEVIATIONS * chance.std())

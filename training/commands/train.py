@@ -25,11 +25,6 @@ from training.scores.plots import plot_label_frequencies
 logger = logging.getLogger(__name__)
 
 
-def train_once(recipe: Recipe, options: TrainOptions) -> int:
-    """Train one run."""
-    return train(recipe, options, Corpora())
-
-
 def train(recipe: Recipe, options: TrainOptions, corpora: Corpora, null_test: str | None = None) -> int:
     """The stages of a run.
 

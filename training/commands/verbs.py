@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from modeling.recipe import Recipe
-
-MAPPINGS_HELP = "from the model's labels to the file's: ekman, plutchik, sentiment or a YAML file"
-_COMPARE_HELP = "field=value,value for any setting, or loss=bce,focal-uniform,focal-r2"
 
 
 def _option(default: Any, help: str) -> Any:
@@ -25,6 +22,15 @@ class RecipeOptions:
 
 
 @dataclass
+class TrackedOptions(RecipeOptions):
+    """Which recipe, and whether its emissions are estimated."""
+
+    co2_country: str | None = _option(
+        None, "estimate emissions with codecarbon, for the electricity of this country (such as ITA)"
+    )
+
+
+@dataclass
 class OutputOptions:
     """Where results go."""
 
@@ -32,25 +38,22 @@ class OutputOptions:
 
 
 @dataclass
-class TrainOptions(RecipeOptions):
+class TrainOptions(TrackedOptions):
     """Where the run is written, and whether it resumes."""
 
     output_dir: str | None = _option(None, "run folder (default: runs/<recipe>)")
     resume: bool = _option(False, "continue from the last complete checkpoint")
     overwrite: bool = _option(False, "train again in a folder that already holds a run")
-    co2_country: str | None = _option(
-        None, "estimate emissions with codecarbon, for the electricity of this country (such as ITA)"
-    )
 
 
 @dataclass
-class CompareOptions(RecipeOptions):
+class CompareOptions(TrackedOptions):
     """A grid of runs."""
 
     seeds: list[int] = _option([], "seeds of every setting (default: the recipe's)")
     output_dir: str | None = _option(None, "folder of the grid (default: runs/compare-<recipe>)")
     overwrite: bool = _option(False, "run everything again")
-    axes: list[str] = _option([], _COMPARE_HELP)
+    axes: list[str] = _option([], "field=value,value for any setting, or loss=bce,focal-uniform,focal-r2")
 
 
 @dataclass
@@ -61,7 +64,7 @@ class CompareRunsOptions(OutputOptions):
 
 
 @dataclass
-class NullTestOptions(RecipeOptions):
+class NullTestOptions(TrackedOptions):
     """Where the two runs go."""
 
     output_dir: str | None = _option(None, "folder of the two runs and their verdict (default: runs/<recipe>)")
@@ -72,10 +75,12 @@ class EvaluateOptions(OutputOptions):
     """What to score, and on which rows."""
 
     data: str | None = _option(None, "labeled file: CSV, TSV, JSONL or Parquet")
-    mapping: str | None = _option(None, MAPPINGS_HELP)
+    mapping: str | None = _option(
+        None, "from the model's labels to the file's: ekman, plutchik, sentiment or a YAML file"
+    )
     text_column: str = _option("text", "column of the texts")
     label_column: str = _option("labels", "column with names, ids or lists; without it, one 0/1 column per label")
-    dataset: str = _option("files", "goemotions for its own TSV files, which have no header")
+    dataset: Literal["files", "goemotions"] = _option("files", "goemotions for its own TSV files, which have no header")
     model: str = _option("", "a package folder, a Hub id or the folder of a finished run")
 
 
@@ -85,7 +90,7 @@ class AuditOptions:
 
     text_column: str = _option("text", "column of the texts")
     label_column: str | None = _option(None, "column of the labels (default: labels, if the file has it)")
-    dataset: str = _option("files", "goemotions for its own TSV files, which have no header")
+    dataset: Literal["files", "goemotions"] = _option("files", "goemotions for its own TSV files, which have no header")
     examples: int = _option(5, "how many copies to show")
     paths: list[str] = _option([], "rows to look for, and rows to look in")
 

@@ -157,7 +157,7 @@ def oversample(
     unknown = sorted(set(only) - set(label_names))
     if unknown:
         raise BalanceError(
-            f"balance_labels: {', '.join(unknown)} is not a label of this run ({', '.join(label_names)})"
+            f"balance_labels: {', '.join(unknown)} is not a label of this run. Remedy: use {', '.join(label_names)}"
         )
     generator = np.random.default_rng(seed)
     counts = rows.labels.sum(axis=0, dtype=np.int64)

@@ -16,7 +16,8 @@ from itertools import tee
 
 from datasketch import MinHash, MinHashLSH
 
-KINDS = ("exact", "normalised", "near")
+KINDS = {"exact": "exact", "normalised": "normalized", "near": "near"}
+"""Kind of copy, which is a key of ``audit.json`` → the word that is printed for it."""
 NEAR = 0.7
 """Lowest Jaccard similarity of near copies: texts with one five-letter word changed reach it from 55 characters on."""
 SHINGLE = 5
@@ -87,9 +88,9 @@ def find_copies_both_ways(texts: Sequence[str], others: Sequence[str]) -> tuple[
 
 
 def summarize(copies: Sequence[Copy], size: int) -> str:
-    """``3 of 100 rows have a copy (1 exact, 2 normalised, 0 near)``."""
+    """``3 of 100 rows have a copy (1 exact, 2 normalized, 0 near)``."""
     counts = Counter(copy.kind for copy in copies)
-    kinds = ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS)
+    kinds = ", ".join(f"{counts[kind]:,} {shown}" for kind, shown in KINDS.items())
     return f"{len(copies):,} of {size:,} rows have a copy ({kinds})"
 
 

@@ -23,6 +23,7 @@ from training.data.tables import CorpusError
 from training.data.taxonomy import GOEMOTIONS_28, MAPPINGS
 
 _KEYS = ("labels", "ids", "columns")
+_EXAMPLES = {"labels": "labels: {target: [label, ...], ...}", "ids": "ids: {1: label, ...}"}
 
 
 class MappingError(CorpusError):
@@ -66,7 +67,8 @@ class LabelMapping:
                     close = difflib.get_close_matches(member, sorted(known), n=1)
                     raise MappingError(
                         f"{self.source}, labels, {target}: neither the model nor the file has the label {member!r}. "
-                        + (f"Did you mean {close[0]!r}?" if close else "Remedy: remove it, or correct it")
+                        + (f"Did you mean {close[0]!r}? " if close else "")
+                        + "Remedy: correct it, or remove it"
                     )
 
 
@@ -96,12 +98,14 @@ def read_mapping(name: str) -> LabelMapping:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MappingError(f"{path}: not YAML: {error}") from None
+        raise MappingError(
+            f"{path}: not YAML: {error}\nRemedy: correct that place, and save the file as UTF-8"
+        ) from None
     if not isinstance(content, dict) or "labels" not in content:
-        raise MappingError(f"{path}: the key labels is missing. Remedy: add labels: {{target: [label, ...], ...}}")
+        raise MappingError(f"{path}: the key labels is missing. Remedy: add {_EXAMPLES['labels']}")
     unknown = [key for key in content if key not in _KEYS]
     if unknown:
-        raise MappingError(f"{path}: unknown key {unknown[0]!r}; the keys are {', '.join(_KEYS)}")
+        raise MappingError(f"{path}: unknown key {unknown[0]!r}. Remedy: use {', '.join(_KEYS)}")
     labels = {
         _name(path, "labels", target): _names(path, f"labels, {target}", members)
         for target, members in _dict(path, "labels", content["labels"]).items()
@@ -117,7 +121,7 @@ def read_mapping(name: str) -> LabelMapping:
 def _refuse_ambiguous(path: Path, labels: Mapping[str, Sequence[str]]) -> None:
     """A target that is also a source must list itself, or a label of its name would mean two things."""
     if not labels:
-        raise MappingError(f"{path}, labels: no target. Remedy: write labels: {{target: [label, ...], ...}}")
+        raise MappingError(f"{path}, labels: no target. Remedy: write {_EXAMPLES['labels']}")
     for target, members in labels.items():
         for member in members:
             if member in labels and member not in labels[member]:
@@ -129,7 +133,7 @@ def _refuse_ambiguous(path: Path, labels: Mapping[str, Sequence[str]]) -> None:
 
 def _dict(path: Path, key: str, value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise MappingError(f"{path}, {key}: expected a mapping, got {value!r:.80}")
+        raise MappingError(f"{path}, {key}: expected a mapping, got {value!r:.80}. Remedy: write {_EXAMPLES[key]}")
     return value
 
 
@@ -139,7 +143,7 @@ def _names(path: Path, key: str, value: Any) -> tuple[str, ...]:
     names = tuple(_name(path, key, item) for item in value)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise MappingError(f"{path}, {key}: {twice[0]!r} is listed twice")
+        raise MappingError(f"{path}, {key}: {twice[0]!r} is listed twice. Remedy: list it once")
     return names
 
 
@@ -152,7 +156,7 @@ def _name(path: Path, key: str, value: Any) -> str:
 
 def _id(path: Path, value: Any) -> str:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise MappingError(f"{path}, ids: {value!r} is not a whole number")
+        raise MappingError(f"{path}, ids: {value!r} is not a whole number. Remedy: write {_EXAMPLES['ids']}")
     return str(value)
 
 

@@ -130,7 +130,9 @@ def build_taxonomy(labels: Sequence[str], corpus_labels: Sequence[str] | None = 
         return Taxonomy(own, {label: label for label in own}, own)
     missing = sorted(set(own) - set(corpus_labels))
     if missing:
-        raise ValueError(f"labels: the corpus has no {', '.join(missing)}; it has {', '.join(corpus_labels)}")
+        raise ValueError(
+            f"labels: the corpus has no {', '.join(missing)}. Remedy: use labels that it has: {', '.join(corpus_labels)}"
+        )
     return Taxonomy(
         own, {label: label for label in own}, tuple(corpus_labels), frozenset(corpus_labels) - frozenset(own)
     )

@@ -132,7 +132,10 @@ def use_layers(recipe: Recipe, backbone: dict[str, Any]) -> dict[str, Any]:
     """
     there = AutoConfig.for_model(**backbone).num_hidden_layers
     if recipe.num_hidden_layers > there:
-        raise RecipeError(f"num_hidden_layers: {recipe.model_name} has {there} layers; accepted: 0 (all) to {there}")
+        raise RecipeError(
+            f"num_hidden_layers: {recipe.num_hidden_layers} is too many: {recipe.model_name} has {there} layers. Remedy: "
+            f"use 0 (all) to {there}"
+        )
     return backbone | {"num_hidden_layers": recipe.num_hidden_layers or there}
 
 

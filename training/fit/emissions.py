@@ -25,7 +25,7 @@ def start_tracking(country: str | None) -> Any:
     except ImportError as error:
         raise RecipeError(f"--co2_country needs codecarbon ({error}). Remedy: pip install codecarbon") from error
     if pycountry.countries.get(alpha_3=country) is None:
-        raise RecipeError(f"--co2_country {country}: no such country; accepted: three-letter codes such as ITA")
+        raise RecipeError(f"--co2_country {country}: no such country. Remedy: use a three-letter code such as ITA")
     tracker = codecarbon.OfflineEmissionsTracker(country_iso_code=country, save_to_file=False, log_level="error")
     tracker.start()
     return tracker

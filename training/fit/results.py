@@ -29,7 +29,7 @@ from modeling.infer import (
 from modeling.recipe import CONTAMINATED, Recipe
 from modeling.records import (
     POLICIES,
-    Calibration,
+    CalibrationRecord,
     Context,
     FocalConfig,
     Golden,
@@ -137,7 +137,7 @@ def describe_context(recipe: Recipe, data: Prepared, published: Sequence[Publish
 
 def calibrate(
     model: EmotionModel, data: Prepared, seed: int
-) -> tuple[dict[str, Scored], dict[str, Scored], np.ndarray, Calibration]:
+) -> tuple[dict[str, Scored], dict[str, Scored], np.ndarray, CalibrationRecord]:
     """Fit a calibration on validation and fold it into the classifier.
 
     Returns:
@@ -165,7 +165,7 @@ def calibrate(
                 for name, cuts in cutoffs.items()
             }
     record |= {"scale": calibration.scale.tolist(), "bias": calibration.bias.tolist()}
-    return before, after, log_losses, cast(Calibration, record)
+    return before, after, log_losses, cast(CalibrationRecord, record)
 
 
 def golden_rows(model: EmotionModel, recipe: Recipe) -> Golden:
