@@ -141,18 +141,14 @@ def check(package: Package, allow_contaminated: AllowContaminated = False, as_js
     Example: `hub_release check packages/goemotions`
     """
     with _errors(as_json):
-        from hub_release.check.earlier import is_earlier
+        from hub_release.check.earlier import describe_earlier
         from hub_release.check.gate import check as check_package
 
         problems = check_package(package, allow_contaminated)
         if problems:
             raise RefusedError(f"{package} fails the check", problems)
         text = f"✓ {package} is complete, its card is true, and a fresh process reproduces the trained model."
-        if is_earlier(package):
-            text += (
-                "\n  An earlier version made it: the figures and links of its card are checked, its words are not. "
-                f"hub_release card {package} renders the card again."
-            )
+        text += describe_earlier(package)
         _finish(as_json, text, package=str(package))
 
 
@@ -273,12 +269,14 @@ def pull(
     Example: `hub_release pull you/your-model packages/your-model --revision v1`
     """
     with _errors(as_json):
+        from hub_release.check.earlier import describe_earlier
         from hub_release.check.gate import check as check_package
         from hub_release.hub.pull import pull as pull_package
 
         find_problems = partial(check_package, allow_contaminated=allow_contaminated)
         commit = pull_package(connect(), repo_id, folder, revision, find_problems)
         text = f"✓ {folder} has {repo_id} at {commit}, complete and as its author made it."
+        text += describe_earlier(folder)
         _finish(as_json, text, folder=str(folder), commit=commit)
 
 

@@ -62,12 +62,17 @@ ThresholdTable = TypedDict(
 """Thresholds from validation: one for all labels, one per label, and the per-label ones before shrinkage."""
 
 
-class CalibrationRecord(TypedDict):
-    """CalibrationRecord of the logits, and how well calibrated probabilities were ``before`` and ``after`` it."""
+class CalibrationChoice(TypedDict):
+    """Which calibration was chosen, and why."""
 
-    method: Literal["none", "temperature", "platt"]
+    method: str
     reason: str
     cross_fitted_log_loss: NotRequired[dict[str, float]]
+
+
+class CalibrationRecord(CalibrationChoice):
+    """The calibration of the logits, and how well probabilities were calibrated ``before`` and ``after`` it."""
+
     validation: dict[str, dict[str, float]]
     test: dict[str, dict[str, float]]
     scale: list[float]
@@ -93,24 +98,34 @@ class TrainingRows(TypedDict):
     synthetic_with_parent_outside_train: int
 
 
-class Audit(TypedDict):
-    """Where the rows come from, copies across splits, label noise, and labels that look swapped."""
+class CorpusFindings(TypedDict):
+    """What is wrong with the rows: copies across splits, label noise, labels without rows."""
+
+    copies: dict[str, Any]
+    repeated_in_train: dict[str, Any]
+    labels_without_positives: dict[str, list[str]]
+    audit_policy: NotRequired[dict[str, Any]]
+
+
+class RowsAudit(TypedDict):
+    """Where the rows and targets come from, and how much of the texts is cut off in training."""
 
     corpus: str
     revision: str
     labels: list[str]
-    protocol: str
     splits: dict[str, SplitAudit]
     training_rows: TrainingRows
-    corpus_sha256: dict[str, str]
-    copies: dict[str, Any]
-    repeated_in_train: dict[str, Any]
-    labels_without_positives: dict[str, list[str]]
-    suspected_label_permutations: dict[str, list[dict[str, Any]]]
-    imbalance: dict[str, dict[str, Any]]
-    audit_policy: NotRequired[dict[str, Any]]
     truncation: NotRequired[dict[str, dict[str, int]]]
     teachers: NotRequired[dict[str, str]]
+
+
+class Audit(CorpusFindings, RowsAudit):
+    """The audit of a run; ``suspected_label_permutations`` are labels that look exchanged."""
+
+    corpus_sha256: dict[str, str]
+    protocol: str
+    imbalance: dict[str, dict[str, Any]]
+    suspected_label_permutations: dict[str, list[dict[str, Any]]]
 
 
 class Environment(TypedDict):
@@ -139,15 +154,20 @@ class Emissions(TypedDict):
     location: str
 
 
-class Timing(TypedDict):
-    """Seconds of each stage, and the number of ``epochs`` trained."""
+class TrainingTime(TypedDict):
+    """Seconds of preparing and training; of the last part of a run that was resumed."""
 
     seconds_of_preparation: float
     seconds_of_training: float
-    seconds_of_scoring: float
     resumed: bool
-    epochs: float
     emissions: NotRequired[Emissions]
+
+
+class Timing(TrainingTime):
+    """Seconds of each stage, and the ``epochs`` that were trained."""
+
+    seconds_of_scoring: float
+    epochs: float
 
 
 class Context(TypedDict):

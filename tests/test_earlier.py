@@ -69,6 +69,7 @@ def test_its_card_is_held_to_its_figures(earlier: Path) -> None:
         "a word": ("Reads a text", "Takes a text", False),
         "a digit": (row, row.replace("0.", "1.", 1), True),
         "a link": ("(#data)", "(https://elsewhere)", True),
+        "a banner": ("## Use", "> **contaminated**\n\n## Use", True),
         "a number more": ("Reads a text", "Reads 2 texts", True),
         "the metadata": ("pipeline_tag: text-classification", "pipeline_tag: fill-mask", True),
     }

@@ -13,14 +13,7 @@ from hub_release.bundle import bundle
 from hub_release.package import LAYOUT, ReleaseError
 from modeling.infer import EmotionClassifier
 
-_SPACE_TEXT = """
-# {title}
-
-Write a text and see which emotions [{model_id}](https://huggingface.co/{model_id}) finds in it, with the probability
-and the threshold of every label. Many texts at once come back as a CSV file.
-
-Made by `hub_release push --space`. `app.py` is the page that `hub_release demo` serves, and `infer.py` is the model's.
-"""
+_SPACE_CARD = Path(__file__).with_name("space_card.md")
 
 
 def serve(package: Path, host: str, port: int | None, share: bool) -> None:
@@ -77,7 +70,7 @@ def space_files(package: Path, model_id: str) -> dict[str, bytes]:
         license=(metadata_load(package / LAYOUT.card) or {}).get("license"),
         short_description="Which emotions does a text express?",
     )
-    readme = f"---\n{metadata}\n---\n{_SPACE_TEXT.format(title=title, model_id=model_id)}"
+    readme = f"---\n{metadata}\n---\n{_SPACE_CARD.read_text(encoding='utf-8').format(title=title, model_id=model_id)}"
     return {
         "README.md": readme.encode(),
         "app.py": bundle(("app",), "hub_release.demo.page").encode(),

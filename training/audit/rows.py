@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from modeling.recipe import AuditPolicy
+from modeling.records import CorpusFindings, RowsAudit
 from training.data.balance import Rows
 from training.data.copies import KINDS, Copy, find_copies, find_copies_both_ways, match_key, summarize
 from training.data.corpus import Corpus, Split, label_counts
@@ -38,7 +39,7 @@ class CorpusAudit:
     """
 
     copies: dict[str, np.ndarray]
-    report: dict[str, Any]
+    report: CorpusFindings
 
 
 def audit_corpus(corpus: Corpus) -> CorpusAudit:
@@ -61,7 +62,7 @@ def audit_corpus(corpus: Corpus) -> CorpusAudit:
     for split, matches in in_train.items():
         if matches:
             logger.warning("%s: %s in train", split, summarize(matches, len(corpus[split])))
-    report = {
+    report: CorpusFindings = {
         "copies": {
             "validation_in_train": _describe(in_train["validation"], validation, train, corpus.labels),
             "test_in_train": _describe(in_train["test"], test, train, corpus.labels),
@@ -167,7 +168,7 @@ def apply_policy(corpus: Corpus, audit: CorpusAudit, policy: AuditPolicy) -> Cor
 
 def audit_rows(
     corpus: Corpus, embeddings: np.ndarray, rows: Rows, mlsmote_labels: str | None = None, contaminated: bool = False
-) -> dict[str, Any]:
+) -> RowsAudit:
     """Check the balanced training rows against the corpus, and describe both.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 
 from modeling.recipe import Recipe
-from modeling.records import AUDIT, ENVIRONMENT, LABEL_FREQUENCIES_PLOT, LOG, RECIPE, Environment
+from modeling.records import AUDIT, ENVIRONMENT, LABEL_FREQUENCIES_PLOT, LOG, RECIPE, Environment, TrainingTime
 from training.commands.verbs import TrainOptions
 from training.fit.batch import fit_batch
 from training.fit.build import build_model, build_trainer, fit_precision
@@ -59,12 +59,13 @@ def train(recipe: Recipe, options: TrainOptions, corpora: Corpora, null_test: st
         logger.info("resuming from %s", checkpoint or "the start: there is no complete checkpoint")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if state.is_main_process:
-        timing = {
+        timing: TrainingTime = {
             "seconds_of_preparation": round(started - opened, 1),
             "seconds_of_training": round(time.perf_counter() - started, 1),
             "resumed": checkpoint is not None,
-            **stop_tracking(tracker),
         }
+        if emissions := stop_tracking(tracker):
+            timing["emissions"] = emissions
         finish(run, trainer, data, recipe, null_test, timing)
     return 0
 

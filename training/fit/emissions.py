@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 from typing import Any
 
+from modeling.records import Emissions
 from training.recipe import RecipeError
 
 
@@ -31,12 +32,10 @@ def start_tracking(country: str | None) -> Any:
     return tracker
 
 
-def stop_tracking(tracker: Any) -> dict[str, Any]:
-    """``emissions`` for ``timing.json``: grams of CO2 equivalent, source and country; empty without a tracker."""
+def stop_tracking(tracker: Any) -> Emissions | None:
+    """Grams of CO2 equivalent, source and country; None without a tracker."""
     if tracker is None:
-        return {}
+        return None
     kilograms = tracker.stop()
     source = f"codecarbon {importlib.metadata.version('codecarbon')}"
-    return {
-        "emissions": {"grams": kilograms * 1e3, "source": source, "location": tracker.final_emissions_data.country_name}
-    }
+    return {"grams": kilograms * 1e3, "source": source, "location": tracker.final_emissions_data.country_name}

@@ -129,7 +129,7 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
     ends = np.cumsum([len(corpus[split]) for split in SPLITS])[:-1]
     embeddings = dict(zip(SPLITS, np.split(vectors, ends), strict=True))
     mlsmote_labels = recipe.mlsmote_labels if recipe.balance == "mlsmote" else None
-    report: Any = {
+    report: Audit = {
         **audit.report,
         **audit_rows(corpus, vectors, rows, mlsmote_labels, contaminated),
         "corpus_sha256": corpora.rows(recipe).fingerprints(),

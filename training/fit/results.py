@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,7 @@ from modeling.records import (
     Metrics,
     ThresholdTable,
     Timing,
+    TrainingTime,
 )
 from training.data.corpus import GOEMOTIONS_HUB
 from training.fit.build import holds_bfloat16
@@ -83,7 +84,7 @@ class Report:
 
 
 def finish(
-    run: RunFolder, trainer: FocalTrainer, data: Prepared, recipe: Recipe, null_test: str | None, timing: dict[str, Any]
+    run: RunFolder, trainer: FocalTrainer, data: Prepared, recipe: Recipe, null_test: str | None, timing: TrainingTime
 ) -> None:
     """Calibrate and score the best model, write the results, and log the next commands."""
     started = time.perf_counter()
@@ -109,8 +110,9 @@ def finish(
     draw(run, found, uncalibrated["test"], scored, data, recipe, published)
     write_model(run, trainer, model, cast(EmotionConfig, plain.config), found, data)
     run.write(records.GOLDEN, golden_rows(plain, recipe))
-    scoring = {"seconds_of_scoring": round(time.perf_counter() - started, 1), "epochs": trainer.state.epoch}
-    run.write(records.TIMING, cast(Timing, timing | scoring))
+    scoring = round(time.perf_counter() - started, 1)
+    finished: Timing = {**timing, "seconds_of_scoring": scoring, "epochs": trainer.state.epoch or 0.0}
+    run.write(records.TIMING, finished)
     print_results(run, found, timing["seconds_of_training"], recipe)
 
 
@@ -149,23 +151,29 @@ def calibrate(
     """
     references = {split: data.corpus[split].labels for split in ("validation", "test")}
     logits = {split: predict_logits(model, data.features(split)).astype(float) for split in references}
-    calibration, log_losses, record = choose_calibration(logits["validation"], references["validation"], seed)
+    calibration, log_losses, choice = choose_calibration(logits["validation"], references["validation"], seed)
     fold_into(model.classifier, calibration)
     before = {split: Scored(expit(values), references[split]) for split, values in logits.items()}
     after = {split: Scored(calibration(values), references[split]) for split, values in logits.items()}
-    record |= {split: {} for split in references}
+    measured: dict[str, dict[str, dict[str, float]]] = {split: {} for split in references}
     for when, scored in (("before", before), ("after", after)):
         cutoffs = {
             "0.5": 0.5,
             "own_thresholds": choose_thresholds(scored["validation"].probabilities, references["validation"]).own,
         }
         for split, rows in scored.items():
-            record[split][when] = describe_calibration(rows.probabilities, rows.references) | {
+            measured[split][when] = describe_calibration(rows.probabilities, rows.references) | {
                 f"macro_f1_at_{name}": scores(rows.probabilities >= cuts, rows.references)["macro_f1"]
                 for name, cuts in cutoffs.items()
             }
-    record |= {"scale": calibration.scale.tolist(), "bias": calibration.bias.tolist()}
-    return before, after, log_losses, cast(CalibrationRecord, record)
+    record: CalibrationRecord = {
+        **choice,
+        "validation": measured["validation"],
+        "test": measured["test"],
+        "scale": calibration.scale.tolist(),
+        "bias": calibration.bias.tolist(),
+    }
+    return before, after, log_losses, record
 
 
 def golden_rows(model: EmotionModel, recipe: Recipe) -> Golden:
@@ -185,10 +193,9 @@ def build_report(scored: dict[str, Scored], data: Prepared, protocol: str, null_
     parts = dict(scored)
     if data.copies["test"].any() and not data.copies["test"].all():
         parts["test_without_copies"] = scored["test"].take(~data.copies["test"])
-    metrics: dict[str, Any] = {}
-    tables = []
+    found, tables = {}, []
     for split, rows in parts.items():
-        metrics[split], table = score_policies(rows, cutoffs, labels)
+        found[split], table = score_policies(rows, cutoffs, labels)
         tables.append(table.assign(split=split))
     thresholds: ThresholdTable = {
         "source": "tuned on the validation split: one for all labels by macro F1; per label by F1, drawn toward the "
@@ -197,8 +204,15 @@ def build_report(scored: dict[str, Scored], data: Prepared, protocol: str, null_
         "per_label": dict(zip(labels, chosen.own.tolist(), strict=True)),
         "per_label_unshrunk": dict(zip(labels, chosen.best.tolist(), strict=True)),
     }
-    metrics |= {"protocol": protocol, "null_test": null_test}
-    return Report(cast(Metrics, metrics), pd.concat(tables, ignore_index=True), thresholds)
+    metrics: Metrics = {
+        "validation": found["validation"],
+        "test": found["test"],
+        "protocol": protocol,
+        "null_test": null_test,
+    }
+    if "test_without_copies" in found:
+        metrics["test_without_copies"] = found["test_without_copies"]
+    return Report(metrics, pd.concat(tables, ignore_index=True), thresholds)
 
 
 def warning_of(recipe: Recipe) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,8 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.model_selection import KFold
 from torch import nn
+
+from modeling.records import CalibrationChoice
 
 _FOLDS = 5
 _BINS = 15
@@ -83,7 +84,7 @@ CALIBRATIONS: dict[str, Callable[[np.ndarray, np.ndarray], Calibration]] = {
 
 def choose_calibration(
     logits: np.ndarray, labels: np.ndarray, seed: int
-) -> tuple[Calibration, np.ndarray, dict[str, Any]]:
+) -> tuple[Calibration, np.ndarray, CalibrationChoice]:
     """The method with the lowest cross-fitted log loss, fitted on all rows.
 
     Args:
@@ -107,7 +108,7 @@ def choose_calibration(
     means = {name: float(losses.mean()) for name, losses in rows.items()}
     chosen = min(means, key=means.__getitem__)
     reason = f"lowest log loss on validation rows that it was not fitted on ({_FOLDS} folds)"
-    record = {"method": chosen, "reason": reason, "cross_fitted_log_loss": means}
+    record: CalibrationChoice = {"method": chosen, "reason": reason, "cross_fitted_log_loss": means}
     return CALIBRATIONS[chosen](logits, labels), rows[chosen], record
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import evaluate
@@ -14,6 +14,7 @@ from scipy.special import expit
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from transformers import EvalPrediction
 
+from modeling.records import Policy, SplitScores
 from training.scores.thresholds import tune_per_label
 
 AVERAGES = ("macro", "micro", "samples")
@@ -165,8 +166,8 @@ class Scored:
 
 
 def score_policies(
-    scored: Scored, cutoffs: dict[str, np.ndarray], labels: Sequence[str]
-) -> tuple[dict[str, Any], pd.DataFrame]:
+    scored: Scored, cutoffs: dict[Policy, np.ndarray], labels: Sequence[str]
+) -> tuple[SplitScores, pd.DataFrame]:
     """Scores of one split under each threshold policy, with 95 % bootstrap intervals.
 
     Args:
@@ -187,7 +188,7 @@ def score_policies(
             weighted_average_precision(scored.probabilities, scored.references, w) for w in (once, weights)
         )
     }
-    result: dict[str, Any] = {}
+    result: dict[Policy, Any] = {}
     tables = []
     for policy, thresholds in cutoffs.items():
         predictions = scored.probabilities >= thresholds
@@ -205,7 +206,7 @@ def score_policies(
             table[name] = value[0]
             table[f"{name}_low"], table[f"{name}_high"] = _interval(value_draws)
         tables.append(table)
-    return result, pd.concat(tables, ignore_index=True)
+    return cast(SplitScores, result), pd.concat(tables, ignore_index=True)
 
 
 def scores_with_intervals(predictions: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
