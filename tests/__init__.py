@@ -1,4 +1,4 @@
-"""Settings that must stand before any library is imported."""
+"""Settings that must be made before any library is imported."""
 
 import atexit
 import os
@@ -7,11 +7,11 @@ import tempfile
 from pathlib import Path
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-os.environ["OMP_NUM_THREADS"] = "1"  # a process of pytest-xdist on each core
+os.environ["OMP_NUM_THREADS"] = "1"  # pytest-xdist runs one process per core
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # importing a package's infer.py would leave a file in the package
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # importing a package's infer.py must not add a file to the package
 HUB_CACHE = Path(tempfile.mkdtemp(prefix="hub-cache-"))
-"""The Hub's cache for tests: of this process alone, empty at the start."""
+"""The Hub's cache for tests: used only by this process, and empty at the start."""
 os.environ["HF_HUB_CACHE"] = str(HUB_CACHE)
 atexit.register(shutil.rmtree, HUB_CACHE, ignore_errors=True)

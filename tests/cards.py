@@ -1,4 +1,4 @@
-"""Reading model cards, and the recorded files that they are filled from."""
+"""Read model cards, and change the recorded files behind them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared parts: a tiny random Mistral, a tiny encoder, and a small finished run."""
+"""Fixtures: a tiny random Mistral, a tiny encoder, a small finished run, its package, and the Hub."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tiny_config() -> MistralConfig:
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """One token a word of :func:`write_corpus`, one for all other words."""
+    """One token for each word of :func:`write_corpus`, and one for all other words."""
     words = [
         "<unk>",
         "<s>",
@@ -58,14 +58,14 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 def fake_encoder(texts: list[str]) -> np.ndarray:
-    """Embeddings that depend on each text's content only."""
+    """Embeddings that depend only on each text's content."""
     seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in texts]
     rows = [np.random.default_rng(seed).normal(size=EMBED_DIM) for seed in seeds]
     return np.array(rows, dtype=np.float32).reshape(len(texts), EMBED_DIM)
 
 
 def add_to_hub_cache(repo_id: str, folder: Path, cache: Path = HUB_CACHE) -> Path:
-    """Put a folder into a cache of the Hub as if it had been downloaded from ``repo_id``; the snapshot's folder."""
+    """Put a folder into a Hub cache as if downloaded from ``repo_id``; returns the snapshot's folder."""
     revision = hashlib.sha1(repo_id.encode()).hexdigest()
     repository = cache / f"models--{repo_id.replace('/', '--')}"
     snapshot = repository / "snapshots" / revision
@@ -83,7 +83,7 @@ def add_to_hub_cache(repo_id: str, folder: Path, cache: Path = HUB_CACHE) -> Pat
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Hub id of a tiny random Mistral with a tokenizer, which lies in the Hub's cache."""
+    """Hub id of a tiny random Mistral with a tokenizer, which is in the Hub's cache."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("backbone")
     MistralModel(tiny_config()).save_pretrained(folder)
@@ -93,7 +93,7 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def write_corpus(folder: Path, rows: int = 48) -> Path:
-    """A learnable JSONL corpus of three labels."""
+    """A learnable JSONL corpus with three labels."""
     folder.mkdir(parents=True, exist_ok=True)
     words = {"joy": "sunny cake", "anger": "slammed door", "fear": "dark cellar"}
     for split, number in (("train", rows), ("validation", 18), ("test", 18)):
@@ -106,7 +106,7 @@ def write_corpus(folder: Path, rows: int = 48) -> Path:
 
 
 def tiny_flags(corpus: Path, backbone: str | Path, output: Path) -> list[str]:
-    """Flags of a run on the tiny backbone that takes about a second an epoch."""
+    """Flags of a run on the tiny backbone; an epoch takes about a second."""
     return (
         f"--recipe quickstart --dataset files --data_dir {corpus} --labels {' '.join(LABELS)} --model_name {backbone} "
         f"--output_dir {output} --epochs 3 --batch_size 8 --balance_target 0 --bf16 false --token_norm 20 --alpha r2"
@@ -137,7 +137,7 @@ def package(finished_run: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def carded(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package with, in its files, rows that were copied and a part of test apart."""
+    """The package, with copied rows and a separate part of test added to its records."""
     from hub_release.card.render import write_card
 
     folder = shutil.copytree(package, tmp_path_factory.mktemp("card") / "package")
@@ -157,7 +157,7 @@ def carded(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def changed(carded: Path, tmp_path: Path) -> Callable[..., str]:
-    """Renders the card of a copy with some of its JSON files changed."""
+    """A function that changes JSON files of a copy and renders its card."""
     from hub_release.card.render import render_card
 
     def render(**changes: Change) -> str:
@@ -170,7 +170,7 @@ def changed(carded: Path, tmp_path: Path) -> Callable[..., str]:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
-    """A folder of these files."""
+    """A folder with these files."""
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
@@ -186,6 +186,6 @@ def server() -> Iterator[TestHub]:
 
 @pytest.fixture
 def hub(server: TestHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TestHub]:
-    """The same, empty, as the Hub of this process and its children."""
+    """The same server, empty, as the Hub of this process and its children."""
     with connected(server, monkeypatch, tmp_path / "home"):
         yield server

@@ -1,4 +1,4 @@
-"""Ways to spoil a package: each with the file that a refusal must name."""
+"""Ways to damage a package, each with the file that the refusal must name."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Mutation = Callable[[Path], None]
 
 
 class Case(NamedTuple):
-    """A way to spoil a package."""
+    """One way to damage a package."""
 
     file: str
     mutate: Mutation
     loads: bool
-    """Whether EmotionClassifier may load it all the same: what is spoilt is nothing that it reads, or it cannot know."""
+    """Whether EmotionClassifier may still load it: it does not read the damaged part, or cannot notice the damage."""
 
 
 CASES: dict[str, Case] = {}
@@ -61,7 +61,7 @@ PAYLOAD = "import os; os.system('touch exploded')\n"
 
 
 def edit(name: str, change: Callable[[dict[str, Any]], Any]) -> Mutation:
-    """Change the object in a JSON file."""
+    """Change the JSON object in a file."""
 
     def mutate(folder: Path) -> None:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def truncating(name: str) -> Mutation:
 
 
 def tensors(name: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> Mutation:
-    """Change the tensors of a safetensors file; of a head, in both of its files."""
+    """Change the tensors of a safetensors file; a head is changed in both of its files."""
 
     def mutate(folder: Path) -> None:
         content = load_file(folder / name)
@@ -122,7 +122,7 @@ def write_pickle(folder: Path, flat: dict[str, Any]) -> None:
 
 
 def pickled(key: str, value: Callable[[torch.Tensor], Any]) -> Mutation:
-    """Change one value of the pickled head alone."""
+    """Change one value only in the pickled head."""
 
     def mutate(folder: Path) -> None:
         flat: dict[str, Any] = dict(load_file(folder / HEAD))
@@ -145,7 +145,7 @@ def deleting(name: str) -> Mutation:
 
 
 def linking(name: str) -> Mutation:
-    """Move a file or folder out of the package and leave a link."""
+    """Move a file or folder out of the package and leave a link to it."""
 
     def mutate(folder: Path) -> None:
         outside = shutil.move(folder / name, folder.parent / f"outside-{Path(name).name}")
@@ -165,7 +165,7 @@ add("a bare pickle", LAYOUT.head, writing(LAYOUT.head, pickle.dumps(Bomb())))
 add("a pickle named safetensors", HEAD, writing(HEAD, pickle.dumps(Bomb())))
 add("a pickle as the adapter", ADAPTER, writing(ADAPTER, pickle.dumps(Bomb())))
 add(
-    "a pickle beside the adapter",
+    "a pickle next to the adapter",
     "adapter_model.bin",
     writing("lora_adapter/adapter_model.bin", pickle.dumps(Bomb())),
     True,
@@ -192,7 +192,7 @@ def a_pickle_that_expands(folder: Path) -> None:
 
 
 def in_the_archive(name: str, content: bytes) -> Mutation:
-    """Add an entry to the archive that the pickled head is."""
+    """Add an entry to the pickled head, which is a zip archive."""
 
     def mutate(folder: Path) -> None:
         with zipfile.ZipFile(folder / LAYOUT.head, "a") as archive:
@@ -202,7 +202,7 @@ def in_the_archive(name: str, content: bytes) -> Mutation:
 
 
 def tuple_that_unfolds() -> bytes:
-    """A pickle of 200 bytes: a key of ten tuples of ten tuples of ten …, which takes for ever to hash."""
+    """A pickle of 200 bytes whose key is ten tuples of ten tuples of ten …: hashing it never ends."""
     key: tuple[Any, ...] = (1,) * 10
     for _ in range(12):
         key = (key,) * 10
@@ -215,7 +215,7 @@ def tuple_that_unfolds() -> bytes:
 
 
 @case(LAYOUT.head)
-def a_pickle_that_takes_for_ever(folder: Path) -> None:
+def a_pickle_that_never_ends(folder: Path) -> None:
     with zipfile.ZipFile(folder / LAYOUT.head, "w") as archive:
         archive.writestr("head/data.pkl", tuple_that_unfolds())
         archive.writestr("head/version", "3\n")
@@ -223,17 +223,17 @@ def a_pickle_that_takes_for_ever(folder: Path) -> None:
 
 
 add("an archive in the archive", LAYOUT.head, in_the_archive("more.zip", b"PK\x05\x06" + bytes(18)))
-add("a pickle beside the pickle", LAYOUT.head, in_the_archive("../x/data.pkl", pickle.dumps(Bomb())))
+add("a pickle next to the pickle", LAYOUT.head, in_the_archive("../x/data.pkl", pickle.dumps(Bomb())))
 add("the same entry twice in the archive", LAYOUT.head, in_the_archive("data.pkl", pickle.dumps({})))
 
 
 # Paths
-add("sums that climb", LAYOUT.sums, lambda folder: None, True)
-add("a backbone that climbs", CONFIG, setting(CONFIG, model_name="../backbone"))
+add("sums that leave the folder", LAYOUT.sums, lambda folder: None, True)
+add("a backbone outside the folder", CONFIG, setting(CONFIG, model_name="../backbone"))
 add("an absolute backbone", CONFIG, setting(CONFIG, model_name="/srv/models/mistral"))
 add("an adapter that points elsewhere", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, base_model_name_or_path="../other"))
 add(
-    "an index that climbs",
+    "an index that leaves the folder",
     "head.safetensors.index.json",
     writing("head.safetensors.index.json", b'{"weight_map": {"a": "../../x"}}'),
     True,
@@ -251,16 +251,16 @@ def a_pipe(folder: Path) -> None:
 
 
 @case(CONFIG)
-def a_pipe_for_the_configuration(folder: Path) -> None:
+def a_pipe_in_place_of_the_configuration(folder: Path) -> None:
     (folder / CONFIG).unlink()
     os.mkfifo(folder / CONFIG)
 
 
 @case(HEAD)
-def a_socket_for_the_head(folder: Path) -> None:
+def a_socket_in_place_of_the_head(folder: Path) -> None:
     (folder / HEAD).unlink()
     here = Path.cwd()
-    os.chdir(folder)  # the path of a socket may have 107 bytes
+    os.chdir(folder)  # a socket's path may have at most 107 bytes
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(HEAD)
     os.chdir(here)
@@ -269,10 +269,10 @@ def a_socket_for_the_head(folder: Path) -> None:
 add("a link to nothing", "nothing", lambda folder: (folder / "nothing").symlink_to("nowhere"))
 add("a link to an endless file", LAYOUT.card, lambda folder: relink(folder / LAYOUT.card, "/dev/zero"))
 add("a name that differs in case", "readme.md", writing("readme.md", b"# Another card"), True)
-add("a name with a dot behind it", "config.json.", writing("config.json.", b"{}"), True)
-add("a name of two lines", r"a\nb", writing("a\nb", b"x"), True)
+add("a name with a dot at its end", "config.json.", writing("config.json.", b"{}"), True)
+add("a name with a line break", r"a\nb", writing("a\nb", b"x"), True)
 add("a name that moves the cursor", r"\x1b[2J", writing("\x1b[2J", b"x"), True)
-add("a name that is no text", r"\udcff.txt", writing(os.fsdecode(b"\xff.txt"), b"x"), True)
+add("a name that is not UTF-8", r"\udcff.txt", writing(os.fsdecode(b"\xff.txt"), b"x"), True)
 
 
 def relink(path: Path, target: str) -> None:
@@ -299,7 +299,7 @@ add("a header of many tensors", HEAD, writing(HEAD, len(EMPTY).to_bytes(8, "litt
 
 @case(LAYOUT.head)
 def a_tensor_that_repeats_one_number(folder: Path) -> None:
-    """A few bytes that stand for a tensor of any size; the other file has the same weights, written out."""
+    """A few bytes that expand to a tensor of any size; the other file has the same weights in full."""
     content = load_file(folder / HEAD)
     shape = content["classifier.weight"].shape
     save_file(content | {"classifier.weight": torch.ones(shape)}, folder / HEAD)
@@ -318,7 +318,7 @@ add(
 add("a head without a tensor", HEAD, tensors(HEAD, lambda t: t.pop("classifier.bias")))
 add("a head with one more tensor", HEAD, tensors(HEAD, lambda t: t.update({"classifier.scale": torch.ones(1)})))
 add("a head with the backbone in it", HEAD, tensors(HEAD, lambda t: t.update({"backbone.norm.weight": torch.ones(16)})))
-add("a head that is no number", HEAD, tensors(HEAD, lambda t: t["projection.2.bias"].fill_(torch.nan)))
+add("a head with NaN", HEAD, tensors(HEAD, lambda t: t["projection.2.bias"].fill_(torch.nan)))
 add(
     "a head of integers",
     HEAD,
@@ -334,7 +334,7 @@ add("an adapter of another rank", ADAPTER, setting(ADAPTER_CONFIG, r=8))
 add("a rank that fills the memory", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, r=10**9))
 add("an adapter for other modules", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, target_modules=["query_key_value"]))
 add("an adapter for fewer modules", ADAPTER, setting(ADAPTER_CONFIG, target_modules=["v_proj"]))
-add("a pattern that takes for ever", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, target_modules=r"(\w+)+$"))
+add("a pattern that never ends", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, target_modules=r"(\w+)+$"))
 add("an adapter that imports", ADAPTER_CONFIG, setting(ADAPTER_CONFIG, megatron_core="evil", megatron_config={"a": 1}))
 add(
     "an adapter that maps to code",
@@ -380,7 +380,7 @@ def a_baseline_of_other_tensors(folder: Path) -> None:
 
 
 @case("model.safetensors")
-def a_baseline_that_is_no_number(folder: Path) -> None:
+def a_baseline_with_nan(folder: Path) -> None:
     setting(CONFIG, head="mlp")(folder)
     whole_model(folder, {key: torch.full_like(value, torch.nan) for key, value in load_file(folder / HEAD).items()})
 
@@ -432,7 +432,7 @@ add(
     ),
 )
 add("a label that is half an emoji", CONFIG, replacing(CONFIG, '"joy"', r'"\ud83d"'))
-add("no word of what made it", CONFIG, edit(CONFIG, lambda c: c.pop(VERSION_KEY)), True)
+add("no version of the exporter", CONFIG, edit(CONFIG, lambda c: c.pop(VERSION_KEY)), True)
 add("a label twice", CONFIG, setting(CONFIG, emotion_labels=["joy", "joy", "fear"]))
 add("an empty label", CONFIG, setting(CONFIG, emotion_labels=["joy", " ", "fear"]))
 add("no labels", CONFIG, setting(CONFIG, emotion_labels=[]))
@@ -440,13 +440,13 @@ add("labels as a text", CONFIG, setting(CONFIG, emotion_labels="joy"))
 add("a number among the labels", CONFIG, setting(CONFIG, emotion_labels=["joy", 3, "fear"]))
 add("thresholds as a list", CONFIG, setting(CONFIG, thresholds=[0.1, 0.2, 0.3]))
 add("a threshold above 1", CONFIG, edit(CONFIG, lambda c: c["thresholds"].update(joy=1.5)))
-add("a threshold of no label", CONFIG, edit(CONFIG, lambda c: c["thresholds"].update(hope=0.5)))
+add("a threshold for an unknown label", CONFIG, edit(CONFIG, lambda c: c["thresholds"].update(hope=0.5)))
 add("a threshold that is true", CONFIG, setting(CONFIG, threshold=True))
-add("a threshold that is no number", CONFIG, replacing(CONFIG, '"threshold": 0.5', '"threshold": NaN'))
+add("a threshold that is NaN", CONFIG, replacing(CONFIG, '"threshold": 0.5', '"threshold": NaN'))
 add("another threshold", LAYOUT.thresholds, edit(CONFIG, lambda c: c["thresholds"].update(joy=0.25)), True)
-add("unreliable labels that are none", CONFIG, setting(CONFIG, unreliable_labels=["hope"]))
-add("a version of the future", CONFIG, setting(CONFIG, schema_version=2))
-add("a version in words", CONFIG, setting(CONFIG, schema_version="1"))
+add("an unknown unreliable label", CONFIG, setting(CONFIG, unreliable_labels=["hope"]))
+add("a future version", CONFIG, setting(CONFIG, schema_version=2))
+add("a version as a text", CONFIG, setting(CONFIG, schema_version="1"))
 add("a negative width", CONFIG, setting(CONFIG, hidden_size=-16))
 add("a width of 2^40", CONFIG, setting(CONFIG, embed_dim=2**40))
 add("another width", HEAD, setting(CONFIG, embed_dim=384))
@@ -457,7 +457,7 @@ add("scores that sum to one", CONFIG, setting(CONFIG, problem_type="single_label
 add("no reference to the code", CONFIG, edit(CONFIG, lambda c: c.pop("auto_map")), True)
 add("a model of another kind", CONFIG, setting(CONFIG, model_type="bert"))
 add("a kernel of another repository", CONFIG, setting(CONFIG, _attn_implementation="evil/kernel"))
-add("a precision that is none", CONFIG, setting(CONFIG, dtype="evil"))
+add("an unknown precision", CONFIG, setting(CONFIG, dtype="evil"))
 add(
     "code of another repository",
     CONFIG,
@@ -474,7 +474,7 @@ add(
     edit(CONFIG, lambda c: c["backbone_config"].update(num_hidden_layers=10**6)),
     True,
 )
-add("a backbone of no known kind", CONFIG, edit(CONFIG, lambda c: c["backbone_config"].update(model_type="evil")), True)
+add("an unknown backbone", CONFIG, edit(CONFIG, lambda c: c["backbone_config"].update(model_type="evil")), True)
 add("a backbone of another width", CONFIG, edit(CONFIG, lambda c: c["backbone_config"].update(hidden_size=32)), True)
 for name, settings in {
     "a backbone of another kind, with a million layers": {"model_type": "t5", "num_layers": 10**6},
@@ -487,32 +487,32 @@ add("no backbone configuration", CONFIG, setting(CONFIG, backbone_config=None), 
 
 # JSON
 add(
-    "no UTF-8",
+    "a configuration that is not UTF-8",
     CONFIG,
     lambda folder: writing(CONFIG, (folder / CONFIG).read_bytes().replace(b"joy", b"j\xff\xfey"))(folder),
 )
-add("no UTF-8 in the adapter", ADAPTER_CONFIG, writing(ADAPTER_CONFIG, '{"r": "ü"}'.encode("latin-1")))
+add("an adapter that is not UTF-8", ADAPTER_CONFIG, writing(ADAPTER_CONFIG, '{"r": "ü"}'.encode("latin-1")))
 add("a key twice", CONFIG, replacing(CONFIG, "{", '{"threshold": 0.5, "threshold": 0.6, '))
 add("a key twice in the adapter", ADAPTER_CONFIG, replacing(ADAPTER_CONFIG, "{", '{"r": 4, '))
 add("a key twice in the metrics", LAYOUT.metrics, replacing(LAYOUT.metrics, "{", '{"protocol": "x", '), True)
-add("brackets without end", CONFIG, writing(CONFIG, b'{"a":' + b"[" * 100_000))
-add("golden brackets without end", LAYOUT.golden, writing(LAYOUT.golden, b"[" * 100_000), True)
+add("unclosed brackets", CONFIG, writing(CONFIG, b'{"a":' + b"[" * 100_000))
+add("unclosed brackets in the golden rows", LAYOUT.golden, writing(LAYOUT.golden, b"[" * 100_000), True)
 add("lists in lists in lists", CONFIG, setting(CONFIG, note=json.loads("[" * 100 + "]" * 100)))
-add("a list for an object", CONFIG, writing(CONFIG, b"[]"))
+add("a list in place of an object", CONFIG, writing(CONFIG, b"[]"))
 add("an empty configuration", CONFIG, writing(CONFIG, b""))
 add("an empty head", HEAD, writing(HEAD, b""))
 add("an empty card", LAYOUT.card, writing(LAYOUT.card, b""), True)
 add("a huge configuration", CONFIG, lambda folder: os.truncate(folder / CONFIG, 2**24 + 1))
 add("metrics without scores", LAYOUT.card, writing(LAYOUT.metrics, b'{"protocol": "official"}'), True)
-add("an audit of nothing", LAYOUT.card, writing(LAYOUT.audit, b"{}"), True)
+add("an empty audit", LAYOUT.card, writing(LAYOUT.audit, b"{}"), True)
 
 
 ALIASES = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 30))
 add("a recipe that expands", LAYOUT.recipe, appending(LAYOUT.recipe, f"x0: &x0 [lol]\n{ALIASES}"), True)
 add("a setting twice", LAYOUT.recipe, appending(LAYOUT.recipe, "split: official\n"), True)
-add("a number that takes for ever", LAYOUT.recipe, appending(LAYOUT.recipe, f"x: 1{':59' * 100_000}\n"), True)
-add("a recipe that is no mapping", LAYOUT.recipe, writing(LAYOUT.recipe, b"- 1\n"), True)
-add("a recipe without end", LAYOUT.recipe, writing(LAYOUT.recipe, b"[" * 10_000), True)
+add("a number that takes very long to read", LAYOUT.recipe, appending(LAYOUT.recipe, f"x: 1{':59' * 100_000}\n"), True)
+add("a recipe that is not a mapping", LAYOUT.recipe, writing(LAYOUT.recipe, b"- 1\n"), True)
+add("a recipe of unclosed brackets", LAYOUT.recipe, writing(LAYOUT.recipe, b"[" * 10_000), True)
 
 
 # Files
@@ -525,9 +525,9 @@ def no_head(folder: Path) -> None:
 add("no adapter", ADAPTER, deleting(ADAPTER))
 add("no configuration", CONFIG, deleting(CONFIG))
 add("no golden rows", LAYOUT.golden, deleting(LAYOUT.golden), True)
-add("a folder for the configuration", CONFIG, directory_instead(CONFIG))
-add("a folder for the head", HEAD, directory_instead(HEAD))
-add("a folder for the card", LAYOUT.card, directory_instead(LAYOUT.card), True)
+add("a folder in place of the configuration", CONFIG, directory_instead(CONFIG))
+add("a folder in place of the head", HEAD, directory_instead(HEAD))
+add("a folder in place of the card", LAYOUT.card, directory_instead(LAYOUT.card), True)
 add("an environment file", ".env", writing(".env", b"DEBUG=1\n"), True)
 add("a module that shadows another", "torch.py", writing("torch.py", PAYLOAD.encode()), True)
 add("compiled code", "__pycache__", writing("__pycache__/infer.cpython-311.pyc", b"\0" * 16), True)
@@ -548,14 +548,14 @@ add(
 add("sums without a file", LAYOUT.sums, lambda folder: None, True)
 add("no sums", LAYOUT.sums, lambda folder: None, True)
 add("a sum twice", LAYOUT.sums, lambda folder: None, True)
-add("sums without end", LAYOUT.sums, lambda folder: None, True)
+add("huge sums", LAYOUT.sums, lambda folder: None, True)
 add(
     "half an emoji in the golden rows",
     LAYOUT.card,
     edit(LAYOUT.golden, lambda c: c["rows"][0].update(text="half \ud83d")),
     True,
 )
-add("golden rows that are none", LAYOUT.golden, setting(LAYOUT.golden, rows=[]), True)
+add("empty golden rows", LAYOUT.golden, setting(LAYOUT.golden, rows=[]), True)
 add(
     "golden rows of another width",
     LAYOUT.golden,
@@ -566,7 +566,7 @@ add(
 
 # Pictures
 def png(width: int, height: int, packed: bytes) -> bytes:
-    """A PNG of one bit a pixel with these packed rows."""
+    """A PNG with one bit per pixel, from packed rows."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -583,19 +583,19 @@ add("a picture that expands", PLOT, writing(PLOT, png(6_000, 6_000, zlib.compres
 add("a picture without rows", PLOT, writing(PLOT, png(100, 100, zlib.compress(b""))), True)
 add("a picture larger than any screen", PLOT, writing(PLOT, png(2**31 - 1, 2**31 - 1, b"")), True)
 add(
-    "an archive behind a picture",
+    "an archive after a picture",
     PLOT,
     lambda folder: (folder / PLOT).write_bytes((folder / PLOT).read_bytes() + b"PK\x05\x06" + bytes(18)),
     True,
 )
 
-# What must stay at home, and what is not true
+# What must stay private, and what is not true
 add("a token of a login", LAYOUT.audit, setting(LAYOUT.audit, note="hf_" + "oauth_eyJh." + "aB3-" * 12), True)
 add("a token of npm", LAYOUT.audit, setting(LAYOUT.audit, note="npm_" + "aB3d" * 9), True)
 add("a key of AWS", LAYOUT.audit, setting(LAYOUT.audit, note="AWS_SECRET_ACCESS_KEY=" + "wJa/rXUtn0" * 4), True)
-add("a path behind a colon", LAYOUT.audit, setting(LAYOUT.audit, note="PYTHONPATH=lib:/home/ada/lib"), True)
-add("a path behind an option", LAYOUT.audit, setting(LAYOUT.audit, note="gcc -I/home/ada/include"), True)
-add("no UTF-8 in the card", LAYOUT.card, writing(LAYOUT.card, b"# \xff\xfe"), True)
+add("a path after a colon", LAYOUT.audit, setting(LAYOUT.audit, note="PYTHONPATH=lib:/home/ada/lib"), True)
+add("a path after an option", LAYOUT.audit, setting(LAYOUT.audit, note="gcc -I/home/ada/include"), True)
+add("a card that is not UTF-8", LAYOUT.card, writing(LAYOUT.card, b"# \xff\xfe"), True)
 add("a token in the card", LAYOUT.card, appending(LAYOUT.card, "\nhf_" + "aB3" * 12 + "\n"), True)
 add("a key in the audit", LAYOUT.audit, setting(LAYOUT.audit, note="-----BEGIN RSA PRIVATE " + "KEY-----"), True)
 add(
@@ -605,11 +605,11 @@ add(
     True,
 )
 TOKEN = b"hf_" + b"aB3" * 12
-add("a token beside what the Hub writes", ".gitattributes.bak", writing(".gitattributes.bak", TOKEN), True)
+add("a token next to the Hub's own files", ".gitattributes.bak", writing(".gitattributes.bak", TOKEN), True)
 
 
 @case(".cache/huggingface/notes.txt", loads=True)
-def a_token_beside_what_the_client_writes(folder: Path) -> None:
+def a_token_next_to_the_client_s_own_files(folder: Path) -> None:
     (folder / ".cache/huggingface/download").mkdir(parents=True)
     (folder / ".cache/huggingface/download/config.json.metadata").write_bytes(b"noted")
     (folder / ".cache/huggingface/notes.txt").write_bytes(TOKEN)
@@ -620,7 +620,7 @@ add("a path of Windows", LAYOUT.environment, setting(LAYOUT.environment, folder=
 add("an unfilled card", LAYOUT.card, appending(LAYOUT.card, "\n[More Information Needed]\n"), True)
 add("a card that says more", LAYOUT.card, appending(LAYOUT.card, "\nIt is the best.\n"), True)
 add(
-    "scores that contradict",
+    "scores that contradict each other",
     LAYOUT.per_label,
     edit(LAYOUT.metrics, lambda c: c["test"]["per_label"].update(macro_f1=0.99)),
     True,
@@ -654,20 +654,20 @@ add("contaminated scores", LAYOUT.metrics, setting(LAYOUT.metrics, protocol="poo
 
 
 def spoil(package: Path, folder: Path, case: str) -> Path:
-    """A copy of the package, spoilt and sealed again, as its author would."""
-    spoilt = shutil.copytree(package, folder / "package")
-    CASES[case].mutate(spoilt)
-    if all(path.is_file() and name.isprintable() for name, path in package_files(spoilt).items()):
-        seal(spoilt)
-    sums = spoilt / LAYOUT.sums
-    if case == "sums that climb":
+    """A copy of the package, damaged and sealed again, as its author could do."""
+    spoiled = shutil.copytree(package, folder / "package")
+    CASES[case].mutate(spoiled)
+    if all(path.is_file() and name.isprintable() for name, path in package_files(spoiled).items()):
+        seal(spoiled)
+    sums = spoiled / LAYOUT.sums
+    if case == "sums that leave the folder":
         sums.write_text(sums.read_text() + f"{'0' * 64}  ../../etc/passwd\n")
     elif case == "sums without a file":
         sums.write_text("".join(line for line in sums.open() if HEAD not in line))
     elif case == "a sum twice":
         sums.write_text(sums.read_text() * 2)
-    elif case == "sums without end":
+    elif case == "huge sums":
         os.truncate(sums, 2**24 + 1)
     elif case == "no sums":
         sums.unlink()
-    return spoilt
+    return spoiled

@@ -1,4 +1,4 @@
-"""What the Hub that tests push to answers, request by request."""
+"""The answers of the Hub that tests push to, request by request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CREATED = "2026-01-01T00:00:00.000Z"
 
 
 def route(method: str, pattern: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a handler; ``{kind}`` and ``{repo}`` in the pattern become the repository."""
+    """Register a handler; the handler gets ``{kind}`` and ``{repo}`` of the pattern as one repository."""
     pattern = pattern.replace("{api}", r"/api/(?P<kind>model|dataset|space)s/(?P<repo>[\w.-]+/[\w.-]+)")
     pattern = pattern.replace("{web}", r"/(?:(?P<kind>dataset|space)s/)?(?P<repo>[\w.-]+/[\w.-]+)")
 

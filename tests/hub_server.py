@@ -1,10 +1,10 @@
-"""A Hub on this machine: HTTP as ``huggingface_hub`` speaks it, strict, and able to fail at any request.
+"""A strict Hub on this machine: it speaks ``huggingface_hub``'s HTTP, and can fail at any request.
 
     with TestHub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # or HF_ENDPOINT, for another process
 
-What it takes is checked as the Hub does: tokens, parents of commits, hashes and sizes of uploads, base64, metadata.
-Large files lie on another host name, which must never see the token.
+It checks requests as the Hub does: tokens, parents of commits, hashes and sizes of uploads, base64, metadata. Large
+files are under another host name, which must never get the token.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from tests.hub_store import File, RefusalError, Repository
 TOKENS = {"hf_writerMARKEDtoken": ("you", "write"), "hf_readerMARKEDtoken": ("you", "read")}
 WRITER, READER = TOKENS
 FAULTS = ("500", "503 page", "429", "reset", "lost answer", "silence", "silence after", "race")
-"""What can happen to a request. After "lost answer" and "silence after" it has taken effect, else not."""
+"""What can happen to a request. It takes effect only with "lost answer" and "silence after"."""
 
 
 class TestHub:
-    """The server and what it holds.
+    """The server and its contents.
 
     Attributes:
         repositories: by kind (model, dataset, space) and name.
         objects: LFS objects, by SHA-256.
         requests: method and path of every request since :meth:`count_from_here`.
-        complaints: what no correct client does, such as a request to an unknown place or a token sent elsewhere.
-        page: entries on a page of a tree.
-        retry_after: seconds that a 429 asks to wait.
+        complaints: what a correct client never does, such as a request to an unknown path or a token sent elsewhere.
+        page: entries per page of a file tree.
+        retry_after: seconds to wait that a 429 answer asks for.
         naps: seconds that the client of this process would have waited.
-        kill_client: called at the request that :meth:`fail` names, with the fault "kill before" or "kill after".
+        kill_client: called at the request that :meth:`fail` selects, for the faults "kill before" and "kill after".
     """
 
     __test__ = False
@@ -69,7 +69,7 @@ class TestHub:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        # Another name of the same machine: for a client another host, as the Hub's storage is.
+        # Another name of this machine: to a client it is another host, like the Hub's storage.
         self.storage_url = f"http://localhost:{self._server.server_port}"
 
     def __enter__(self) -> TestHub:
@@ -97,12 +97,12 @@ class TestHub:
             self._fault, self._fault_at, self._fault_in = "", range(0), ""
 
     def fail(self, fault: str, first: int = 1, times: int = 1, within: str = "") -> None:
-        """Let requests fail: ``times`` ones from number ``first`` on, counting from now those with ``within``."""
+        """Let ``times`` requests fail from number ``first`` on, counting from now requests that contain ``within``."""
         self.count_from_here()
         self._fault, self._fault_at, self._fault_in = fault, range(first, first + times), within
 
     def next_fault(self, request: str) -> str:
-        if request == "GET /api/agent-harnesses":  # asked once a day and process, whatever the client is used for
+        if request == "GET /api/agent-harnesses":  # the client sends this once per day and process, for any use
             return ""
         with self.lock:
             self.requests.append(request)
@@ -110,7 +110,7 @@ class TestHub:
             return self._fault if self._fault_in in request and number in self._fault_at else ""
 
     def add(self, kind: str, name: str, files: dict[str, bytes], oid: str | None = None) -> Repository:
-        """A repository with files; those that are large by its rules lie in LFS."""
+        """Add a repository with files; files that are large by its rules go to LFS."""
         repository = self.repositories[kind, name] = Repository(kind, name)
         there = dict(repository.resolve("main").files)
         for path, content in files.items():
@@ -120,7 +120,7 @@ class TestHub:
         return repository
 
     def race(self) -> None:
-        """Somebody else commits to every repository."""
+        """Commit to every repository, as somebody else."""
         for repository in self.repositories.values():
             files = {**repository.resolve("main").files, "theirs.txt": File(b"theirs")}
             repository.add_commit("main", files, "theirs")
@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 20
 
     def log_message(self, *arguments: object) -> None:
-        """Nothing: pytest's own output is enough."""
+        """Log nothing: pytest's own output is enough."""
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
@@ -198,13 +198,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.kill_client()
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        os.close(self.connection.detach())  # with linger zero: a reset, not a goodbye
+        os.close(self.connection.detach())  # with linger zero this is a reset, not a regular close
 
     def _stay_silent(self) -> None:
         self.close_connection = True
         select.select([self.connection], [], [], 10)  # until the client hangs up
 
-    # Who asks
+    # The user of a request
 
     def user(self) -> tuple[str, str] | None:
         header = self.headers.get("Authorization")
@@ -232,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def connected(hub: TestHub, monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[None]:
-    """This process and its children know only this Hub; the token is the writer's; no wait takes any time."""
+    """Make this Hub the only one for this process and its children, with the writer's token and no real waits."""
     for name, value in (
         ("ENDPOINT", hub.url),
         ("HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"),
@@ -254,7 +254,7 @@ def connected(hub: TestHub, monkeypatch: pytest.MonkeyPatch, home: Path) -> Iter
 
 
 def environment(hub: TestHub, home: Path) -> dict[str, str]:
-    """What a child process needs to know only this Hub."""
+    """Environment variables that make this Hub the only one for a child process."""
     return {
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": WRITER,

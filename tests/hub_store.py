@@ -1,4 +1,4 @@
-"""The repositories of the Hub that tests push to: content-addressed commits in memory, strict about what they take."""
+"""The repositories of the Hub that tests push to: content-addressed commits in memory, with strict checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import yaml
 
 LARGE = 10_000_000
-"""Bytes from which the Hub takes any file as LFS only."""
+"""Size in bytes from which the Hub accepts a file only through LFS."""
 ATTRIBUTES = "".join(
     f"{pattern} filter=lfs diff=lfs merge=lfs -text\n"
     for pattern in ("*.bin", "*.gguf", "*.parquet", "*.pt", "*.safetensors", "*.zip")
@@ -21,7 +21,7 @@ ATTRIBUTES = "".join(
 
 
 class RefusalError(Exception):
-    """An answer other than success: status, words, and the Hub's error code."""
+    """An error answer: status, message, and the Hub's error code."""
 
     def __init__(self, status: int, message: str, code: str = "", **body: object) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class File:
 
     @property
     def oid(self) -> str:
-        """Git's id of the blob: of the pointer, where the content lies in LFS."""
+        """Git's id of the blob, or of the pointer if the content is in LFS."""
         blob = self.pointer if self.is_lfs else self.content
         return hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest()
 
@@ -80,7 +80,7 @@ class Repository:
         return self.name if self.kind == "model" else f"{self.kind}s/{self.name}"
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
-        """What a reader sees, without the Hub's own file."""
+        """The files that a reader sees, without the Hub's own file."""
         there = self.resolve(revision).files
         return {path: file.content for path, file in sorted(there.items()) if path != ".gitattributes"}
 
@@ -92,7 +92,7 @@ class Repository:
         return self.commits[oid]
 
     def add_commit(self, branch: str | None, files: Mapping[str, File], title: str, oid: str | None = None) -> Commit:
-        """Put a commit on a branch (None: on none); its id is the hash of all that it is."""
+        """Put a commit on a branch (None: on no branch); its id is the hash of its whole content."""
         parent = self.branches.get(branch or "")
         tree = sorted((path, file.oid) for path, file in files.items())
         oid = oid or hashlib.sha1(json.dumps([parent, title, tree, len(self.commits)]).encode()).hexdigest()
@@ -113,13 +113,13 @@ class Repository:
     def take_commit(
         self, body: bytes, branch: str, objects: Mapping[str, bytes], pull_request_of: str | None = None
     ) -> tuple[Commit, PullRequest | None]:
-        """Take a commit request (newline-delimited JSON): all of it, or nothing.
+        """Accept a commit request (newline-delimited JSON) completely or not at all.
 
         Args:
             body: the request.
-            branch: where it goes.
+            branch: the target branch.
             objects: LFS objects that were uploaded, by SHA-256.
-            pull_request_of: the author of a pull request to open instead of moving the branch.
+            pull_request_of: the author, to open a pull request instead of moving the branch.
         """
         lines = [json.loads(line) for line in body.decode().splitlines()]
         if not lines or lines[0]["key"] != "header" or not lines[0]["value"].get("summary"):
@@ -127,7 +127,7 @@ class Repository:
         header = lines[0]["value"]
         head = self.resolve(branch)
         if branch not in self.branches:
-            raise RefusalError(404, f"{branch} is no branch", "RevisionNotFound")
+            raise RefusalError(404, f"{branch} is not a branch", "RevisionNotFound")
         parent = header.get("parentCommit")
         if parent is not None and parent != head.oid:
             raise RefusalError(412, "A commit has happened since. Please refresh and try again.")

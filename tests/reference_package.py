@@ -1,7 +1,7 @@
-"""The published model's package, at a tiny size, as its own training code of 2025 left it.
+"""The published model's package at a tiny size, as its own training code of 2025 wrote it.
 
-Six keys in config.json, ``focal_config.json``, a pickled head, and the adapter that PEFT 0.15 wrote for the whole
-vision-language model: seven names of layers, which the vision tower has too.
+It has six keys in config.json, ``focal_config.json``, a pickled head, and the adapter that PEFT 0.15 wrote for the
+whole vision-language model. The adapter names seven layers, and the vision tower has layers with the same names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LABELS = list(TAXONOMIES["goemotions-28"].labels)
 TARGETS = ["k_proj", "gate_proj", "o_proj", "up_proj", "q_proj", "down_proj", "v_proj"]
 RANK, ALPHA = 16, 32
 KEYS = {"transformers 4.52 and later": "model.language_model.", "transformers 4.51": "language_model.model."}
-"""What stands before ``layers.0`` in the adapter's keys, after PEFT's own prefix."""
+"""The part of the adapter's keys between PEFT's own prefix and ``layers.0``."""
 
 
 def vision_backbone(folder: Path) -> Path:
@@ -40,10 +40,10 @@ def write_reference_package(folder: Path, backbone: str, keys: str, base_name: s
     """Write the package.
 
     Args:
-        folder: where to.
+        folder: the target folder.
         backbone: Hub id of a vision-language Mistral 3 in the Hub's cache.
         keys: one of the values of :data:`KEYS`.
-        base_name: the backbone as the adapter names it.
+        base_name: the backbone's name in the adapter.
     """
     torch.manual_seed(1)
     whole = Mistral3ForConditionalGeneration.from_pretrained(backbone)
@@ -119,7 +119,7 @@ def _write_adapter(folder: Path, whole: nn.Module, keys: str, base_name: str) ->
 
 @torch.no_grad()
 def reference_probabilities(folder: Path, embeddings: torch.Tensor) -> torch.Tensor:
-    """What the package means, [N, L], by transformers' own model and the adapter's products added by hand."""
+    """Expected probabilities [N, L], from transformers' own model with the adapter's products added by hand."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     head = torch.load(folder / "head_weights.pt", weights_only=True)
     model = Mistral3Model.from_pretrained(config["model_name"]).language_model

@@ -1,4 +1,4 @@
-"""The audit: what is planted is found, what is only similar is not, and a policy does what it says."""
+"""The audit finds planted faults and nothing that is only similar; a policy does what it says."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from training.run import main
 
 NAMES = ("joy", "anger", "fear")
 LONG = "we drove all night through the rain and nobody in the car said a single word until the sun came up"
-# The runs of other tests set a cache of their own.
+# Read now: the runs of other tests set their own cache.
 CACHE = cache_folder() / "embeddings"
-GOEMOTIONS = pytest.mark.skipif("GOEMOTIONS_DIR" not in os.environ, reason="GOEMOTIONS_DIR names no GoEmotions folder")
+GOEMOTIONS = pytest.mark.skipif("GOEMOTIONS_DIR" not in os.environ, reason="GOEMOTIONS_DIR is not set")
 
 
 def split_of(rows: list[tuple[str, str]]) -> Split:
-    """A split of (text, names of labels) rows."""
+    """A split from rows of (text, label names)."""
     labels = np.array([[int(name in labels.split()) for name in NAMES] for _, labels in rows], dtype=np.int8)
     return Split([str(i) for i in range(len(rows))], [text for text, _ in rows], labels)
 
@@ -61,11 +61,11 @@ def planted() -> Corpus:
 # Texts
 
 
-def test_normalise() -> None:
+def test_normalize() -> None:
     assert normalize("  Hello,\t  WORLD!\n") == "hello world"
     assert normalize("ﬁne \u200bStraße ２") == "fine strasse 2"
     assert normalize("so 😂😂 sad ❤️") == normalize("So 😂😂, sad ❤")
-    # What is punctuation only is not all the same.
+    # Texts of punctuation only are not all equal.
     assert normalize(" :) ") == ":)" and normalize("!!!") != normalize("???")
     assert match_key("Well,done") == match_key("well done")
     assert normalize("ok 😂") != normalize("ok 😡")
@@ -75,7 +75,7 @@ words = st.lists(st.text("abcdefxyzéüßжд0", min_size=1, max_size=8), min_si
 
 
 @given(words=words, seed=st.integers(0, 10_000))
-def test_case_spaces_and_punctuation_hide_no_copy(words: list[str], seed: int) -> None:
+def test_case_spaces_and_punctuation_do_not_hide_a_copy(words: list[str], seed: int) -> None:
     generator = np.random.default_rng(seed)
     separators = generator.choice([" ", "  ", ", ", ",", " \u00a0", "\t", "… ", "-"], size=len(words))
     case = [str.upper, str.lower, str.title]
@@ -105,7 +105,7 @@ def test_a_near_copy_is_a_long_text_with_one_word_changed() -> None:
         ("[NAME] is a good friend of mine and I am glad", "[NAME] is a bad liar and I never want to see him again"),
     ],
 )
-def test_similar_texts_are_no_copies(text: str, other: str) -> None:
+def test_similar_texts_are_not_copies(text: str, other: str) -> None:
     assert find_copies([text], [other]) == []
 
 
@@ -145,7 +145,7 @@ def test_near_copies_are_those_of_the_definition(seed: int, sizes: tuple[int, in
         if row in found:
             assert found[row].similarity == pytest.approx(truth[found[row].reference_row])
             assert found[row].similarity >= NEAR
-        # Candidates are drawn by chance: below 0.85 one may, very rarely, be missed.
+        # Candidates are found with a probability: below 0.85 one may, very rarely, be missed.
         if len(mine) >= MIN_SHINGLES and max(truth) >= 0.85:
             assert found[row].reference_row == int(np.argmax(truth))
 
@@ -218,14 +218,14 @@ def test_policies_leave_a_clean_corpus_alone() -> None:
 def test_a_smaller_split_counts_its_rows_without_label() -> None:
     labels = np.array([[1, 0, 0], [0, 0, 0], [0, 0, 0]], dtype=np.int8)
     assert Split(["1", "2", "3"], ["a", "b", "c"], labels, 2).take(np.array([0, 2])).without_label == 1
-    # Where rows without label were left out, there are none to remove.
+    # If rows without label were left out, there are none to remove.
     assert Split(["1"], ["a"], labels[:1], 7).take(np.array([0])).without_label == 7
 
 
 # Training rows
 
 
-def test_training_rows_stem_from_train() -> None:
+def test_training_rows_come_from_train() -> None:
     generator = np.random.default_rng(2)
     labels = (generator.random((12, 3)) < 0.4).astype(np.int8)
     labels[0] = 1
@@ -253,7 +253,7 @@ def test_training_rows_stem_from_train() -> None:
     turned[:, [0, 1]] = turned[:, [1, 0]]
     with pytest.raises(LeakError, match="other labels"):
         audit_rows(corpus, embeddings, dataclasses.replace(rows, labels=turned))
-    # A child of a test row, whatever parents it claims.
+    # A child of a test row that claims other parents.
     child = rows.embeddings.copy()
     child[-1] = generator.normal(size=5)
     with pytest.raises(LeakError, match="not what its parents give"):
@@ -281,13 +281,13 @@ def test_labels_that_mlsmote_cannot_have_given(rule: str) -> None:
             audit_rows(corpus, embeddings, dataclasses.replace(rows, labels=foreign), rule)
 
     for row in np.flatnonzero(made)[:20]:
-        refused(row, 1 - (first[row] & second[row]))  # none of what both parents have
+        refused(row, 1 - (first[row] & second[row]))  # has none of the labels that both parents have
         one_has = first[row] ^ second[row]
         if rule == "union" and one_has.any():
-            refused(row, rows.labels[row] & ~one_has)  # lacks what a parent has
+            refused(row, rows.labels[row] & ~one_has)  # lacks a label that one parent has
         if rule == "intersection":
             refused(row, rows.labels[row] | one_has if one_has.any() else np.ones(4, dtype=np.int8))
-    refused(0, 1 - labels[0])  # a real row has its own, whatever the rule
+    refused(0, 1 - labels[0])  # a real row has its own labels under every rule
     assert (first[made] != second[made]).any() and not np.array_equal(rows.labels[made], first[made])
 
 
@@ -295,7 +295,7 @@ def test_labels_that_mlsmote_cannot_have_given(rule: str) -> None:
 
 
 def labeled(seed: int, size: int, counts: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings that tell their labels, though not clearly; neighboring labels are alike."""
+    """Embeddings that show their labels, with noise; neighboring labels are similar."""
     labels = (np.random.default_rng(seed).random((size, len(counts))) < counts).astype(np.int8)
     directions = np.random.default_rng(0).normal(size=(len(counts), 16))
     directions[1:] += 0.5 * directions[:-1]
@@ -316,7 +316,7 @@ def test_permuted_labels_are_found() -> None:
     assert "joy looks like anger" in str(found) and found.gain > 0.1
     (found,) = suspect_labels(*train, embeddings, labels[:, [1, 2, 3, 4, 0, 5]], SIX)
     assert found.meaning == {"joy": "anger", "anger": "fear", "fear": "love", "love": "pride", "pride": "joy"}
-    # The last label has 8 rows: nothing can be said of it.
+    # The last label has 8 rows: too few to tell.
     assert suspect_labels(*train, embeddings, labels[:, [0, 1, 2, 3, 5, 4]], SIX) == []
 
 

@@ -1,4 +1,4 @@
-"""Balancing: new rows lie where each method says, carry their parents, and add up."""
+"""Balancing: new rows are where each method says, carry their parents, and add up."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_rows_are_what_their_parents_give(method: str, seed: int, size: int, tar
     counts = rows.labels.sum(axis=0)
     np.testing.assert_array_equal(counts, labels.sum(axis=0) + rows.labels[new].sum(axis=0))
     assert (counts[:2] >= target).all()
-    if method == "ismote-r2":  # what a new row adds to other labels does not count
+    if method == "ismote-r2":  # a new row counts only for its own label
         assert rows.synthetic.sum() == np.maximum(target - labels.sum(axis=0)[:2], 0).sum()
     again = oversample(real_rows(embeddings, labels), NAMES, method, seed, target, neighbors=neighbors)
     for one, other in zip(columns(rows), columns(again), strict=True):
@@ -62,7 +62,7 @@ def test_rows_are_what_their_parents_give(method: str, seed: int, size: int, tar
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), size=st.integers(8, 60))
-def test_label_sets_of_mlsmote_lie_within_each_other(seed: int, size: int) -> None:
+def test_label_sets_of_mlsmote_contain_each_other(seed: int, size: int) -> None:
     embeddings, labels = make(seed, size)
     made = {
         kind: oversample(real_rows(embeddings, labels), NAMES, "mlsmote", seed, 30, only=("b",), mlsmote_labels=kind)
@@ -76,7 +76,7 @@ def test_label_sets_of_mlsmote_lie_within_each_other(seed: int, size: int) -> No
 
 
 def test_mlsmote_takes_the_labels_of_more_than_half() -> None:
-    # Four rows share b; of a row and its three neighbors, a is on three, c on two, d on one.
+    # Four rows share b. Among a row and its three neighbors, three have a, two have c, and one has d.
     labels = np.array([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 0, 0], [0, 1, 0, 1]], dtype=np.int8)
     rows = real_rows(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), labels)
     for kind, expected in (("ranking", [1, 1, 0, 0]), ("union", [1, 1, 1, 1]), ("intersection", [0, 1, 0, 0])):
@@ -87,7 +87,7 @@ def test_mlsmote_takes_the_labels_of_more_than_half() -> None:
 def test_ismote_steps_reach_past_both_ends_and_the_references_walk_away() -> None:
     embeddings, labels = make(0, 40)
     steps = oversample(real_rows(embeddings, labels), NAMES, "ismote", 0, 5_000).steps[40:]
-    # t = a − b for a ≥ 0.5, else a + b: mean 0.5, one row in eight before x_q and one in eight behind x_j.
+    # t = a − b for a ≥ 0.5, else a + b: mean 0.5; one row in eight is before x_q and one in eight after x_j.
     assert abs(steps.mean() - 0.5) < 0.02
     assert abs((steps < 0).mean() - 0.125) < 0.02 and abs((steps > 1).mean() - 0.125) < 0.02
     away = oversample(real_rows(embeddings, labels), NAMES, "ismote-r2", 0, 5_000).steps[40:]
@@ -100,7 +100,7 @@ def test_targets_by_ratio_and_by_mean_ratio() -> None:
     rows = real_rows(np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32), labels)
     names = ("a", "b", "c")
     assert oversample(rows, names, "smote", 0, ratio=4.0).labels.sum(axis=0).tolist() == [60, 20, 15]
-    # IRLbl 1, 3, 15; MeanIR 19/3; ML-ROS copies c alone, up to 60 / (19/3) = 9.47.
+    # IRLbl 1, 3, 15; MeanIR 19/3; ML-ROS copies only c, up to 60 / (19/3) = 9.47.
     assert oversample(rows, names, "duplicate", 0).labels.sum(axis=0).tolist() == [60, 20, 10]
     assert oversample(rows, names, "duplicate", 0, 50, only=("b",)).labels.sum(axis=0).tolist() == [60, 50, 4]
     assert len(oversample(rows, names, "none", 0, 50)) == 100
@@ -131,7 +131,7 @@ def test_edge_cases() -> None:
 
 
 @given(keep=st.floats(0, 1), seed=st.integers(0, 100))
-def test_thinning_takes_only_rows_of_that_label_alone(keep: float, seed: int) -> None:
+def test_thinning_takes_only_rows_with_no_other_label(keep: float, seed: int) -> None:
     embeddings, labels = make(seed, 60)
     alone = (labels[:, 2] == 1) & (labels.sum(axis=1) == 1)
     rows = thin_label(real_rows(embeddings, labels), 2, keep, seed)

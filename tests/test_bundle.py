@@ -37,7 +37,7 @@ def test_the_text_is_the_modules_own() -> None:
     for module in MODULES:
         body = read_module(module).body
         assert body in text and text.count(f"# modeling/infer/{module}.py: ") == 1
-    # What a module imports of the others stands before it.
+    # A module comes after the modules that it imports.
     places = [text.index(f"# modeling/infer/{module}.py: ") for module in MODULES]
     order = dict(zip(MODULES, places, strict=True))
     for module in MODULES:

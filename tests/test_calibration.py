@@ -1,4 +1,4 @@
-"""Calibration: it mends what is shifted, leaves what is right, and moves no decision."""
+"""Calibration corrects shifted probabilities, leaves correct ones, and changes no decision."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def test_the_method_is_chosen_on_held_out_rows() -> None:
     assert rows.mean() > in_hindsight.mean()
     np.testing.assert_allclose(rows, in_hindsight.mean(axis=1), atol=0.2)
     assert choose_calibration(logits[:4], labels[:4], 0)[2]["method"] == "none"
-    saturated = np.concatenate([logits, [[80.0, -80.0, 80.0]]])  # certain, and wrong of the last label
+    saturated = np.concatenate([logits, [[80.0, -80.0, 80.0]]])  # certain, and wrong about the last label
     assert np.isfinite(choose_calibration(saturated, np.concatenate([labels, [[1, 0, 0]]]), 0)[0].scale).all()
     few, few_labels = logits[:30], labels[:30]
     losses = choose_calibration(few, few_labels, 0)[2]["cross_fitted_log_loss"]
-    assert losses["none"] < losses["platt"]  # thirty rows do not support six numbers
+    assert losses["none"] < losses["platt"]  # thirty rows are too few for six parameters
 
 
 @settings(max_examples=25, deadline=None)
@@ -95,7 +95,7 @@ def test_folding_gives_the_calibrated_logits() -> None:
 def test_errors_by_hand() -> None:
     probabilities = np.array([[0.1], [0.1], [0.9], [0.9]])
     labels = np.array([[0], [1], [1], [1]])
-    # Bin of 0.1: half are positive, 0.4 away; bin of 0.9: all are, 0.1 away; two decisions each.
+    # Bin 0.1: half are positive, an error of 0.4. Bin 0.9: all are positive, an error of 0.1. Two decisions each.
     assert calibration_error(probabilities, labels) == pytest.approx(0.25)
     described = describe_calibration(probabilities, labels)
     assert described["brier_score"] == pytest.approx((0.01 + 0.81 + 0.01 + 0.01) / 4)
@@ -103,7 +103,7 @@ def test_errors_by_hand() -> None:
 
 
 def test_the_record_says_what_calibration_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shifted logits, which Platt scaling mends: macro F1 before and after, at 0.5 and at thresholds of each's own."""
+    """Platt scaling corrects shifted logits: macro F1 before and after, at 0.5 and at each one's own thresholds."""
     splits = {"validation": draw(4), "test": draw(5)}
     shift = np.array([2.0, 0.0, -2.0])
     said = {split: (logits + shift).astype(np.float32) for split, (logits, _) in splits.items()}

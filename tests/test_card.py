@@ -128,7 +128,7 @@ def test_the_tables_of_model_and_data(carded: Path) -> None:
 
 
 def test_scores_are_rounded_once(carded: Path) -> None:
-    """The table per label is recorded as it was computed: of what was rounded before, the card may round otherwise."""
+    """The table per label is recorded unrounded: rounding twice could give another figure on the card."""
     with (carded / "per_label.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["split"], row["thresholds"]) == ("test", "per_label")]
     mean = sum(float(row["f1"]) for row in rows) / len(rows)
@@ -286,7 +286,7 @@ def test_files_that_contradict_each_other(changed: Callable[..., str]) -> None:
 
 
 BLOCKS = ["predict_proba(", "threshold=0.0", "exclude_unreliable=True", "pipeline("]
-"""What each Python block of the card that is run here has in it."""
+"""Text that identifies each Python block of the card that is run here."""
 
 
 def test_the_code_runs(carded: Path, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_the_code_runs(carded: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     chosen = [block for block in blocks if any(part in block for part in BLOCKS)]
     assert len(chosen) == len(BLOCKS)
-    # One process for all, in which each block starts with no names: importing torch takes longer than the rest.
+    # One process runs all blocks, each with empty globals: importing torch takes longer than the rest.
     (tmp_path / "blocks.json").write_text(json.dumps(chosen), encoding="utf-8")
     program = f"import json, sys\nsys.path.insert(0, '.')\nfor block in json.load(open({str(tmp_path / 'blocks.json')!r})):\n    exec(block, {{}})"
     result = subprocess.run(

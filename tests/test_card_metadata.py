@@ -1,4 +1,4 @@
-"""What the model card says to the Hub, what it cites, compares with and leaves out."""
+"""What the model card tells the Hub, and what it cites, compares with and leaves out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from training.fit.results import comparable
 
 @pytest.fixture
 def published(changed: Callable[..., str]) -> Callable[..., str]:
-    """Renders the card as that of GoEmotions on the bundled backbone, with more changes to the configuration."""
+    """A function that renders the card of a GoEmotions run on the bundled backbone, with more configuration changes."""
 
     def render(test_rows: int = 5_427, **config: Any) -> str:
         parts = {"dataset": GOEMOTIONS_HUB, "dataset_revision": "a" * 40, "model_name": "smollm2-135m"}
@@ -78,7 +78,7 @@ def test_results_are_the_recorded_scores(carded: Path) -> None:
         assert f"{result.metric_value}" == f"{round(recorded, 3)}", "in the metadata as in the text"
 
 
-def test_contaminated_scores_are_no_results(changed: Callable[..., str]) -> None:
+def test_contaminated_scores_are_not_results(changed: Callable[..., str]) -> None:
     card = changed(metrics=put(protocol="pooled-r2"))
     assert card.count("**These scores are contaminated.**") == 1
     assert "model-index" not in ModelCard(card).data.to_dict()
@@ -120,7 +120,7 @@ def test_cited_is_what_is_used(published: Callable[..., str], config: dict[str, 
     backbone = config.get("model_name", "smollm2-135m")
     wanted = {"demszky2020", {"use-multilingual-v3": "yang2020", "use-v4": "cer2018"}.get(encoder, "reimers2019")}
     wanted |= {"allal2025"} if backbone == "smollm2-135m" else {"mistral2025"} if "Mistral" in backbone else set()
-    assert cited == wanted and not re.search(r"\{\{|\}\}", card)  # what an unfilled template would leave
+    assert cited == wanted and not re.search(r"\{\{|\}\}", card)  # what an unfilled template would contain
     assert "{hu2022lora" in card and "{lin2017focal" in card and "{li2025ismote" in card
     for part in (encoder.removeprefix("sentence-transformers/"), backbone):
         if part in ("BAAI/bge-small-en-v1.5", "some/model"):
@@ -166,7 +166,7 @@ def test_the_precision_is_the_one_that_trained(carded: Path, tmp_path: Path, com
     assert f"| `bf16` | {json.dumps(computed)} |" in render_card(copy)
 
 
-def test_published_figures_stand_beside_their_own(published: Callable[..., str]) -> None:
+def test_published_figures_are_next_to_their_own(published: Callable[..., str]) -> None:
     card = published()
     rows = tables_of(card)["system", "protocol", "macro F1", "micro F1"]
     assert rows[0][0] == "**this model**" and rows[0][1].startswith("official test split")

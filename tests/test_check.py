@@ -1,4 +1,4 @@
-"""The gate: what passes, that every digit, label and byte counts, and that nothing undeclared can be imported."""
+"""The check: what passes, that every digit, label and byte counts, and that only declared modules can be imported."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_everything_wrong_is_listed(copy: Path) -> None:
 
 
 def test_everything_is_listed_whatever_else_is_wrong(copy: Path) -> None:
-    """Neither a file that is missing nor one that may not be opened hides what is wrong with the others."""
+    """A file that is missing or must not be opened does not hide problems of other files."""
     (copy / LAYOUT.focal).unlink()
     (copy / LAYOUT.confusions_plot).unlink()
     (copy / LAYOUT.timing).unlink()
@@ -141,7 +141,7 @@ def test_every_digit_of_the_card_counts(copy: Path, monkeypatch: pytest.MonkeyPa
     tables = sum(card[: at + 1].rsplit("\n", 1)[-1].startswith("|") for at in found)
     assert len(found) >= 800 and tables >= 400
     rendered = hub_release.check.consistency.render_card(copy)
-    # The records do not change: rendering them anew for each digit would give the same.
+    # The records do not change, so rendering the card again for each digit would give the same.
     monkeypatch.setattr(hub_release.check.consistency, "render_card", lambda package: rendered)
     config = read_config(copy)
     for at in found:
@@ -176,7 +176,7 @@ LISTS = [
     (LAYOUT.audit, "labels"),
     (LAYOUT.per_label, "rows"),
 ]
-"""Where a package lists its labels in the order of the outputs."""
+"""Places where a package lists its labels in the order of the outputs."""
 
 
 @pytest.mark.parametrize(("file", "key"), LISTS)
@@ -229,7 +229,7 @@ def test_every_byte_of_the_weights_counts(copy: Path, file: str) -> None:
 
 @pytest.mark.parametrize("file", WEIGHTS)
 def test_a_sealed_change_of_the_weights_is_found(copy: Path, file: str) -> None:
-    """The card names the weights too: new sums do not hide a change that golden probabilities are too coarse for."""
+    """The card has the weights' hash: new sums do not hide a change too small for the golden probabilities."""
     content = (copy / file).read_bytes()
     for at in random.Random(0).sample(range(len(content)), 25):
         changed = bytearray(content)
@@ -240,7 +240,7 @@ def test_a_sealed_change_of_the_weights_is_found(copy: Path, file: str) -> None:
 
 
 def test_head_files_that_differ_are_found(copy: Path) -> None:
-    """Every bit of a tensor of one file counts against the other, the sign of a zero included."""
+    """Every bit of a tensor is compared with the other file, even the sign of a zero."""
     content = (copy / LAYOUT.safe_head).read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     for at in random.Random(0).sample(range(start, len(content)), 25):
@@ -255,7 +255,7 @@ def found_in(copy: Path, text: str) -> list[str]:
     return [str(problem).split(" contains ")[1].split(". Remedy")[0] for problem in text_problems(copy)]
 
 
-def test_text_that_must_stay_at_home(copy: Path) -> None:
+def test_text_that_must_stay_private(copy: Path) -> None:
     secrets = ["hf_" + "aB3" * 12, "sk-" + "proj-" + "a1" * 20, "ghp_" + "a" * 36, "AKIA" + "Z" * 16]
     secrets += ["-----BEGIN OPENSSH PRIVATE " + "KEY-----", "glpat-" + "x" * 20, "AIza" + "b" * 35]
     secrets += [

@@ -1,4 +1,4 @@
-"""Grids of runs and the null test, through the real entry point, on the backbone-free baseline."""
+"""Grids of runs and the null test, through the real entry point, with the baseline without a backbone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def check_compare_runs(grid: Path, table: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
-    """The settings of a finished grid as run folders give what the grid gives; a run differs by nothing from itself."""
+    """compare-runs on the run folders of a grid gives the grid's table; a run does not differ from itself."""
     settings = [str(grid / f"balance={b}_loss={loss}") for b in ("none", "smote") for loss in ("bce", "focal-uniform")]
     before = sorted(grid.rglob("*"))
     capsys.readouterr()
@@ -71,7 +71,7 @@ def test_compare_runs_refuses_what_cannot_be_paired(
         assert main(["--compare_runs", str(runs[0]), str(run)]) == 2
         told = capsys.readouterr().err
         assert f"{run} was tested on other rows or labels than {runs[0]}" in told and "Remedy: train both" in told
-    earlier = RunFolder(tmp_path / "earlier")  # of a version that recorded no log losses
+    earlier = RunFolder(tmp_path / "earlier")  # as from a version that did not record log losses
     shutil.copytree(runs[0], earlier.path)
     earlier.write_arrays("predictions.npz", {name: arrays[name] for name in arrays if name != LOG_LOSSES})
     assert main(["--compare_runs", str(runs[0]), str(earlier.path)]) == 0
@@ -102,7 +102,7 @@ def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, capsys: pyt
     np.testing.assert_allclose(others["log_loss_difference"], paired, atol=2e-5)
     assert (others["log_loss_difference_low"] < others["log_loss_difference"]).all()
     assert (others["log_loss_difference"] < others["log_loss_difference_high"]).all()
-    # Rows are resampled together: the interval of a difference is narrower than if they were drawn apart.
+    # Both runs use the same resampled rows, so the interval of a difference is narrower than with separate draws.
     apart = np.hypot(table.loc[0, "test_high"] - table.loc[0, "test_low"], others["test_high"] - others["test_low"])
     assert (others["difference_high"] - others["difference_low"] < apart).all()
     assert (table["test_low"] <= table["test"]).all() and (table["test"] <= table["test_high"]).all()
@@ -120,7 +120,7 @@ def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, capsys: pyt
     told = (tmp_path / "comparison.md").read_text().partition("\n")[0]
     assert "mean over 2 seeds" in told and "bootstrap samples of the rows" in told and "do not say" in told
     check_compare_runs(tmp_path, table, capsys)
-    # A run that is missing is made again, and nothing else.
+    # Only the missing run is made again.
     stamps = {run: run.stat().st_mtime_ns for run in runs}
     runs[3].unlink()
     assert main(command) == 0
@@ -136,7 +136,7 @@ def test_compare_runs_again_where_rows_changed_and_nowhere_else(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus = shutil.copytree(flags[flags.index("--data_dir") + 1], tmp_path / "corpus")
-    output = corpus / "grid"  # a run written into the data is no change of the data
+    output = corpus / "grid"  # a run folder inside the data folder does not change the data
     copied = (corpus / "test.jsonl").read_text().splitlines(keepends=True)[0]
     (corpus / "train.jsonl").write_text(copied + (corpus / "train.jsonl").read_text())
     command = [*flags, "--data_dir", str(corpus), "--audit_policy", "drop-from-train", "--epochs", "1"]
@@ -174,7 +174,7 @@ def test_a_run_is_done_also_for_a_cpu_with_other_precisions(
 
 def test_a_setting_against_itself_differs_by_nothing(flags: list[str], tmp_path: Path) -> None:
     command = [*flags, "--compare", "mlsmote_labels=ranking,union", "labels=[joy,anger,fear]"]
-    assert main([*command, "--output_dir", str(tmp_path)]) == 0  # with balance ismote the two are the same
+    assert main([*command, "--output_dir", str(tmp_path)]) == 0  # with balance ismote both settings are equal
     table = pd.read_csv(tmp_path / "comparison.csv")
     assert table.loc[1, ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
 
@@ -235,5 +235,5 @@ def test_chance_is_what_no_skill_gives() -> None:
     data = Prepared(corpus, embeddings, None, {}, {}, "")  # type: ignore[arg-type]
     found = chance_scores(data, seed=0, readouts=20)
     share = corpus["test"].labels.mean(axis=0)
-    # Tagging every row gives recall 1 and precision p: the best F1 that noise can have, 2p / (1 + p).
+    # Predicting a label for every row gives recall 1 and precision p, so 2p / (1 + p): the best F1 for noise.
     assert found.mean() == pytest.approx((2 * share / (1 + share)).mean(), abs=0.03)

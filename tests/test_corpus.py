@@ -1,4 +1,4 @@
-"""Corpora: every format gives the same rows; every fault is named with its place."""
+"""Corpora: every format gives the same rows; every error names its place."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def save(folder: Path, kind: str, table: pd.DataFrame = TABLE, splits: Sequence[
 
 
 def test_a_hub_dataset_with_declared_label_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dataset folder, which ``datasets`` loads as it loads one from the Hub: ids whose names the features declare."""
+    """``datasets`` loads a local folder as it loads a Hub dataset: the features declare the names of the ids."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     names = datasets.Sequence(datasets.ClassLabel(names=["angry", "other", "happy"]))
     features = datasets.Features({"text": datasets.Value("string"), "labels": names})
@@ -61,7 +61,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     assert len(dropped["train"]) == 2 and dropped["train"].without_label == 1
 
 
-def test_one_column_a_label_and_ids(tmp_path: Path) -> None:
+def test_one_column_per_label_and_ids(tmp_path: Path) -> None:
     for split in SPLITS:
         (tmp_path / f"{split}.csv").write_text("text,happy,angry\na b,1,0\nNA,1,1\n")
     np.testing.assert_array_equal(load_corpus("files", OWN, str(tmp_path))["test"].labels, EXPECTED[:2])
@@ -71,7 +71,7 @@ def test_one_column_a_label_and_ids(tmp_path: Path) -> None:
 
 
 FAULTS: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
-    # file to break, its content, and what the message must hold: place, column, value and what is particular
+    # file to break, its content, and what the message must have: place, column, value and the reason
     "unknown label": ("train.csv", b"text,labels\nx,sad\n", ("line 2", "'labels'", "unknown label 'sad'")),
     "number out of range": ("train.csv", b"text,labels\nx,7\n", ("line 2", "'labels'", "id 7", "0 to 1")),
     "fraction": ("train.csv", b"text,labels\nx,0.7\n", ("line 2", "'labels'", "'0.7'")),
@@ -141,7 +141,7 @@ def test_parquet_without_rows_is_named(tmp_path: Path) -> None:
         load_corpus("files", OWN, str(tmp_path))
 
 
-def test_a_quote_swallows_no_row_of_a_tsv_file(tmp_path: Path) -> None:
+def test_a_quote_does_not_swallow_rows_of_a_tsv_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.tsv"
     texts = ['"open', 'closed ""twice""', '"a" and b', 'a "b', '"']
     lines = [f"{text}\thappy" for text in texts] + ['"one\ttab ""x"""\thappy', '"two\nlines"\tangry', '"last\thappy']

@@ -1,6 +1,6 @@
-"""The page on which a package can be tried, in a real browser: what it shows is what ``predict`` says.
+"""The page for trying a package, in a real browser: it shows what ``predict`` returns.
 
-Screenshots are kept in the folder that ``SCREENSHOTS`` names, else in pytest's temporary folder.
+Screenshots go to the folder that ``SCREENSHOTS`` names, or to pytest's temporary folder.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def folder(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package, with one unreliable label among reliable ones and thresholds that this text is around."""
+    """The package, with one unreliable label, and thresholds close to this text's probabilities."""
     folder = shutil.copytree(package, tmp_path_factory.mktemp("demo") / "tiny-emotions")
     config = json.loads((folder / "config.json").read_text())
     joy, anger, fear = EmotionClassifier(folder).predict_proba([TEXT])[0].tolist()
@@ -84,7 +84,7 @@ def classifier(folder: Path) -> EmotionClassifier:
 
 @pytest.fixture(scope="module")
 def servers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """``hub_release demo`` and the Space, each in a process of its own."""
+    """``hub_release demo`` and the Space, each in its own process."""
     base = tmp_path_factory.mktemp("servers")
     for name, content in space_files(folder, "you/tiny-emotions").items():
         (base / "space").mkdir(exist_ok=True)
@@ -141,7 +141,7 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[(1280, "light")], ids=lambda param: f"{param[0]}-{param[1]}")
 def page(request: pytest.FixtureRequest, browser: Browser, servers: SimpleNamespace) -> Iterator[Page]:
-    """A fresh visitor. Whatever the test does, nothing is asked of any other host, and nothing goes wrong in the page."""
+    """A fresh visitor. In every test the page sends no request to another host and has no errors."""
     width, scheme = request.param
     phone = width < 600
     context = browser.new_context(
@@ -163,7 +163,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, servers: SimpleNamesp
     assert len(asked) > 10
     assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {"127.0.0.1"}
     assert not errors
-    # Texts are never markup: INJECTION would have left its mark.
+    # Texts are never markup: INJECTION would have set a mark.
     assert page.evaluate("window.hacked") is None and page.locator("#table :is(img, script)").count() == 0
     context.close()
 
@@ -178,7 +178,7 @@ def classify(page: Page, text: str) -> None:
 
 
 def bars(page: Page) -> dict[str, float]:
-    """Label and probability of each bar, from the top."""
+    """Label and probability of each bar, from top to bottom."""
     rows = page.locator("#bars tbody tr")
     expect(rows).to_have_count(3)
     names = rows.evaluate_all("rows => rows.map(row => row.dataset.label)")
@@ -192,7 +192,7 @@ def predicted(where: Locator) -> set[str]:
 
 def paste(page: Page, lines: list[str]) -> None:
     page.get_by_role("tab", name="Many texts").click()
-    # As a paste does, with one event: filling in by line would let gradio measure the box after each.
+    # One event, as for a paste: with one per line, gradio would measure the box after each line.
     page.get_by_role("textbox", name=re.compile("^Texts, one per line")).evaluate(
         "(box, text) => { box.value = text; box.dispatchEvent(new Event('input', { bubbles: true })) }",
         "\n".join(lines),
@@ -314,7 +314,7 @@ def test_a_file_comes_back_as_csv_and_that_can_be_given_again(
     assert download(page) == first
 
 
-def test_keyboard_alone(page: Page) -> None:
+def test_keyboard_only(page: Page) -> None:
     focused = page.locator(":focus")
     expect(focused).to_have_accessible_name(re.compile("Text"))
     page.keyboard.type("sunny")
@@ -383,7 +383,7 @@ def test_examples_and_odd_input(page: Page, folder: Path, classifier: EmotionCla
     expect(page.locator("#table")).to_contain_text("broken.txt is not UTF-8 text.")
 
 
-def test_the_space_runs_from_its_files_alone(
+def test_the_space_runs_from_its_files_only(
     browser: Browser, servers: SimpleNamespace, classifier: EmotionClassifier
 ) -> None:
     page = browser.new_page()
@@ -518,13 +518,13 @@ def luminance(color: str) -> float:
 
 
 def contrast(one: str, other: str) -> float:
-    """Contrast ratio of two colors, 1 to 21 (WCAG 2.1)."""
+    """Contrast ratio of two colors, from 1 to 21 (WCAG 2.1)."""
     low, high = sorted(map(luminance, (one, other)))
     return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize(("mode", "background"), [(0, "#ffffff"), (1, "#0b0f19")])
-def test_colours_can_be_told_apart(mode: int, background: str) -> None:
+def test_colors_can_be_told_apart(mode: int, background: str) -> None:
     css = Path(page_app.__file__).with_suffix(".css").read_text()
     colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", css.split("}")[mode]))
     assert set(colors) == {"strong", "weak", "doubt", "doubt-weak", "track", "mark", "quiet"}

@@ -1,4 +1,4 @@
-"""Teachers: what they say becomes half of the targets, and only those that were trained on the same rows are asked."""
+"""Teachers: their predictions become half of the targets, and they must have been trained on the same rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORDS = ["--input", "hybrid", "--pooling", "mean", "--window_length", "4", "--wi
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> list[str]:
-    """Three of a kind each: a run that reads words, a package of one token, and a baseline without a backbone."""
+    """Three teachers: a run that reads words, a one-token package, and a baseline without a backbone."""
     base = tmp_path_factory.mktemp("teachers")
     corpus = write_corpus(base / "corpus")
     for name, flags in (("words", WORDS), ("token", []), ("baseline", ["--head", "mlp"])):
@@ -45,16 +45,16 @@ def teachers(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> li
 
 @pytest.fixture()
 def flags(teachers: list[str], tiny_backbone: str, tmp_path: Path) -> list[str]:
-    """Flags of a student of theirs."""
+    """Flags of a student with these teachers."""
     corpus = Path(teachers[0]).parent / "corpus"
     return [*tiny_flags(corpus, tiny_backbone, tmp_path / "student"), *SOFT, "--teachers", *teachers]
 
 
-def test_targets_are_half_labels_and_half_what_the_teachers_say(teachers: list[str], flags: list[str]) -> None:
+def test_targets_are_half_labels_and_half_the_teachers_predictions(teachers: list[str], flags: list[str]) -> None:
     recipe = parse(flags).recipe
     data = distill(prepare(recipe, Corpora()), recipe)
     texts, labels = data.training_texts(), data.rows.labels
-    assert len(texts) == len(labels) > 48  # with copies
+    assert len(texts) == len(labels) > 48  # includes copied rows
     assert data.targets is not None
     asked = [load_classifier(teacher) for teacher in teachers]
     logits = [predict_logits(teacher.model, teacher.features(texts)) for teacher in asked]
@@ -112,7 +112,7 @@ def test_a_student_learns_from_its_teachers_and_says_so_without_naming_their_fol
         assert not path.is_file() or str(Path(teachers[0]).parent).encode() not in path.read_bytes(), path
 
 
-def test_a_run_is_resumed_from_its_own_teachers_alone(
+def test_a_run_is_resumed_only_with_its_own_teachers(
     teachers: list[str], flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = shutil.copytree(teachers[2], tmp_path / "mine")
@@ -128,7 +128,7 @@ def test_a_run_is_resumed_from_its_own_teachers_alone(
         assert f"teacher {2 if len(other) == 3 else 1} changed" in capsys.readouterr().err
     student = tmp_path / "student"
     recipe = yaml.safe_load((student / "recipe.yaml").read_text())
-    del recipe["teachers"]  # as a version wrote it that had no teachers
+    del recipe["teachers"]  # as from a version without teachers
     (student / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     edit(student / "audit.json", lambda audit: audit.pop("teachers"))
     assert main([*alone, "--teachers", teachers[2], "--resume"]) == 2
@@ -151,13 +151,13 @@ def test_a_grid_trains_again_where_a_teacher_changed(
         path.write_text(
             yaml.safe_dump({key: value for key, value in recipe.items() if recipe["teachers"] or key != "teachers"})
         )
-    assert made() == "0"  # nor where a version made the first that had no teachers
+    assert made() == "0"  # also when the first run is from a version without teachers
     edit(mine / "model" / "config.json", put(windows="max"))
     assert made() == "1"
     shutil.rmtree(mine)
     assert main([*grid, "--seeds", "1", "2"]) == 2
     shown = capsys.readouterr()
-    assert "neither a finished run nor a package" in shown.err and not shown.out  # before the first run
+    assert "neither a finished run nor a package" in shown.err and not shown.out  # refused before the first run
 
 
 def test_two_processes_hear_the_same_as_one(flags: list[str], tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_teacher_that_cannot_be_trusted_is_refused(
     assert message in told and "Remedy: " in told and "Traceback" not in told
 
 
-def test_an_empty_folder_is_no_teacher(flags: list[str], tmp_path: Path) -> None:
+def test_an_empty_folder_is_not_a_teacher(flags: list[str], tmp_path: Path) -> None:
     recipe = parse([*flags, "--teachers", str(tmp_path)]).recipe
     with pytest.raises(RecipeError, match="neither a finished run nor a package"):
         hash_inputs(recipe, Corpora())

@@ -26,7 +26,7 @@ VERSIONS = sorted(path.name for path in KEPT.iterdir())
 
 @pytest.fixture(params=VERSIONS)
 def earlier(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the package, with its backbone in a Hub cache of its own."""
+    """A copy of the package, with its backbone in a separate Hub cache."""
     kept = KEPT / request.param
     add_to_hub_cache("tiny/mistral", kept / "backbone", tmp_path / "cache")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -61,7 +61,7 @@ print(json.dumps(classifier.predict_proba(texts).tolist()))
     np.testing.assert_allclose(json.loads(done.stdout), expected, atol=1e-4)
 
 
-def test_its_card_is_held_to_its_figures(earlier: Path) -> None:
+def test_the_figures_of_its_card_are_checked(earlier: Path) -> None:
     card = (earlier / LAYOUT.card).read_text(encoding="utf-8")
     assert inspect(earlier) == []
     row = next(line for line in card.splitlines() if line.startswith("| joy |"))
@@ -81,7 +81,7 @@ def test_its_card_is_held_to_its_figures(earlier: Path) -> None:
         assert bool(problems) == refused and {problem.file for problem in problems} <= {LAYOUT.card}, what
 
 
-def test_a_package_of_this_version_is_held_to_every_word(package: Path, tmp_path: Path) -> None:
+def test_every_word_of_this_version_s_card_is_checked(package: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(package, tmp_path / "package")
     assert not is_earlier(copy)
     card = (copy / LAYOUT.card).read_text(encoding="utf-8")

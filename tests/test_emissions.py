@@ -1,4 +1,4 @@
-"""Emissions of a run, where codecarbon is installed."""
+"""Emissions of a run, if codecarbon is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation on any labeled file: mappings, odd files, hand-worked counts, and the same scores wherever a model lies."""
+"""Evaluation on any labeled file: mappings, odd files, counts worked out by hand, equal scores of run and package."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def scored(output: Path) -> dict:  # type: ignore[type-arg]
     return json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
 
 
-# The same scores wherever the model lies
+# The same scores from a run and from its package
 
 
 def test_run_and_package_give_the_scores_of_the_training(finished_run: Path, package: Path, tmp_path: Path) -> None:
@@ -108,15 +108,15 @@ def test_intervals_are_those_of_training_and_hold_the_score() -> None:
 def test_a_hand_worked_mapping(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Model joy, love, anger, boredom; file happy, cross, tired, and a mapping that leaves two of them out."""
+    """Labels joy, love, anger, boredom in the model and happy, cross, tired in the file; two are not mapped."""
     path = tmp_path / "own.yaml"
     path.write_text("labels: {happy: [joy, love], cross: [anger]}\n")
     probabilities = {
-        "one": (0.1, 0.6, 0.2, 0.9),  # happy by love, at either threshold
-        "two": (0.4, 0.1, 0.7, 0.1),  # happy by joy at its own 0.3 alone; cross
+        "one": (0.1, 0.6, 0.2, 0.9),  # happy because of love, at both thresholds
+        "two": (0.4, 0.1, 0.7, 0.1),  # happy because of joy, only at its own 0.3; cross
         "three": (0.0, 0.0, 0.0, 0.9),
         "four": (0.9, 0.9, 0.9, 0.9),
-        "five": (0.1, 0.1, 0.1, 0.1),  # of no label, and none is said
+        "five": (0.1, 0.1, 0.1, 0.1),  # has no label, and none is predicted
     }
     config = EmotionConfig(
         emotion_labels=["joy", "love", "anger", "boredom"], thresholds={"joy": 0.3, "love": 0.55}, threshold=0.5
@@ -151,15 +151,15 @@ def test_a_hand_worked_mapping(
     assert result["file_labels_not_mapped"] == {"tired": {"rows": 2, "why": "not in the mapping"}}
     assert result["model_labels_not_mapped"] == {"boredom": "not in the mapping"}
     own, fixed = result["scores"]["package"]["per_label"], result["scores"]["fixed"]["per_label"]
-    # happy is true of one and three; predicted of one and two, at 0.5 of one alone
+    # happy is true for one and three; it is predicted for one and two, and at 0.5 only for one
     assert [own["happy"][key] for key in ("support", "precision", "recall", "f1")] == [2, 0.5, 0.5, 0.5]
     assert [fixed["happy"][key] for key in ("precision", "recall")] == [1.0, 0.5]
-    # cross is true of two and three; predicted of two
+    # cross is true for two and three; it is predicted for two
     assert [own["cross"][key] for key in ("support", "precision", "recall")] == [2, 1.0, 0.5]
     assert result["scores"]["package"]["macro_f1"] == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert result["scores"]["package"]["micro_f1"] == pytest.approx(2 * 2 / (3 + 4))
     free = result["without_thresholds"]
-    # happy: two of four rows; of its best probabilities .6 and 0 (true), .4 and .1 (false), two pairs of four are in order
+    # happy: two of four rows. Its best probabilities are .6 and 0 (true), .4 and .1 (false): two of four pairs in order
     assert free["happy"] == {"f1_always": pytest.approx(2 * 2 / (4 + 2)), "roc_auc": 0.5}
     shown = evaluation.describe(result | {"mapping": str(path)})
     assert (
@@ -239,14 +239,14 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     hot.to_csv(tmp_path / "hot.csv", index=False)
     expected = sorted(LabeledRow(text, tuple(sorted(names))) for text, names in rows)
     for name in ("a.jsonl", "a.parquet", "a.csv", "a.tsv", "hot.csv"):
-        for mapping in (None, read_mapping("plutchik")):  # a header is seen, whatever the mapping says of columns
+        for mapping in (None, read_mapping("plutchik")):  # the header is found even if the mapping names columns
             assert read_rows(tmp_path / name, mapping, labels, "text", "labels") == expected, name
 
 
 def test_a_column_for_each_label_is_as_good_as_one_of_names(
     finished_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Labels that neither the model nor the mapping knows count in both forms alike, and leave rows out alike."""
+    """Labels that neither the model nor the mapping knows are counted and left out in the same way in both forms."""
     rows = [("sunny cake", ["joy"]), ("slammed", ["anger", "boredom"]), ("meh", ["boredom"]), ("hm", [])]
     rows += [(f"tears {i}", ["sadness"]) for i in range(5)]
     names = ("joy", "anger", "sadness", "boredom")
@@ -263,7 +263,7 @@ def test_a_column_for_each_label_is_as_good_as_one_of_names(
         assert main([*flags, "--mapping", str(tmp_path / "own.yaml")]) == 0
         results[file] = {k: v for k, v in scored(tmp_path / "out").items() if not k.startswith("data")}
         assert results[file] == results["names.jsonl"], file
-        assert main(flags) == 2  # without a mapping, each form is refused by the same names
+        assert main(flags) == 2  # without a mapping, every form is refused with the same names
     assert results["hot.csv"]["file_labels_not_mapped"] == {
         "boredom": {"rows": 2, "why": "not in the mapping"},
         "sadness": {"rows": 5, "why": "not in the mapping"},
@@ -275,7 +275,7 @@ def test_a_column_for_each_label_is_as_good_as_one_of_names(
         read_rows(tmp_path / "hot.csv", None, ("joy", "anger"), "text", "labels")
 
 
-def test_a_label_that_no_row_has_is_scored_where_the_label_sets_are_one(
+def test_a_label_that_no_row_has_is_scored_without_a_mapping(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_jsonl(tmp_path / "joy.jsonl", [("sunny cake", ["joy"]), ("dark cellar", ["joy"]), ("slammed door", ["joy"])])
@@ -287,7 +287,7 @@ def test_a_label_that_no_row_has_is_scored_where_the_label_sets_are_one(
     classifier = load_classifier(str(finished_run))
     texts = ["sunny cake", "dark cellar", "slammed door"]
     said = classifier.predict_proba(texts) >= [classifier.config.thresholds[label] for label in classifier.labels]
-    assert said[:, 1:].any()  # false positives, which only these labels' scores can show
+    assert said[:, 1:].any()  # false positives, which only the scores of these labels show
     expected = training_scores(said.astype(int), np.array([[1, 0, 0]] * 3))
     for name in ("macro_f1", "micro_f1"):
         assert result["scores"]["package"][name] == pytest.approx(expected[name], abs=1e-6)

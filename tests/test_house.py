@@ -1,4 +1,4 @@
-"""The house: who imports whom, which names are taken, how large things are, and what the READMEs say of the tree."""
+"""The house rules: imports, taken names, sizes of files and folders, and the tables of the READMEs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """Dotted names of what a module imports, wherever in it."""
+    """Dotted names of everything that a module imports, anywhere in its code."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -49,7 +49,7 @@ def test_imports_flow_one_way() -> None:
 
 
 def circle(graph: Mapping[str, set[str]]) -> list[str]:
-    """Some nodes that reach each other; empty where none do."""
+    """Nodes that reach each other; empty if there are none."""
     left = dict(graph)
     while free := [name for name, needs in left.items() if not needs & left.keys()]:
         for name in free:
@@ -72,7 +72,7 @@ def test_rooms_do_not_import_each_other_in_a_circle() -> None:
     known = modules()
     graph: dict[str, set[str]] = {}
     for name, path in known.items():
-        if room(name).count("/"):  # what stands beside the rooms is used by them and uses them
+        if room(name).count("/"):  # modules next to the rooms use the rooms and are used by them
             graph.setdefault(room(name), set()).update(
                 room(i) for i in imports_of(path) if i in known and room(i).count("/") and room(i) != room(name)
             )
@@ -81,7 +81,7 @@ def test_rooms_do_not_import_each_other_in_a_circle() -> None:
 
 
 def test_no_name_in_training_shadows_a_module() -> None:
-    """``training/`` comes first on ``sys.path`` when its script is launched."""
+    """``training/`` comes first on ``sys.path`` when its script runs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     taken = set(sys.stdlib_module_names) | {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in lines}
@@ -109,7 +109,7 @@ def tracked() -> list[str]:
 
 
 def test_a_folder_has_about_a_dozen_names() -> None:
-    """Beside the modules of the shipped file and files of data."""
+    """Modules of the shipped file and data files do not count."""
     folders: dict[str, set[str]] = {}
     for name in tracked():
         parts = name.split("/")
@@ -143,7 +143,7 @@ ROOMS = (*PACKAGES, "tests", "tests/benchmarks")
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_lists_its_files(room: str) -> None:
-    """Every file of a room stands in its README's table, and nothing else does."""
+    """A room's README table lists exactly the files of the room."""
     readme = (ROOT / room / "README.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| `([\w./-]+\.(?:py|css|sh))` \|", readme, re.MULTILINE))
     inner = [other for other in ROOMS if other != room and other.startswith(f"{room}/")]
@@ -161,7 +161,7 @@ def test_a_room_lists_its_files(room: str) -> None:
 
 
 def test_what_tests_and_benchmarks_import_exists() -> None:
-    """Benchmarks run when somebody asks for them; a name that moved must not wait for that."""
+    """Benchmarks run only on request, so this test must find a name that moved."""
     seen = 0
     for path in [*(ROOT / "tests").glob("*.py"), *(ROOT / "tests" / "benchmarks").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

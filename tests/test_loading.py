@@ -1,4 +1,4 @@
-"""Loading a backbone: what is quantized really is, whatever the checkpoint looks like, and what cannot be says so."""
+"""Loading a backbone: quantized layers really are quantized, from any checkpoint; what cannot be loaded is an error."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ bitsandbytes = pytest.importorskip("bitsandbytes")
 HIDDEN = 128
 DEVICES = [
     "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")),
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")),
 ]
 FORMS = pytest.mark.parametrize("one_token", [False, True], ids=["whole", "one_token"])
 SKIPPED = ["lm_head", "vision_tower", "multi_modal_projector", "model.language_model.layers.0.mlp"]
@@ -66,7 +66,7 @@ def vision_model(text: MistralConfig) -> Mistral3ForConditionalGeneration:
 
 
 def quantize(model: type[Any], source: Path, target: Path, **settings: Any) -> None:
-    """Write a checkpoint that is quantized already."""
+    """Write a checkpoint that is already quantized."""
     config = BitsAndBytesConfig(**settings)
     model.from_pretrained(source, quantization_config=config, dtype=torch.bfloat16).save_pretrained(target)
 
@@ -82,7 +82,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         other.load_state_dict(plain.state_dict())
     for name, model in {"plain": plain, "headed": headed, "vision": vision}.items():
         model.save_pretrained(folder / name)
-    # The layout of today: transformers writes that of the first release.
+    # The layout of today's checkpoints: transformers writes the layout of the first release.
     vision.config.save_pretrained(folder / "vision-new")
     weights = {key: tensor.clone() for key, tensor in vision.state_dict().items() if "lm_head" not in key}
     save_file(weights, folder / "vision-new" / "model.safetensors", metadata={"format": "pt"})
@@ -107,7 +107,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def exact_weight(linear: Any) -> torch.Tensor:
-    """The float32 weight that a linear layer stands for."""
+    """The float32 weight that a linear layer represents."""
     if isinstance(linear, bitsandbytes.nn.Linear4bit):
         return bitsandbytes.functional.dequantize_4bit(linear.weight.data, linear.weight.quant_state).float()
     if isinstance(linear, bitsandbytes.nn.Linear8bitLt):
@@ -156,7 +156,7 @@ def test_the_weights_are_quantized(
             assert isinstance(module, bitsandbytes.nn.Linear8bitLt) and weight.dtype == torch.int8
     norms = [parameter for name, parameter in model.named_parameters() if "norm" in name]
     assert len(norms) == 5 and {p.dtype for p in norms} == {torch.float32 if one_token else torch.bfloat16}
-    # By hand: half a byte a weight, a constant of one byte for 64 and of four for 64 * 256; two tables a layer.
+    # By hand: half a byte per weight, one byte per 64 weights, four bytes per 64 * 256, and two tables per layer.
     weights = sum(module.in_features * module.out_features for module in linear.values())
     nf4 = weights * (0.5 + 1 / 64 + 4 / (64 * 256)) + number * 4 * (256 + 16)
     rest = 5 * HIDDEN * 4 if one_token else (5 + 32) * HIDDEN * 2
@@ -184,7 +184,7 @@ def test_a_layer_that_is_not_quantized_is_found(
         up.compute_dtype = torch.bfloat16
         if up.weight.quant_state is not None:
             up.weight.quant_state.nested = True
-    # An option that bitsandbytes stopped to heed would give full precision.
+    # If bitsandbytes ignored an option, the layers would be in full precision.
     monkeypatch.setitem(quantization._QUANTIZATIONS, "nf4", {"load_in_4bit": True, "llm_int8_skip_modules": ["layers"]})
     with pytest.raises(RuntimeError, match="no linear layer is in nf4"):
         load_backbone(str(checkpoints / "plain"), quantization="nf4", one_token=one_token)
@@ -207,7 +207,7 @@ def test_one_token_is_as_near_to_the_quantized_weights_as_the_stock_model(checkp
 
 
 def real_texts() -> list[str]:
-    """2,000 of GoEmotions' test texts where they are at hand, else those of the starter corpus."""
+    """2,000 of GoEmotions' test texts if they are available, otherwise the starter corpus's."""
     if folder := os.environ.get("GOEMOTIONS_DIR"):
         lines = (Path(folder) / "test.tsv").read_text(encoding="utf-8").splitlines()
         return [line.split("\t")[0] for line in lines[:2000]]
@@ -216,7 +216,7 @@ def real_texts() -> list[str]:
 
 
 def decide(*models: nn.Module) -> list[torch.Tensor]:
-    """What 28 random labels decide on the real texts with each backbone, at the means of the last one's logits."""
+    """Decisions of 28 random labels on the real texts with each backbone; the last one's mean logits are the cuts."""
     embeddings = load_encoder("use-multilingual-v3")(real_texts())
     assert len(embeddings) in (180, 2000)
     torch.manual_seed(0)
@@ -229,7 +229,7 @@ def decide(*models: nn.Module) -> list[torch.Tensor]:
 
 
 def test_decisions_on_real_texts_with_the_real_backbone() -> None:
-    """Of the quantized stock model and of one token, neither is nearer to what the 4-bit weights stand for."""
+    """The one-token form is at least as close to its exact 4-bit weights as the quantized stock model."""
     stock, one = (load_backbone(BUNDLED_BACKBONE, quantization="nf4", one_token=form) for form in (False, True))
     exact = load_backbone(BUNDLED_BACKBONE, one_token=True)
     for name, module in linear_layers(exact).items():
@@ -242,7 +242,7 @@ def test_decisions_on_real_texts_with_the_real_backbone() -> None:
 
 
 def test_bfloat16_decisions_on_real_texts_with_the_real_backbone() -> None:
-    """Of the stock model in bfloat16 and of what a classifier uses, the second is no further from float32."""
+    """In bfloat16 the classifier's backbone is at least as close to float32 as the stock model."""
     stock, one = (load_backbone(BUNDLED_BACKBONE, dtype=torch.bfloat16, one_token=form) for form in (False, True))
     *others, expected = decide(stock, FusedOneTokenMistral(one), load_backbone(BUNDLED_BACKBONE))
     theirs, ours = ((rows != expected).float().mean() for rows in others)
@@ -267,7 +267,7 @@ def test_a_checkpoint_quantized_once_stays_so(checkpoints: Path, caplog: pytest.
 
 @FORMS
 def test_a_checkpoints_skip_list(checkpoints: Path, one_token: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """It names modules of the whole vision model; ours are others, and the head is none of them."""
+    """The list has names from the whole vision model; ours differ, and the head is not in the list."""
     caplog.set_level("INFO")
     source = checkpoints / "vision-nf4"
     backbone = load_frozen_backbone(str(source), None, "nf4", "cpu", one_token)
@@ -309,7 +309,7 @@ def emotion_model(backbone: nn.Module, quantization: str, one_token: bool) -> Em
 
 
 def gradients_around_an_evaluation(backbone: nn.Module, quantization: str, one_token: bool) -> list[torch.Tensor]:
-    """The gradient of everything that trains, before and after a forward without gradients."""
+    """The gradient of everything that trains, before and after a forward pass without gradients."""
     model = attach_lora(emotion_model(backbone, quantization, one_token), 4, 8, 0.0)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -348,7 +348,7 @@ def test_the_gradient_with_lora_is_right_after_an_evaluation(
 @pytest.mark.parametrize("quantization", ["nf4", "8bit"])
 @FORMS
 def test_a_package_computes_what_training_did(checkpoints: Path, quantization: str, one_token: bool) -> None:
-    """To the last bit: PEFT has several LoRA layers that round differently, and a package's proof allows 1e-4."""
+    """Equal to the last bit: PEFT's LoRA layers round differently, and the package's check would allow 1e-4."""
     source = str(checkpoints / "plain")
     names = [name for name in ALL_LINEAR if not (one_token and name in IDLE)]
     backbone = load_frozen_backbone(source, None, quantization, "cpu", one_token)
@@ -368,7 +368,7 @@ def test_a_package_computes_what_training_did(checkpoints: Path, quantization: s
 @pytest.mark.skipif(not bitsandbytes.functional.has_avx512bf16(), reason="this CPU's weights are not repacked")
 @FORMS
 def test_without_the_guard_the_gradient_is_wrong(checkpoints: Path, one_token: bool) -> None:
-    """That the test above can fail: bitsandbytes still does what the guard is there for."""
+    """Prove that the test above can fail: bitsandbytes still repacks the weights without the guard."""
     backbone: Any = load_backbone(str(checkpoints / "plain"), quantization="nf4", one_token=one_token)
     for module in linear_layers(backbone).values():
         assert not module.support_avx512bf16_for_cpu  # type: ignore[truthy-function]
@@ -394,7 +394,8 @@ def test_the_language_model_is_taken_out(checkpoints: Path, source: str, one_tok
 @FORMS
 def test_adapters_stay_in_the_language_model(checkpoints: Path, one_token: bool) -> None:
     whole = get_peft_model(vision_model(text_config()), LoraConfig(target_modules=list(ALL_LINEAR)))
-    assert any("vision_tower" in name and "lora_A" in name for name, _ in whole.named_parameters())  # the trap
+    # Plain PEFT puts LoRA into the vision tower too.
+    assert any("vision_tower" in name and "lora_A" in name for name, _ in whole.named_parameters())
     backbone = load_frozen_backbone(str(checkpoints / "vision"), None, "none", "cpu", one_token)
     model = attach_lora(emotion_model(backbone, "none", one_token), 4, 8, 0.0)
     places = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A." in name}

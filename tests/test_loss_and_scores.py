@@ -1,4 +1,4 @@
-"""Focal loss, thresholds and scores against independent or hand-worked answers."""
+"""Focal loss, thresholds and scores against independent results or results worked out by hand."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_weighted_scores_are_scikit_learns(seed: int) -> None:
         np.testing.assert_allclose(precision[draw, drawn], average, atol=1e-5)
 
 
-def test_intervals_hold_the_score_and_narrow_with_rows() -> None:
+def test_intervals_contain_the_score_and_narrow_with_rows() -> None:
     widths = []
     for rows in (100, 1_600):
         result, _ = score_policies(Scored(*random_scores(3, rows)), {"fixed": np.full(4, 0.5)}, list("abcd"))
@@ -137,7 +137,7 @@ def test_intervals_hold_the_score_and_narrow_with_rows() -> None:
 
 
 def test_macro_f1_of_the_frequent_labels_leaves_the_rare_ones_out() -> None:
-    """Two labels with at least 100 positives, 100 itself included, and two with fewer."""
+    """Two labels with at least 100 positives (one with exactly 100), and two with fewer."""
     generator = np.random.default_rng(0)
     labels = np.zeros((900, 4), dtype=np.int8)
     for label, count in enumerate((400, 100, 99, 20)):
@@ -149,7 +149,7 @@ def test_macro_f1_of_the_frequent_labels_leaves_the_rare_ones_out() -> None:
     assert abs(expected - result["fixed"]["macro_f1"]) > 0.05
     low, high = result["fixed"]["intervals_95"]["macro_f1_frequent"]
     assert low < expected < high and low > result["fixed"]["intervals_95"]["macro_f1"][1]
-    for few in ([0, 1], [2, 3]):  # nothing is left out, or everything
+    for few in ([0, 1], [2, 3]):  # no label is left out, or all are
         part = Scored(probabilities[:, few], labels[:, few])
         assert "macro_f1_frequent" not in score_policies(part, {"fixed": np.full(2, 0.5)}, list("ab"))[0]["fixed"]
 
@@ -174,7 +174,7 @@ def test_shrinking_draws_rare_labels_to_the_common_threshold() -> None:
     assert drawn[1] == pytest.approx(expit((logit(0.9) + logit(0.2)) / 2))
 
 
-def test_shrunk_thresholds_generalise_better_than_the_best_cut() -> None:
+def test_shrunk_thresholds_generalize_better_than_the_best_cut() -> None:
     """Rare labels, calibrated probabilities, many small validation splits, one large test split."""
     generator = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""The memory plan: against real tensors, real optimizers and the measured peak of real runs."""
+"""The memory plan against real tensors, real optimizers and the measured peak of real runs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_fused_layers_hold_their_matrices_twice_more() -> None:
 
 
 def saved_by_autograd(model: PeftModel, bf16: bool, **batch: torch.Tensor) -> int:
-    """Bytes that autograd saves for the backward pass of a batch, weights left out."""
+    """Bytes that autograd saves for the backward pass of a batch, without the weights."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}
 
@@ -93,12 +93,12 @@ def test_activations_are_what_autograd_saves(bf16: bool) -> None:
     setting = tiny_setting(bf16=bf16)
     model = attach_lora(EmotionModel(setting.config, OneTokenMistral(tiny_config())), 4, 8, 0.0).train()
     real = saved_by_autograd(model, bf16, embeddings=torch.randn(200, EMBED_DIM))
-    # The loss differs (focal here), and the hooks do not see what a forward's caller holds: [B, L] and [B, E].
+    # The loss differs (focal here), and the hooks do not see tensors that the caller holds: [B, L] and [B, E].
     assert abs(plan_memory(setting).training["step"]["activations"] - real) < 0.05 * real
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_words_keep_their_attention_where_a_cpu_computes_it(bf16: bool, tiny_backbone: Path) -> None:
+def test_words_keep_their_attention_on_a_cpu(bf16: bool, tiny_backbone: Path) -> None:
     setting = tiny_setting(bf16=bf16, dtype=torch.bfloat16 if bf16 else torch.float32, batch_size=16)
     reads: dict[str, Any] = {"input": "tokens", "pooling": "mean", "attention": "bidirectional", "window_length": 64}
     setting = dataclasses.replace(setting, config=EmotionConfig(**setting.config.to_dict() | reads | {"embed_dim": 0}))
@@ -163,11 +163,11 @@ def test_every_saving_saves() -> None:
     plain = plan_memory(tiny_setting())
     activations = plain.training["step"]["activations"]
     double = plan_memory(tiny_setting(batch_size=400)).training["step"]["activations"]
-    assert activations < double <= 2 * activations  # what does not grow is the adapters' scaled copies
+    assert activations < double <= 2 * activations  # only the adapters' scaled copies do not grow
     assert plain.layer_activations > 0
     checkpointed = plan_memory(tiny_setting(gradient_checkpointing=True))
     assert checkpointed.training["step"]["activations"] < 0.5 * activations
-    assert checkpointed.layer_activations == 200 * 16 * 4  # the layer's input alone
+    assert checkpointed.layer_activations == 200 * 16 * 4  # only the layer's input
     whole = plan_memory(tiny_setting(one_token=False))
     queries_and_keys, adapters = 2 * (16 * 16 + 16 * 8), 2 * 4 * ((16 + 16) + (16 + 8))
     assert whole.inference["embed_tokens"] == 4 * 32 * 16
@@ -209,7 +209,7 @@ def test_words_take_more_than_one_token() -> None:
     }
     plan = plans["the recipe as it stands"]
     assert plan.inference["embed_tokens"] == 131_072 * 5_120 * 2 and plan.parameters["head"] == 5_120 * 28 + 28
-    # A layer's input is all that checkpointing keeps of it: 32 texts of 64 tokens, 5,120 wide, in bfloat16.
+    # Checkpointing keeps only a layer's input: 32 texts of 64 tokens, 5,120 wide, in bfloat16.
     assert 32 * 64 * 5_120 * 2 <= plan.layer_activations <= 1.3 * 32 * 64 * 5_120 * 2
     whole = plans["--gradient_checkpointing false"].training["step"]["activations"]
     assert whole > 20 * plan.training["step"]["activations"]
@@ -260,7 +260,7 @@ def test_a_step_is_cut_into_as_few_micro_batches_as_fit(
     caplog.set_level("INFO", "training")
     monkeypatch.setattr(
         "modeling.memory.evaluation_rows", lambda reads_words: 1
-    )  # the peak is in scoring where a step is so small
+    )  # for such a small step the peak would be in scoring
     assert chosen(needs(24, 1)) == (24, 1)
     assert chosen(needs(24, 1) - 1) == (12, 2)
     assert "a step of 12 x 2 rows: 0.50 GiB free; 24 x 1 needs 0.50; 12 x 2 needs 0.50" in caplog.text

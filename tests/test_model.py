@@ -68,7 +68,7 @@ def test_the_last_position_is_read(prefix: str) -> None:
     torch.testing.assert_close(model(embeddings, labels=targets).loss, reference)
     if prefix == "bos":
         spread = found.logits.std(dim=0)
-        assert (spread > 1e-6).all()  # the position that is the same for every text is not the one that is read
+        assert (spread > 1e-6).all()  # the first position, equal for all texts, is not the one that is read
 
 
 def test_noise_only_while_training() -> None:
@@ -209,7 +209,7 @@ def test_a_sentence_transformer_is_known_by_its_weights(tmp_path: Path) -> None:
 
 
 def test_use_v4_through_tensorflow_hub(tmp_path: Path) -> None:
-    """The real ``tensorflow-hub`` load path on a SavedModel of USE's signature, in ``TFHUB_CACHE_DIR``."""
+    """The real ``tensorflow-hub`` load path, with a SavedModel of USE's signature in ``TFHUB_CACHE_DIR``."""
     code = """
 import hashlib, os, sys
 import tensorflow as tf

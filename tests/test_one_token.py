@@ -1,4 +1,4 @@
-"""One token, exactly: what is left out, folded, fused or computed in another order changes nothing."""
+"""One token, exactly: leaving out, folding, fusing and reordering do not change the results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model_with_lora(
     hidden_size: int = 16,
     num_hidden_layers: int | None = None,
 ) -> PeftModel:
-    """A model whose LoRA does something, with equal weights for equal module names."""
+    """A model whose LoRA is not zero, with equal weights for equal module names."""
     loaded = load_backbone(backbone, dtype=dtype, one_token=one_token, num_hidden_layers=num_hidden_layers)
     config = EmotionConfig(
         model_name=backbone,
@@ -82,7 +82,7 @@ def test_the_real_backbone_in_every_form() -> None:
         load_backbone(BUNDLED_BACKBONE, one_token=True)(inputs_embeds=tokens[:2].view(1, 2, 576))
 
 
-def test_gradients_are_those_of_the_whole_model(tiny_backbone: str) -> None:
+def test_gradients_equal_the_whole_model_s(tiny_backbone: str) -> None:
     whole, one = (model_with_lora(tiny_backbone, one_token) for one_token in (False, True))
     (expected, theirs), (found, ours) = gradients(whole), gradients(one)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -100,20 +100,20 @@ def test_bfloat16_matrices_train_as_autocast_does(tiny_backbone: str) -> None:
     assert {p.dtype for name, p in half.named_parameters() if "base_layer" not in name} == {torch.float32}
     (expected, theirs), (found, ours) = gradients(full, autocast=True), gradients(half, autocast=True)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    for name in theirs:  # the sum of two gradients is rounded before or after it is made
+    for name in theirs:  # two gradients are rounded before or after they are added
         assert torch.cosine_similarity(ours[name].flatten(), theirs[name].flatten(), dim=0) > 0.9999
 
 
 @pytest.fixture(params=["oneDNN's layout", "plain matrices"])
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How frozen matrices lie: as this CPU's library would have them, or as on every other machine."""
+    """The layout of frozen matrices: this CPU library's own, or the plain one of every other machine."""
     if request.param == "plain matrices":
         monkeypatch.setattr("modeling.infer.fused.packs_matrices", lambda weight: False)
 
 
 @pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_fused_layers_train_alike_under_the_same_names(tiny_backbone: str, checkpointing: bool) -> None:
+def test_fused_layers_train_equally_under_the_same_names(tiny_backbone: str, checkpointing: bool) -> None:
     plain, fused = (model_with_lora(tiny_backbone, one_token=True) for _ in range(2))
     backbone = fused.get_base_model().backbone
     if checkpointing:
@@ -128,8 +128,8 @@ def test_fused_layers_train_alike_under_the_same_names(tiny_backbone: str, check
 
 
 @pytest.mark.parametrize("rows", [9, 4 * FEW_ROWS])
-def test_fused_layers_differ_from_others_in_bfloat16_by_rounding_alone(rows: int) -> None:
-    # Six layers: through thirty, rounding grows until its size is chance.
+def test_fused_layers_differ_from_others_in_bfloat16_only_by_rounding(rows: int) -> None:
+    # Six layers only: after thirty, the size of the rounding error is random.
     real = {"one_token": True, "hidden_size": 576, "num_hidden_layers": 6}
     exact = model_with_lora(BUNDLED_BACKBONE, **real)
     plain, fused = (model_with_lora(BUNDLED_BACKBONE, dtype=torch.bfloat16, **real) for _ in range(2))
@@ -149,7 +149,7 @@ def test_fused_layers_differ_from_others_in_bfloat16_by_rounding_alone(rows: int
 
 
 def test_a_step_learns_what_the_reference_s_does(tiny_backbone: str) -> None:
-    """8 rows × 4, checkpointing, the whole attention and LoRA on all seven; or one token, fused layers, 32 at once."""
+    """Equal losses: 8 rows × 4 with checkpointing and whole attention, or 32 rows with one token and fused layers."""
     reference, ours = (model_with_lora(tiny_backbone, one_token) for one_token in (False, True))
     reference.get_base_model().backbone.gradient_checkpointing_enable({"use_reentrant": False})
     assert fuse_layers(ours.get_base_model().backbone)
@@ -191,7 +191,7 @@ def test_fused_layers_are_the_parent_s_where_that_is_meant(tiny_backbone: str) -
     assert copy.deepcopy(fused).get_base_model().backbone.layers[0].frozen is None
     for weight in (parameter for name, parameter in backbone.named_parameters() if "base_layer" in name):
         weight.data.zero_()
-    fused.eval()  # other weights may be put in before it trains again, as they are for scoring
+    fused.eval()  # weights may be replaced before it trains again, as for scoring
     assert all(layer.frozen is None for layer in backbone.layers)
     fused.train()(embeddings=embeddings)
     frozen = backbone.layers[0].frozen
@@ -200,7 +200,7 @@ def test_fused_layers_are_the_parent_s_where_that_is_meant(tiny_backbone: str) -
     assert backbone.layers[0].frozen is frozen
 
 
-def test_a_scaling_that_is_changed_is_heeded(tiny_backbone: str) -> None:
+def test_a_changed_scaling_is_used(tiny_backbone: str) -> None:
     plain, fused = (model_with_lora(tiny_backbone, one_token=True) for _ in range(2))
     assert fuse_layers(fused.get_base_model().backbone)
     gradients(fused)
@@ -224,7 +224,7 @@ def test_layers_without_lora_everywhere_are_not_fused(tiny_backbone: str, target
     assert not fuse_layers(whole.backbone)
 
 
-def test_compiled_layers_train_alike_under_the_same_names(tiny_backbone: str) -> None:
+def test_compiled_layers_train_equally_under_the_same_names(tiny_backbone: str) -> None:
     plain, compiled = (model_with_lora(tiny_backbone, one_token=True) for _ in range(2))
     torch._dynamo.utils.counters.clear()
     compile_layers(compiled.get_base_model().backbone)
@@ -277,7 +277,7 @@ def test_an_adapter_is_merged_into_the_fused_backbone(tiny_backbone: str) -> Non
         for rows in (1, FEWEST_ROWS - 1, FEWEST_ROWS, len(tokens)):
             found = fused(inputs_embeds=tokens[:rows]).last_hidden_state
             torch.testing.assert_close(found, expected[:rows], rtol=1e-5, atol=1e-6)
-    assert not list(model.backbone.layers)  # taken away one by one: the weights are never held twice
+    assert not list(model.backbone.layers)  # removed one by one, so the weights are never in memory twice
     copied = copy.deepcopy(fused)(inputs_embeds=tokens).last_hidden_state
     torch.testing.assert_close(copied, found, rtol=0, atol=0)
 

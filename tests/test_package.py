@@ -1,4 +1,4 @@
-"""The package in a stranger's hands: parity in fresh processes, every option of the classifier, hostile input."""
+"""The package for a stranger: parity in fresh processes, every option of the classifier, hostile input."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def test_parity_for_every_batch_size_and_order(package: Path, batch_size: int) -
     np.testing.assert_allclose(found, wanted[order], atol=1e-5)
 
 
-def test_adapter_loads_with_peft_alone(package: Path, classifier: EmotionClassifier) -> None:
+def test_adapter_loads_with_only_peft(package: Path, classifier: EmotionClassifier) -> None:
     backbone = MistralModel.from_pretrained(classifier.config.model_name)
     model = PeftModel.from_pretrained(backbone, str(package / "lora_adapter"))
     changed = [p for name, p in model.named_parameters() if "lora_B" in name and p.abs().sum() > 0]
-    assert len(changed) >= 10  # one token: q and k get no gradient, the other five of both layers do
+    assert len(changed) >= 10  # one token: q and k get no gradient, the other five matrices of both layers do
     inputs = torch.randn(2, 1, 16)
     torch.testing.assert_close(
         model(inputs_embeds=inputs).last_hidden_state, classifier.model.backbone(inputs_embeds=inputs).last_hidden_state
@@ -162,7 +162,7 @@ def scores(results: list[list[dict[str, Any]]]) -> np.ndarray:
 def test_auto_classes_pipeline_and_endpoint_in_a_process_of_a_stranger(
     package: Path, classifier: EmotionClassifier, tmp_path: Path
 ) -> None:
-    """From a folder and from the Hub's cache, on raw text, what EmotionClassifier says."""
+    """The same results as EmotionClassifier on raw text, from a folder and from the Hub's cache."""
     add_to_hub_cache("stranger/emotions", package)
     texts = [text for text in TEXTS if len(text) < 100]
     embeddings, probabilities = classifier.embed(texts), classifier.predict_proba(texts)
@@ -218,7 +218,7 @@ def test_thresholds(classifier: EmotionClassifier) -> None:
         assert "joy" in result
         assert ("fear" in result) == (row[2] >= own["fear"])
     reached = {"joy": float(classifier.predict_proba(TEXTS[:1])[0, 0])}
-    assert "joy" in classifier.predict(TEXTS[:1], threshold=reached)[0]  # a threshold is reached, not passed
+    assert "joy" in classifier.predict(TEXTS[:1], threshold=reached)[0]  # reaching the threshold is enough
     assert all(len(result) == 1 for result in classifier.predict(TEXTS, threshold=0.0, top_k=1))
     assert set(classifier.config.unreliable_labels) == set(LABELS)  # 18 test rows
     assert classifier.predict(TEXTS, threshold=0.0, exclude_unreliable=True) == [{}] * len(TEXTS)
@@ -227,7 +227,7 @@ def test_thresholds(classifier: EmotionClassifier) -> None:
 
 
 @pytest.mark.parametrize("wrong", [math.nan, 7, -0.01, 1.01, math.inf, True, np.True_, "0.5", [0.5], np.float32("nan")])
-def test_what_is_no_threshold_is_refused_before_anything_is_computed(
+def test_an_invalid_threshold_is_refused_before_anything_is_computed(
     classifier: EmotionClassifier, monkeypatch: pytest.MonkeyPatch, wrong: Any
 ) -> None:
     monkeypatch.setattr(classifier, "embed", lambda texts: pytest.fail("texts were encoded"))
@@ -238,7 +238,7 @@ def test_what_is_no_threshold_is_refused_before_anything_is_computed(
 
 
 @pytest.mark.parametrize("wrong", [-1, 0, True, 1.5, "2"])
-def test_what_is_no_top_k(classifier: EmotionClassifier, wrong: Any) -> None:
+def test_an_invalid_top_k(classifier: EmotionClassifier, wrong: Any) -> None:
     with pytest.raises(ValueError, match=rf"top_k is {re.escape(repr(wrong))}. Remedy: use a whole number from 1"):
         classifier.predict(TEXTS, top_k=wrong)
 
@@ -324,10 +324,10 @@ def test_shell_ends_with_a_message(package: Path, tmp_path: Path, capsys: pytest
     assert "no text given" in capsys.readouterr().err
 
 
-def test_shell_loses_no_result(
+def test_shell_does_not_lose_results(
     package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nothing can be written is found before the texts are classified; what fails later goes to the screen."""
+    """An output that cannot be written is refused before classifying; if writing fails later, results are printed."""
     classified: list[object] = []
     real = EmotionClassifier.predict
     monkeypatch.setattr(EmotionClassifier, "predict", lambda *a: classified.append(a) or real(*a))
@@ -347,7 +347,7 @@ def test_shell_loses_no_result(
 def test_a_package_of_the_reference_loads(
     package: Path, classifier: EmotionClassifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Six keys, a pickled head, and an adapter of the vision-language checkpoint."""
+    """It has six keys, a pickled head, and an adapter of the vision-language checkpoint."""
     folder = tmp_path / "reference"
     shutil.copytree(package / "lora_adapter", folder / "lora_adapter")
     shutil.copyfile(package / "head_weights.pt", folder / "head_weights.pt")
@@ -370,7 +370,7 @@ def test_a_package_of_the_reference_loads(
 
 
 def test_six_keys_are_enough(package: Path, classifier: EmotionClassifier, tmp_path: Path) -> None:
-    """The reference's configuration, and everything else as we publish it."""
+    """The reference's configuration with all other files as we publish them."""
     folder = shutil.copytree(package, tmp_path / "package")
     config = json.loads((package / "config.json").read_text())
     keys = ("model_name", "hidden_size", "embed_dim", "num_labels", "emotion_labels", "threshold")
@@ -418,7 +418,7 @@ def test_a_package_carries_no_rows_of_the_corpus(finished_run: Path, package: Pa
     assert not any(row in text for row in rows for text in written)
 
 
-def test_a_null_test_is_no_package(finished_run: Path, tmp_path: Path) -> None:
+def test_a_null_test_is_not_exported(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "null")
     metrics = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps(metrics | {"null_test": "noise"}))
@@ -426,7 +426,7 @@ def test_a_null_test_is_no_package(finished_run: Path, tmp_path: Path) -> None:
         export(run, tmp_path / "package")
 
 
-def test_a_baseline_is_no_package(finished_run: Path, tiny_backbone: str, tmp_path: Path) -> None:
+def test_a_baseline_is_not_exported(finished_run: Path, tiny_backbone: str, tmp_path: Path) -> None:
     flags = tiny_flags(finished_run.parent / "corpus", tiny_backbone, tmp_path / "mlp")
     assert main([*flags, "--head", "mlp", "--mlp_hidden_size", "16"]) == 0
     with pytest.raises(ReleaseError, match="baseline without a backbone"):
@@ -449,8 +449,8 @@ def test_a_baseline_is_no_package(finished_run: Path, tiny_backbone: str, tmp_pa
         load_classifier(str(tmp_path / "mlp"))
 
 
-def test_a_whole_model_with_a_backbone_is_no_package(package: Path, tmp_path: Path) -> None:
-    """What save_pretrained writes of one is not loaded: nothing would hold its weights against the backbone's."""
+def test_a_whole_model_with_a_backbone_is_not_a_package(package: Path, tmp_path: Path) -> None:
+    """The output of save_pretrained is not loaded: its backbone weights could not be checked."""
     copy = shutil.copytree(package, tmp_path / "package")
     EmotionClassifier(copy).model.save_pretrained(tmp_path / "whole")
     shutil.copyfile(tmp_path / "whole" / "model.safetensors", copy / "model.safetensors")
@@ -463,11 +463,11 @@ def test_a_package_names_what_made_it(package: Path) -> None:
     version = json.loads((package / "config.json").read_text())["goemotions_mistral_version"]
     assert version == importlib.metadata.version("goemotions-mistral") == project_version()
     assert f"This package was exported by goemotions-mistral {version}." in (package / "README.md").read_text()
-    older = EmotionClassifier(package)  # the field is no matter of schema_version: a reader without it ignores it
+    older = EmotionClassifier(package)  # the field does not depend on schema_version: older readers ignore it
     assert older.config.goemotions_mistral_version == version and older.config.schema_version == 1
 
 
-def test_card_holds_the_recorded_figures(package: Path) -> None:
+def test_card_has_the_recorded_figures(package: Path) -> None:
     card = (package / "README.md").read_text(encoding="utf-8")
     metrics = json.loads((package / "metrics.json").read_text())
     for policy in ("fixed", "global", "per_label"):

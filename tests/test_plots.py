@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what was measured."""
+"""Plots show what was measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from training.scores.plots import plot_comparison, plot_evaluation, plot_per_label
 
 SCORES = {"inside": (0.5, 0.4, 0.7), "above": (0.5, 0.6, 0.9), "below": (0.5, 0.1, 0.3)}
-"""Score, and the ends of an interval around it, beside it on the right, and beside it on the left."""
+"""Score and interval; the interval is around the score, to its right, or to its left."""
 DRAWN = {"inside": (0.4, 0.7), "above": (0.5, 0.9), "below": (0.1, 0.5)}
 
 

@@ -1,4 +1,4 @@
-"""Push and pull against a Hub on this machine: one commit, lost races, patience with a bound, refusals in words."""
+"""Push and pull against a Hub on this machine: one commit, lost races, limited retries, refusals with a remedy."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_same_again_is_nothing(api: HfApi, hub: TestHub, folder: Path) -> No
 
 def test_plan_of_changes(api: HfApi, hub: TestHub, folder: Path) -> None:
     push(api, folder)
-    (folder / "config.json").write_bytes(b"[]")  # as long as before
+    (folder / "config.json").write_bytes(b"[]")  # the same length as before
     (folder / "head_weights.pt").write_bytes(b"tensorz" * 50)
     (folder / "new.txt").write_bytes(b"new")
     (folder / "lora" / "adapter.safetensors").unlink()
@@ -98,7 +98,7 @@ def test_plan_of_changes(api: HfApi, hub: TestHub, folder: Path) -> None:
     assert plan.bytes == 3 + 2 + 350
     declined = push(api, folder, lambda plan: False)
     assert declined.commit is None and hub.repositories["model", NAME].files() == before
-    assert all(request.startswith("GET ") for request in hub.requests), "a look, or a no, touches nothing"
+    assert all(request.startswith("GET ") for request in hub.requests), "a plan or a no changes nothing"
     push(api, folder)
     assert hub.repositories["model", NAME].files() == {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.glob("[!.]*.*")
@@ -119,7 +119,7 @@ def test_branch_space_and_private(api: HfApi, hub: TestHub, folder: Path) -> Non
     assert repository.files("main") == FILES and repository.files("dev/2")["config.json"] == b"[]"
     assert repository.resolve("dev/2").parent == repository.branches["main"] and pushed.plan.changed == ("config.json",)
     assert push(api, folder, revision="main").changed
-    assert push(api, folder, revision="same").changed, "a branch was made, though its files are those of main"
+    assert push(api, folder, revision="same").changed, "a branch was created although its files equal main's"
     push_files(api, Destination(NAME, "space"), package_files(folder), "message", lambda plan: True)
     assert hub.repositories["space", NAME].files()["config.json"] == b"[]"
 
@@ -169,7 +169,7 @@ def test_race_retried_when_asked(api: HfApi, hub: TestHub, folder: Path) -> None
     plans: list[CommitPlan] = []
     hub.fail("race", times=2, within="/commit/")
     assert push(api, folder, lambda plan: not plans.append(plan), retry_on_race=True).changed
-    assert [plan.removed for plan in plans] == [(), ("theirs.txt",), ("theirs.txt",)], "each plan is asked about"
+    assert [plan.removed for plan in plans] == [(), ("theirs.txt",), ("theirs.txt",)], "every plan must be confirmed"
     assert hub.repositories["model", NAME].files() == FILES
     hub.add("model", NAME, {"config.json": b"old"})
     hub.fail("race", times=1000, within="/commit/")
@@ -177,8 +177,8 @@ def test_race_retried_when_asked(api: HfApi, hub: TestHub, folder: Path) -> None
         push(api, folder, retry_on_race=True)
 
 
-def test_the_same_race_is_no_loss(api: HfApi, hub: TestHub, folder: Path) -> None:
-    """Somebody else's commit with the same files is as good as ours: the Hub's 412 says less than a look."""
+def test_a_race_with_the_same_files_is_not_lost(api: HfApi, hub: TestHub, folder: Path) -> None:
+    """After a 412 answer the branch is compared: somebody else's commit with the same files counts as success."""
     hub.add("model", NAME, {"config.json": b"old"})
     attributes = hub.repositories["model", NAME].resolve("main").files[".gitattributes"]
     hub.race = lambda: hub.repositories["model", NAME].add_commit(  # type: ignore[method-assign]
@@ -202,7 +202,7 @@ def test_files_that_the_hub_ignores(api: HfApi, hub: TestHub, folder: Path) -> N
         push(api, folder)
 
 
-# Patience
+# Waits and retries
 
 
 def test_retry_after(api: HfApi, hub: TestHub, folder: Path) -> None:
@@ -216,14 +216,14 @@ def test_retry_after(api: HfApi, hub: TestHub, folder: Path) -> None:
     with pytest.raises(HubError, match=r"asks to wait 3600 seconds. Remedy: run again after that time"):
         push(api, folder)
     hub.reset()
-    hub.fail("429", within="/upload/")  # a request that the client repeats by itself
+    hub.fail("429", within="/upload/")  # a request that the client itself repeats
     hub.retry_after = 3600
     with pytest.raises(HubError, match="asks to wait 3600 seconds"):
         push(api, folder)
     assert max(hub.naps, default=0) < 60
 
 
-def test_patience_is_bounded(api: HfApi, hub: TestHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_are_limited(api: HfApi, hub: TestHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.fail("500", times=1000)
     with pytest.raises(HubError, match=r"auth-check/write, tried 5 times: the Hub answers 500. Remedy: "):
         push(api, folder)
@@ -283,12 +283,12 @@ def test_tokens(api: HfApi, hub: TestHub, folder: Path, monkeypatch: pytest.Monk
     hub.add("model", NAME, {"config.json": b"old"})
     with pytest.raises(HubError, match=r"the token may not do this .* Remedy: .* --create-pr"):
         push(api, folder)
-    assert push(api, folder, create_pr=True).url.endswith("/discussions/1"), "to propose, a reader's token is enough"
+    assert push(api, folder, create_pr=True).url.endswith("/discussions/1"), "a reader's token may propose a commit"
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ReleaseError, match=r"there is no token. Remedy: run hf auth login, or set HF_TOKEN"):
         push(api, folder)
     (tmp_path / "home").mkdir(exist_ok=True)
-    (tmp_path / "home" / "token").write_text(WRITER)  # as hf auth login stores it
+    (tmp_path / "home" / "token").write_text(WRITER)  # as stored by hf auth login
     assert push(api, folder).changed
     for owner in ("others", "readers"):
         with pytest.raises(
@@ -328,7 +328,7 @@ def test_wrong_use(api: HfApi, hub: TestHub, folder: Path, monkeypatch: pytest.M
 
 
 def test_a_failing_xet_upload(api: HfApi, hub: TestHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This Hub has no Xet; the client never falls back to LFS."""
+    """This Hub has no Xet, and the client does not fall back to LFS."""
     pytest.importorskip("hf_xet")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     with pytest.raises(HubError, match=r"the upload failed .* Remedy: .* HF_HUB_DISABLE_XET=1 uploads without Xet"):

@@ -1,4 +1,4 @@
-"""Every request of a push, failing in every way: the repository is as before or as after, and a rerun completes."""
+"""Every request of a push fails in every way: the repository is as before or as after, and a rerun completes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.hub_server import TestHub, environment
 NAME = "you/model"
 BEFORE = {"README.md": b"# before", "config.json": b"{}", "old.txt": b"old", "sub/head_weights.pt": b"old" * 99}
 AFTER = {"README.md": b"---\nlicense: mit\n---\n# after", "config.json": b"{}", "sub/head_weights.pt": b"new" * 99}
-ONCE, FOR_EVER = 1, 10_000
+ONCE, ALWAYS = 1, 10_000
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 @functools.cache
 def api() -> HfApi:
-    return connect()  # once: to read the certificates takes longer than a push
+    return connect()  # made once, because reading the certificates takes longer than a push
 
 
 def push(folder: Path) -> Pushed:
@@ -59,7 +59,7 @@ def state(hub: TestHub) -> dict[str, bytes]:
 
 
 def rerun(hub: TestHub, folder: Path) -> str:
-    """Push again without faults: it completes, and of all tries one has committed."""
+    """Push again without faults: it completes, and all tries together have made one commit."""
     hub.count_from_here()
     changed = push(folder).changed
     assert state(hub) == AFTER
@@ -76,7 +76,7 @@ def test_fault_table(hub: TestHub, folder: Path, before: dict[str, bytes], monke
     assert number >= 12
     counts: Counter[tuple[str, str, str, str]] = Counter()
     faults = ("500", "503 page", "429", "reset", "lost answer", "silence", "silence after")
-    for fault, times, at in itertools.product(faults, (ONCE, FOR_EVER), range(1, number + 1)):
+    for fault, times, at in itertools.product(faults, (ONCE, ALWAYS), range(1, number + 1)):
         start(hub, before)
         hub.fail(fault, at, times)
         with monkeypatch.context() as patience:
@@ -89,11 +89,11 @@ def test_fault_table(hub: TestHub, folder: Path, before: dict[str, bytes], monke
                 assert state(hub) == AFTER
             except HubError as error:
                 outcome = "failed"
-                assert times == FOR_EVER and "Remedy: " in str(error), (fault, at, error)
+                assert times == ALWAYS and "Remedy: " in str(error), (fault, at, error)
         found = state(hub)
         assert found in (before, AFTER), f"half-published after {fault} at request {at}"
         which = "after" if found == AFTER else "before"
-        counts[f"{fault}{'' if times == ONCE else ', for ever'}", outcome, which, rerun(hub, folder)] += 1
+        counts[f"{fault}{'' if times == ONCE else ', always'}", outcome, which, rerun(hub, folder)] += 1
     print_table("fault | push | repository | rerun", counts)
     assert counts.total() == number * len(faults) * 2
     assert sum(count for key, count in counts.items() if key[1] == "pushed") >= number * len(faults)
@@ -115,7 +115,7 @@ for line in sys.stdin:
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-"""A process without threads, which forks one that pushes for every line it reads."""
+"""A process without threads that forks one push for every line that it reads."""
 
 
 @pytest.mark.parametrize("before", [{}, BEFORE], ids=["new", "existing"])

@@ -1,4 +1,4 @@
-"""Recipes: what ships is valid, flags win, and every mistake is named with its key, file and remedy."""
+"""Recipes: those that ship are valid, flags win, and every mistake is named with its key, file and remedy."""
 
 from __future__ import annotations
 

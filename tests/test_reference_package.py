@@ -1,4 +1,4 @@
-"""The reference's published package loads unchanged, and gives the probabilities that it means."""
+"""The reference's published package loads unchanged and gives the expected probabilities."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def reference(request: pytest.FixtureRequest, backbone: str, tmp_path: Path) -> 
 def test_the_references_package_loads_unchanged(reference: Path, fuse: bool, caplog: pytest.LogCaptureFixture) -> None:
     classifier = EmotionClassifier(reference, encoder=fake_encoder, fuse=fuse)
     expected = reference_probabilities(reference, torch.from_numpy(fake_encoder(TEXTS))).numpy()
-    assert expected.std() > 0.05  # the adapter and the head do something
+    assert expected.std() > 0.05  # the adapter and the head are not zero
     np.testing.assert_allclose(classifier.predict_proba(TEXTS), expected, rtol=0, atol=1e-5)
     assert "left out 14 tensors of the vision tower" in caplog.text
     found = classifier.predict(TEXTS)
@@ -46,7 +46,7 @@ def test_the_references_package_loads_unchanged(reference: Path, fuse: bool, cap
     "base_name", [f"{BACKBONE}-unsloth-bnb-4bit", f"{BACKBONE}-bnb-4bit".lower(), BACKBONE.lower(), None]
 )
 def test_the_adapter_names_the_4_bit_copy_of_its_backbone(backbone: str, tmp_path: Path, base_name: str) -> None:
-    """Unsloth trains on a quantized copy under another name, which the adapter then carries."""
+    """Unsloth trains on a quantized copy of the backbone under another name, and the adapter has that name."""
     package = write_reference_package(tmp_path / "reference", backbone, "model.language_model.", base_name)
     assert EmotionClassifier(package, encoder=fake_encoder).predict_proba(TEXTS).shape == (len(TEXTS), 28)
 
@@ -74,7 +74,7 @@ def test_its_encoder_is_use_v4(reference: Path, monkeypatch: pytest.MonkeyPatch)
         classifier.predict(TEXTS)
 
 
-def test_it_loads_in_4_bit_where_asked(reference: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_loads_in_4_bit_on_request(reference: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("bitsandbytes")
     caplog.set_level("INFO")
     classifier = EmotionClassifier(reference, encoder=fake_encoder, quantization="nf4")

@@ -1,4 +1,4 @@
-"""Split protocols: what stays together, what leaks, and by how much."""
+"""Split protocols: what stays together, what leaks, and how much."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = ("a", "b", "c")
 
 
 def make(seed: int, rows: int = 300) -> Corpus:
-    """Three splits in which every text stands about twice, written differently."""
+    """Three splits with about two spellings of every text."""
     generator = np.random.default_rng(seed)
     labels = (generator.random((rows, 3)) < (0.5, 0.2, 0.1)).astype(np.int8)
     texts = [f"Text{',' if i % 2 else ' '}{i // 2}{'!' * (i % 2)}" for i in generator.permutation(rows)]
@@ -29,7 +29,7 @@ def make(seed: int, rows: int = 300) -> Corpus:
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1_000))
-def test_stratified_keeps_copies_together_and_shares_alike(seed: int) -> None:
+def test_stratified_keeps_copies_together_and_shares_similar(seed: int) -> None:
     corpus = make(seed)
     found = stratified(corpus, seed)
     before = sorted((t, tuple(y)) for s in corpus.splits.values() for t, y in zip(s.texts, s.labels, strict=True))
@@ -62,11 +62,11 @@ def test_pooled_order_puts_children_of_test_rows_into_train() -> None:
     found, moved, rows = pooled_r2(corpus, vectors, balance, seed=0)
     assert [len(found[s]) for s in ("train", "validation", "test")] == [180, 60, 60]
     assert (~rows.synthetic).sum() == 180 and rows.synthetic.sum() > 150
-    # Parents index the moved vectors; real rows are train's own, in its order of ids.
+    # Parents are indices into the moved vectors; real rows are train's own, in the order of its ids.
     first, second = moved[rows.parents[:, 0]], moved[rows.parents[:, 1]]
     np.testing.assert_allclose(rows.embeddings, first + rows.steps[:, None] * (second - first), atol=1e-5)
     assert (rows.parents[~rows.synthetic] < 180).all()
     outside = (rows.parents[rows.synthetic] >= 180).any(axis=1)
-    assert 0.4 < outside.mean() < 0.9  # 1 − 0.6² for parents drawn at random
+    assert 0.4 < outside.mean() < 0.9  # 1 − 0.6² is expected for random parents
     labels = np.concatenate([split.labels for split in found.splits.values()])
     np.testing.assert_array_equal(rows.labels, labels[rows.parents[:, 0]])

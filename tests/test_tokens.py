@@ -1,4 +1,4 @@
-"""The backbone reads words: padding, batches, both attentions, pooling, windows, and whole runs."""
+"""A backbone that reads words: padding, batches, both attentions, pooling, windows, and whole runs."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def logits(model: EmotionModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return model(**batch).logits
 
 
-@pytest.mark.parametrize("kernel", ["eager", "sdpa"])  # what a CPU and a GPU compute attention with
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])  # how a CPU and a GPU compute attention
 @pytest.mark.parametrize("settings", CASES, ids=lambda case: "-".join(case.values()))
-def test_padding_and_company_change_nothing(settings: dict[str, str], kernel: str) -> None:
+def test_padding_and_other_texts_change_nothing(settings: dict[str, str], kernel: str) -> None:
     model, rows = build(**settings), features([3, 9, 1, 6])
     model.backbone.config._attn_implementation = kernel
     batch = to_tensors(rows)
@@ -94,7 +94,7 @@ def test_padding_and_company_change_nothing(settings: dict[str, str], kernel: st
     longest = batch["input_ids"].shape[1]
     left: dict[str, torch.Tensor] = {"embeddings": batch["embeddings"]}
     for name in ("input_ids", "attention_mask"):
-        # Padding on the other side, of other tokens, and more of it than the longest text needs.
+        # Padding on the other side, with other tokens, and longer than the longest text.
         left[name] = torch.full((4, longest + 2), 7 if name == "input_ids" else 0)
         for row, tokens in enumerate(rows.tokens or []):
             left[name][row, longest + 2 - len(tokens) :] = batch[name][row, : len(tokens)]
@@ -173,7 +173,7 @@ def test_windows_cover_every_token(sizes: list[int], longest: int, share: float)
 @pytest.mark.parametrize(
     ("threads", "texts", "batch_size", "workers", "largest"), [(1, 50, 20, 1, 20), (2, 40, 20, 2, 10), (4, 9, 64, 1, 9)]
 )
-def test_cores_that_share_the_texts_answer_alike(
+def test_cores_that_share_the_texts_give_equal_results(
     reads: str, threads: int, texts: int, batch_size: int, workers: int, largest: int
 ) -> None:
     model, rows = build(input=reads, pooling="mean"), features([1 + row % 11 for row in range(texts)])
@@ -219,7 +219,7 @@ def test_precision_is_the_model_s_own_in_every_thread() -> None:
             np.testing.assert_allclose(predict_logits(model, texts), expected, rtol=0, atol=1e-6)
 
 
-def test_an_error_of_one_core_stops_all() -> None:
+def test_an_error_on_one_core_stops_all() -> None:
     model, calls = build(input="embedding"), list[int]()
 
     def fail(*hook: Any) -> None:
@@ -232,7 +232,7 @@ def test_an_error_of_one_core_stops_all() -> None:
         with pytest.raises(RuntimeError, match="out of luck"):
             predict_logits(model, Features(np.zeros((1_000, EMBED_DIM), dtype=np.float32)), 16)
         assert torch.get_num_threads() == 2
-    assert len(calls) < 100  # of 125 batches
+    assert len(calls) < 100  # fewer than the 125 batches
 
 
 @pytest.mark.parametrize("windows", ["max", "mean"])
@@ -347,7 +347,7 @@ def test_a_run_and_its_classifier(
 @pytest.mark.parametrize("quantization", ["nf4", "8bit"])
 @pytest.mark.parametrize("reads", ["tokens", "hybrid"])
 def test_a_quantized_backbone_of_a_vision_model_reads_words(tmp_path: Path, quantization: str, reads: str) -> None:
-    """The 24B's path, small: the language model of a Mistral 3, quantized; scored as it was trained."""
+    """The 24B's path at a small size: the quantized language model of a Mistral 3, scored as it was trained."""
     torch.manual_seed(0)
     text = tiny_config()
     text.update({"hidden_size": 64, "intermediate_size": 64, "head_dim": 16})
@@ -391,7 +391,7 @@ def test_noise_has_the_lengths_of_the_texts_in_another_order(tmp_path: Path, tin
     assert len(np.unique(tokens)) == 32 and (tokens == np.concatenate(real["train"])).mean() < 0.1
 
 
-def test_a_pooled_split_takes_words_from_where_its_parents_stand(tmp_path: Path, tiny_backbone: str) -> None:
+def test_a_pooled_split_takes_the_words_of_its_parents(tmp_path: Path, tiny_backbone: str) -> None:
     flags = "--input tokens --split pooled-r2 --balance duplicate --balance_target 40"
     data = prepare(parse(flags_of(tmp_path, tiny_backbone, *flags.split())).recipe, Corpora())
     words = data.training_features().tokens
@@ -448,7 +448,7 @@ def test_texts_in_any_script_and_length_are_read(tmp_path: Path, tiny_backbone: 
 
 @pytest.fixture(scope="module")
 def words_package(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> Path:
-    """The package of a run whose backbone reads words."""
+    """The package of a run that reads words."""
     base = tmp_path_factory.mktemp("words")
     settings = "--input tokens --pooling attention --prefix bos --window_length 4 --window_overlap 1 --balance none"
     assert main(flags_of(base, tiny_backbone, *settings.split())) == 0
@@ -515,7 +515,7 @@ def test_another_order_of_the_vocabulary_is_seen(words_package: Path, tmp_path: 
     assert any("golden probabilities differ" in problem for problem in check(copy))
 
 
-def test_a_tokenizer_that_nothing_reads_is_no_part_of_a_package(package: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_nothing_reads_is_not_part_of_a_package(package: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(package, tmp_path / "package")
     tiny_tokenizer().save(str(copy / "tokenizer.json"))
     seal(copy)

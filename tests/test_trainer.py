@@ -1,4 +1,4 @@
-"""Runs that must agree, agree: accumulation, processes, resume, repetition."""
+"""Runs that must give the same result: accumulation, processes, resume, repetition."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_the_matrices_of_fused_layers_are_laid_out_once(
     monkeypatch.setattr("training.commands.train.fit_precision", lambda recipe: recipe)
     flags = [*tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, tmp_path / "run"), "--bf16", "true"]
     assert main([*flags, "--epochs", "2", "--batch_size", "8", "--gradient_accumulation_steps", "2"]) == 0
-    assert len(set(laid_out)) == 2 and len(laid_out) == 2 * 2  # layers × epochs: an evaluation takes them away
+    assert len(set(laid_out)) == 2 and len(laid_out) == 2 * 2  # layers × epochs: an evaluation discards them
     assert "layers train as one function each" in (tmp_path / "run" / "train.log").read_text()
     laid_out.clear()
     assert main([*flags, "--epochs", "1", "--fused_layers", "false", "--overwrite"]) == 0
@@ -117,7 +117,7 @@ def test_the_matrices_of_fused_layers_are_laid_out_once(
 
 
 @pytest.mark.parametrize("has_instructions", [False, True])
-def test_bfloat16_gives_way_where_a_cpu_has_no_instructions_for_it(
+def test_float32_replaces_bfloat16_on_a_cpu_without_its_instructions(
     tmp_path: Path, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch, has_instructions: bool
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_instructions)
@@ -170,7 +170,7 @@ def test_a_small_memory_changes_the_cut_and_not_the_run(
     flags = [*tiny_flags(corpus, tiny_backbone, cut), *shared, "--gradient_accumulation_steps", "0"]
     monkeypatch.setattr(
         "modeling.memory.evaluation_rows", lambda reads_words: 1
-    )  # the peak is in scoring where a step is so small
+    )  # for such a small step the peak would be in scoring
     recipe = parse([*flags, "--batch_size", "4", "--gradient_accumulation_steps", "8"]).recipe
     limit = plan_memory(dataclasses.replace(read_setting(recipe), device="cpu")).training_peak + RESERVE
     monkeypatch.setattr("training.fit.batch.free_memory", lambda state: limit)
@@ -187,7 +187,7 @@ def test_a_small_memory_changes_the_cut_and_not_the_run(
 
 
 def state_of(run: Path) -> dict[str, Any]:
-    """What Trainer wrote down at the end of the last epoch."""
+    """What Trainer recorded at the end of the last epoch."""
     checkpoint = RunFolder(run).last_checkpoint()
     assert checkpoint is not None
     return dict(json.loads((checkpoint / "trainer_state.json").read_text()))
@@ -211,7 +211,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 def launch(flags: list[str], cache: Path, processes: int = 1) -> subprocess.Popen[bytes]:
     launcher = ["--num_cpu_threads_per_process", "1", "--num_processes", str(processes)]
-    # Without --multi_gpu accelerate starts a single process on a machine without GPUs, whatever the number says.
+    # On a machine without GPUs, accelerate ignores the number of processes without --multi_gpu.
     launcher += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *launcher]
     environment = {
@@ -238,7 +238,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_backbone: 
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    # Whatever came after the first epoch is lost, and the checkpoint that was being written is half there.
+    # Everything after the first epoch is lost, and the last checkpoint is only half written.
     for step in (24, 36):
         shutil.rmtree(cut / "checkpoints" / f"checkpoint-{step}", ignore_errors=True)
     (cut / "checkpoints" / "checkpoint-24").mkdir()
@@ -246,7 +246,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_backbone: 
     flags = [*tiny_flags(corpus, tiny_backbone, cut), "--save_total_limit", "9"]
     assert launch([*flags, "--resume"], tmp_path).wait() == 0
     resumed = (cut / "train.log").read_text().split("resuming from")[1]
-    assert "epoch 2.00" in resumed and "epoch 1.00" not in resumed  # starting again would give the same weights
+    assert "epoch 2.00" in resumed and "epoch 1.00" not in resumed  # a new start would give the same weights
     assert RunFolder(cut).read("metrics.json") == RunFolder(whole).read("metrics.json")
     first, second = weights_of(whole), weights_of(cut)
     assert len(first) == len(second) > 20
@@ -255,7 +255,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_backbone: 
 
 
 def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path: Path, tiny_backbone: str) -> None:
-    """With dropout and batches by length, whose order a resumed run must find again."""
+    """With dropout and batches by length: the resumed run must reproduce their order."""
     runs = [RunFolder(tmp_path / name) for name in ("whole", "cut")]
     for run in runs:
         flags = [
@@ -264,7 +264,7 @@ def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path: Path, tiny_backb
             *("--checkpoint_minutes", "1e-9", "--save_total_limit", "99"),
         ]
         assert main(flags) == 0
-    # A checkpoint after every step; what came after the third of six steps of the second epoch is lost.
+    # There is a checkpoint after every step. Everything after step 3 of 6 of the second epoch is lost.
     assert {path.name for path in run.checkpoints.iterdir()} == {f"checkpoint-{step}" for step in range(1, 19)}
     for step in range(10, 19):
         shutil.rmtree(run.checkpoints / f"checkpoint-{step}")
@@ -277,7 +277,7 @@ def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path: Path, tiny_backb
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=0)
 
 
-def test_batches_are_of_like_length_and_the_same_again_in_the_same_epoch() -> None:
+def test_batches_have_similar_lengths_and_repeat_in_the_same_epoch() -> None:
     lengths = np.random.default_rng(0).integers(1, 60, size=1_000).tolist()
     epochs = iter((0, 1, 0))
     sampler = LengthGroupedSampler(lengths, 8, seed=3, epoch=lambda: next(epochs))
@@ -285,10 +285,10 @@ def test_batches_are_of_like_length_and_the_same_again_in_the_same_epoch() -> No
     assert sorted(orders[0]) == list(range(1_000)) == sorted(orders[1]) and len(sampler) == 1_000
     assert orders[0] == orders[2] != orders[1]
     padded = sum(8 * max(lengths[i] for i in orders[0][at : at + 8]) for at in range(0, 1_000, 8))
-    assert padded < 1.1 * sum(lengths)  # at random: 1.7 times
+    assert padded < 1.1 * sum(lengths)  # random batches: 1.7 times
 
 
-def test_a_checkpoint_is_due_when_the_minutes_have_gone_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_due_after_its_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("training.fit.trainer.time.monotonic", lambda: clock[0])
     callback, arguments, state = CheckpointByTime(2), TrainingArguments("x", use_cpu=True), TrainerState()
@@ -298,7 +298,7 @@ def test_a_checkpoint_is_due_when_the_minutes_have_gone_by(monkeypatch: pytest.M
         asked.append(control.should_save)
         if control.should_save:
             callback.on_save(arguments, state, control)
-    assert asked == [False, False, True, False, False, False, True]  # an epoch's end saves by itself
+    assert asked == [False, False, True, False, False, False, True]  # the end of an epoch saves anyway
 
 
 def test_early_stopping_keeps_its_patience_over_a_resume(tmp_path: Path, tiny_backbone: str) -> None:
@@ -316,7 +316,7 @@ def test_early_stopping_keeps_its_patience_over_a_resume(tmp_path: Path, tiny_ba
     assert run.read("timing.json")["epochs"] == 3
 
 
-# Of the last 2 rows one process gets both; 618 rows are more than the sampler of words sorts at once.
+# One process gets both of the last 2 rows; 618 rows are more than the sampler of words sorts at once.
 @pytest.mark.parametrize(("reads", "rows"), [("embedding", 58), ("tokens", 618)])
 def test_two_processes_equal_one(tmp_path: Path, tiny_backbone: str, reads: str, rows: int) -> None:
     corpus = write_corpus(tmp_path / "corpus", rows=rows)
@@ -346,7 +346,7 @@ def test_two_processes_resumed_within_an_epoch_equal_uninterrupted(
         ]
         done = launch(flags, tmp_path, processes=2).wait()
         assert done == 0, (tmp_path / "launch.log").read_text()[-3000:]
-    # A checkpoint after every step; what came after the second of six steps of the second epoch is lost.
+    # There is a checkpoint after every step. Everything after step 2 of 6 of the second epoch is lost.
     for step in range(9, 13):
         shutil.rmtree(run.checkpoints / f"checkpoint-{step}")
     assert launch([*flags, "--resume"], tmp_path, processes=2).wait() == 0

@@ -1,4 +1,4 @@
-"""``loader: unsloth``: the reference's calls, in a process and an environment of their own (``UNSLOTH_PYTHON``)."""
+"""``loader: unsloth``: the reference's calls, in a separate process and environment (``UNSLOTH_PYTHON``)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_is_not_supported_names_the_remedy(monkeypatch: pytest.MonkeyPatch)
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was trained in Unsloth's environment, on its CPU backend."""
     if PYTHON is None:
-        pytest.skip("UNSLOTH_PYTHON names no environment made by tests/unsloth_environment.sh")
+        pytest.skip("UNSLOTH_PYTHON is not set: make an environment with tests/unsloth_environment.sh")
     base = tmp_path_factory.mktemp("unsloth")
     torch.manual_seed(0)
     MistralForCausalLM(tiny_config()).save_pretrained(base / "backbone")
@@ -87,7 +87,7 @@ def test_the_trained_adapter_is_the_references(run: Path) -> None:
 
 
 def test_the_plain_path_gives_the_same_probabilities(run: Path, tmp_path: Path) -> None:
-    """From the run, from its package, and from its package in the one-token form."""
+    """Checked for the run, its package, and its package in the one-token form."""
     golden: Any = json.loads((run / "golden.json").read_text())
     texts = [row["text"] for row in golden["rows"]]
     expected = np.array([row["probabilities"] for row in golden["rows"]])

@@ -1,4 +1,4 @@
-"""The verbs push and pull: what they ask, print and return; and from a run to a stranger, one command each."""
+"""The verbs push and pull: what they ask, print and return; and the way from a run to a stranger."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bytes]]:
-    """Stands in for the check, which takes seconds: what it was shown; a package with bad.txt does not pass it."""
+    """A fast replacement of the check that records the packages it gets; a package with bad.txt does not pass."""
     shown: list[dict[str, bytes]] = []
 
     def check(package: Path, allow_contaminated: bool = False) -> list[str]:
@@ -70,7 +70,7 @@ def test_push_and_pull_as_verbs(hub: TestHub, folder: Path, tmp_path: Path, chec
     (folder / "config.json").write_bytes(b"[]")
     taken = run("push", folder, NAME, "--yes", "--tag", "v1", code=2)
     assert f"v1 of {NAME} already names the commit {head}. Remedy: give another --tag" in taken
-    assert hub.repositories["model", NAME].files() == FILES, "the tag is looked at before anything is pushed"
+    assert hub.repositories["model", NAME].files() == FILES, "the tag is checked before anything is pushed"
     assert "~ config.json (changed)" in run("push", folder, NAME, "--yes", "--no-verify", "--tag", "v2")
     assert "complete" in run("pull", NAME, tmp_path / "first", "--revision", "v1")
     assert checked[-1] == FILES
@@ -106,7 +106,7 @@ def test_refused_packages(hub: TestHub, folder: Path, checked: list[dict[str, by
 def test_what_was_checked_is_what_is_pushed(
     hub: TestHub, folder: Path, checked: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Whoever changes the folder while the push waits for an answer changes nothing of what is pushed."""
+    """A change of the folder while the push waits for an answer does not change what is pushed."""
     (tmp_path / "secret").write_bytes(b"secret")
 
     def change(*arguments: object, **options: object) -> bool:
@@ -139,7 +139,7 @@ def test_json_and_exit_codes(hub: TestHub, folder: Path, tmp_path: Path, checked
     assert not answer("push", folder, NAME, "--yes")["changed"]
     assert answer("pull", NAME, tmp_path / "pulled")["commit"] == pushed["commit"]
     assert "Remedy: delete it" in answer("pull", NAME, tmp_path / "pulled", code=2)["error"]
-    assert "--yes to push" in answer("push", folder, NAME, code=2)["error"], "nobody is here to be asked"
+    assert "--yes to push" in answer("push", folder, NAME, code=2)["error"], "there is nobody to ask"
     assert "leave out one" in answer("push", folder, NAME, "--yes", "--tag", "v1", "--create-pr", code=2)["error"]
     assert "not a finished run" in answer("push", tmp_path, NAME, "--yes", code=2)["error"]
     assert "not a finished run" in answer("export", tmp_path, tmp_path / "package2", code=2)["error"]
@@ -158,7 +158,7 @@ class Terminal(io.StringIO):
 
 
 def type_in(monkeypatch: pytest.MonkeyPatch, typed: str, *arguments: object) -> int:
-    """The exit code of a verb in a terminal where somebody types."""
+    """The exit code of a verb in a terminal with this typed input."""
     monkeypatch.setattr(sys, "stdin", Terminal(typed))
     with pytest.raises(SystemExit) as ended:
         app([str(argument) for argument in arguments])
@@ -178,7 +178,7 @@ def test_asks_before_it_pushes(
         assert ("you said no; nothing was pushed" in capsys.readouterr().err) == (code == 1)
 
 
-def test_no_is_said_in_json_too(
+def test_a_no_is_also_in_json(
     hub: TestHub,
     package: Path,
     checked: list[dict[str, bytes]],
@@ -186,13 +186,13 @@ def test_no_is_said_in_json_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     push = ("push", package, NAME, "--space", "you/page", "--no-verify", "--json")
-    for typed in ("n\n", "y\nn\n"):  # to the package; to its Space
+    for typed in ("n\n", "y\nn\n"):  # no to the package; no to its Space
         assert type_in(monkeypatch, typed, *push) == 1
         said = capsys.readouterr()
         answer = json.loads(said.out)
         assert not answer["ok"] and answer["error"] == "you said no; nothing was pushed"
         assert answer["commit"] is None and answer["plan"]["new"] and not hub.repositories
-        assert "+ config.json (new)" in said.err, "whoever is asked sees the plan"
+        assert "+ config.json (new)" in said.err, "the plan must be shown before the question"
     assert type_in(monkeypatch, "y\ny\n", *push) == 0
     assert len(hub.repositories) == 2 and json.loads(capsys.readouterr().out)["space"]["commit"]
     monkeypatch.setattr(hub_release.hub.push, "plan_files", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -200,7 +200,7 @@ def test_no_is_said_in_json_too(
     assert "interrupted. Remedy: run the same command again" in json.loads(capsys.readouterr().out)["error"]
 
 
-def test_a_look_shows_the_space_and_a_taken_tag(
+def test_a_dry_run_shows_the_space_and_a_taken_tag(
     hub: TestHub, package: Path, checked: list[dict[str, bytes]], tmp_path: Path
 ) -> None:
     look = ("push", package, NAME, "--space", "you/page", "--tag", "v1", "--dry-run")
@@ -245,7 +245,7 @@ def test_what_can_be_refused_is_refused_before_anything_is_touched(
 
 
 def test_a_tag_of_an_earlier_commit_stays(hub: TestHub, folder: Path, checked: list[dict[str, bytes]]) -> None:
-    """The package is there already, but the tag names what was there before."""
+    """The package is already there, but the tag names the commit before it."""
     there = hub.add("model", NAME, {"config.json": b"old"})
     there.tags["v1"] = before = there.branches["main"]
     run("push", folder, NAME, "--yes", "--no-verify")
@@ -261,7 +261,7 @@ def test_a_tag_of_an_earlier_commit_stays(hub: TestHub, folder: Path, checked: l
         ("/api/spaces/you/page/commit/", "is pushed, but its Space you/page is not: "),
     ],
 )
-def test_what_fails_after_the_commit_says_that_it_stands(
+def test_a_failure_after_the_commit_says_what_is_pushed(
     hub: TestHub, package: Path, checked: list[dict[str, bytes]], within: str, words: str
 ) -> None:
     push = ("push", package, NAME, "--yes", "--tag", "v1", "--space", "you/page")
@@ -340,7 +340,7 @@ def test_nothing_signed_and_no_token_in_the_log(
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
 ) -> None:
-    """The client logs what it repeats, with the address; that of an upload is signed."""
+    """The client logs the URL of each request that it repeats, and the URL of an upload is signed."""
     caplog.set_level("DEBUG")
     monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("huggingface_hub"), "level", logging.DEBUG)
@@ -398,7 +398,7 @@ print(json.dumps(found.tolist()))
 def test_from_a_run_to_a_stranger(
     finished_run: Path, tiny_backbone: str, hub: TestHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One command each; the stranger knows nothing but the Hub's address and the model's name."""
+    """One command each; the stranger knows only the Hub's address and the model's name."""
     backbone = Path(snapshot_download(tiny_backbone, cache_dir=HUB_CACHE, local_files_only=True))
     hub.add("model", tiny_backbone, {path.name: path.read_bytes() for path in backbone.iterdir()})
 
@@ -433,7 +433,7 @@ def test_from_a_run_to_a_stranger(
     assert sum("/commit/" in request for request in hub.requests) == 1
     package = tmp_path / "pulled"
     monkeypatch.delenv("HF_TOKEN")
-    pulled = json.loads(run("pull", NAME, package, "--json"))  # with the real check, in its own process
+    pulled = json.loads(run("pull", NAME, package, "--json"))  # with the real check, which runs in its own process
     assert pulled["ok"] and pulled["commit"] == pushed["commit"]
     golden = json.loads((package / LAYOUT.golden).read_text(encoding="utf-8"))
     found = json.loads(shell("-I", "-c", STRANGER, home="stranger"))

@@ -1,4 +1,4 @@
-"""The READMEs: their commands and their Python, run as they are written."""
+"""The READMEs: their commands and their Python run as written, and their links work."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def block(heading: str, language: str, number: int = 0) -> str:
-    """A fenced block of a section of the README."""
+    """A fenced block from a section of the README."""
     return README.split(f"\n## {heading}\n")[1].split(f"```{language}\n")[number + 1].split("```")[0]
 
 

@@ -1,11 +1,11 @@
-"""Accuracy against speed: the test macro F1 that packages record, and the texts per second that this machine gives them.
+"""Accuracy against speed: the recorded test macro F1 of packages, and their texts per second on this machine.
 
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/accuracy_speed.py PICTURE path/to/goemotions/test.tsv PACKAGE …
 
-256 texts at once, text in and labels out, in batches of 64 of like length, beside RoBERTa-base with random weights in its
-best setting, whose score is a published one's (SamLowe/roberta-base-go_emotions, re-scored by others, no interval). The
-score of a package is that of its run, in float32. Prints one JSON line a model (median of five alternating rounds) and
-draws them; the bars are 95 % intervals of the score.
+Each model classifies 256 texts at once, from text to labels, in batches of 64 of similar length. RoBERTa-base has
+random weights and its best setting; its score is a published one (SamLowe/roberta-base-go_emotions, re-scored by
+others, no interval). The score of a package is its run's, in float32. Prints one JSON line per model (median of five
+alternating rounds) and draws them; the bars are 95 % intervals of the score.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What a lone token keeps of its content, by its length: why recipes set ``token_norm``.
+"""How much of its content a single token keeps, by its length: why recipes set ``token_norm``.
 
     python tests/benchmarks/attention_sink.py
 
-projects the starter corpus's embeddings with projections that start at different token lengths, sends them through
-the bundled backbone, and prints one JSON line each: the mean cosine between the final hidden states of different
-texts (1 = nothing left of the content), and the greatest length in the residual stream.
+projects the starter corpus's embeddings with projections that start at different token lengths, and sends them through
+the bundled backbone. Prints one JSON line per length: the mean cosine between the final hidden states of different
+texts (1 = no content is left), and the greatest length in the residual stream.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/cost.py
 
-Random Mistrals in float32, one token a row, from embeddings. Prints one JSON line a size (median of five alternating
-rounds), with the seconds for each unit of what should be linear: a thousand rows, a layer, a million weights.
+Random Mistrals in float32 read one token per row, from embeddings. Prints one JSON line per size (median of five
+alternating rounds), with the seconds per unit of what should be linear: a thousand rows, a layer, a million weights.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def classifier(model: EmotionModel, embeddings: np.ndarray) -> Callable[[], np.n
 
 
 def trainer(model: EmotionModel, rows: int) -> Callable[[], None]:
-    """An epoch over ``rows`` random rows."""
+    """A function that trains one epoch over ``rows`` random rows."""
     shell = attach_lora(model, 16, 32, 0.0).train()
     optimizer = torch.optim.AdamW([p for p in shell.parameters() if p.requires_grad], lr=1e-4)
     embeddings, targets = torch.randn(rows, EMBED_DIM), torch.zeros(rows, 28)
@@ -65,7 +65,7 @@ def trainer(model: EmotionModel, rows: int) -> Callable[[], None]:
 
 
 def report(what: str, unit: str, sizes: dict[int, float], functions: dict[int, Callable[[], object]]) -> None:
-    """Time the functions of sizes, each of which is so many units."""
+    """Time the function of each size, and divide by its number of units."""
     seconds = alternate({str(size): function for size, function in functions.items()})
     for size, units in sizes.items():
         spent = seconds[str(size)]

@@ -1,4 +1,4 @@
-"""How many texts an encoder reads in a second.
+"""Texts per second of the sentence encoder.
 
     python tests/benchmarks/encoder.py path/to/goemotions/test.tsv
 

@@ -1,11 +1,11 @@
-"""What does averaging several models bring?
+"""How much does averaging several models gain?
 
     python tests/benchmarks/ensemble.py runs/tokens runs/hybrid [more runs]
 
 scores each finished run, and the mean logits of the first two, the first three and so on, with thresholds per label
-from validation. Prints one JSON line each: macro F1 on validation (on which the thresholds were tuned) and on test,
-with the 95 % bootstrap interval, and the difference to the first run, paired by test rows. All runs must have the same
-rows and labels.
+from validation. Prints one JSON line for each: macro F1 on validation (where the thresholds were tuned) and on test,
+with the 95 % bootstrap interval, and the difference from the first run, paired by test rows. All runs must have the
+same rows and labels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def read_logits(run: RunFolder) -> dict[str, np.ndarray]:
 
 
 def measure(logits: dict[str, np.ndarray], references: dict[str, np.ndarray]) -> tuple[dict[str, Any], np.ndarray]:
-    """Scores, and the macro F1 of bootstrap samples of the test rows."""
+    """Scores, and the macro F1 of each bootstrap sample of the test rows."""
     said = {split: expit(values) for split, values in logits.items()}
     cuts = choose_thresholds(said["validation"], references["validation"]).own
     decided = {split: values >= cuts for split, values in said.items()}

@@ -1,13 +1,13 @@
-"""Texts per second of a package: the backbone against stock transformers, the whole against RoBERTa-base.
+"""Speed of a package: the backbone against stock transformers, the whole against RoBERTa-base.
 
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/inference_speed.py PACKAGE path/to/goemotions/test.tsv
 
-From embedding to logits, stock is the package's heads around ``MistralModel`` with the adapter as PEFT attaches it, and
-once more with the adapter merged, on one thread and on all; ours is ``predict_logits``. RoBERTa-base has random weights,
-which serve for timing, and the bundled backbone's tokenizer, a byte-level BPE like its own; it tokenizes, sorts all texts by
-length and pads each batch to its longest. It is measured in the best of its settings, which one round over 64 texts
-chooses for each batch size: float32 or bfloat16, on one thread or two. Prints one JSON line a figure (median of five
-alternating rounds), and how many decisions differ between float32 and bfloat16.
+From embedding to logits, stock is the package's heads around ``MistralModel``, with the adapter as PEFT attaches it
+and with the adapter merged, on one thread and on all. Ours is ``predict_logits``. RoBERTa-base has random weights,
+which are enough for timing, and the bundled backbone's tokenizer, a byte-level BPE like its own. It tokenizes, sorts
+all texts by length and pads each batch to its longest text. It runs in its best setting (float32 or bfloat16, one
+thread or two), which one round over 64 texts chooses for each batch size. Prints one JSON line per figure (median of
+five alternating rounds), and how many decisions differ between float32 and bfloat16.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from modeling import infer
 from modeling.infer import EmotionClassifier, EmotionModel, Features, at_most, predict_logits
 
 TEXTS = {1: 32, 64: 256, 512: 512}
-"""Batch size → texts of a round."""
+"""Batch size → number of texts in a round."""
 
 
 def stock_model(
     package: Path, model: EmotionModel, dtype: torch.dtype, merged: bool
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Embeddings → logits by the whole ``MistralModel`` with the package's adapter, attached or merged."""
+    """Embeddings → logits with the whole ``MistralModel`` and the package's adapter, attached or merged."""
     name = model.config.model_name
     folder = infer.convert_bundled_backbone() if name == infer.BUNDLED_BACKBONE else name
     whole = AutoModel.from_pretrained(folder, dtype=dtype)
@@ -51,7 +51,7 @@ def stock_model(
 
 
 def in_threads(threads: int, function: Callable[[], object]) -> None:
-    """Call a function with no more threads than these."""
+    """Call a function with at most this many threads."""
     with at_most(threads):
         function()
 
@@ -101,13 +101,13 @@ def main() -> None:
 
 
 def classify_in_batches(classifier: EmotionClassifier, texts: list[str], batch_size: int) -> None:
-    """Texts in, labels out, ``batch_size`` texts a call."""
+    """Texts → labels, ``batch_size`` texts per call."""
     for start in range(0, len(texts), batch_size):
         classifier.predict(texts[start : start + batch_size])
 
 
 def encoder(classifier: EmotionClassifier, texts: list[str], batch_size: int) -> Callable[[], None]:
-    """Texts to embeddings, ``batch_size`` texts a call."""
+    """Texts → embeddings, ``batch_size`` texts per call."""
 
     def embed() -> None:
         for start in range(0, len(texts), batch_size):
@@ -117,7 +117,7 @@ def encoder(classifier: EmotionClassifier, texts: list[str], batch_size: int) ->
 
 
 def compare_decisions(classifiers: dict[str, EmotionClassifier], texts: list[str]) -> None:
-    """How often float32 and bfloat16 decide differently."""
+    """Count the decisions that differ between float32 and bfloat16."""
     probabilities = {name: classifier.predict_proba(texts) for name, classifier in classifiers.items()}
     config = classifiers["float32"].config
     cuts = np.array([config.thresholds.get(label, config.threshold) for label in config.emotion_labels])

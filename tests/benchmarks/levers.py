@@ -2,10 +2,10 @@
 
     python tests/benchmarks/levers.py LEVER --recipe goemotions_tokens --data_dir path/to/goemotions --output_dir FOLDER
 
-trains a recipe with one change more; without LEVER's name it lists them. ``training/run.py compare-runs`` holds the
-run folder against the same recipe without the change. It keeps scores and predictions but no weights: its recipe does
-not tell how they were made, and nobody should publish them. What proves to help becomes a setting; what does not stays
-here. This folder's README has what was measured so far.
+trains a recipe with one change; without LEVER it lists the changes. Use ``training/run.py compare-runs`` to compare the
+run folder with a run of the same recipe without the change. The run folder keeps scores and predictions but no weights:
+its recipe does not say how they were made, so nobody should publish them. A change that helps becomes a setting; the
+others stay here. This folder's README has the results so far.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ cross_entropy: Loss = functools.partial(functional.binary_cross_entropy_with_log
 
 
 def train_with(trainer: FocalTrainer, loss: Loss) -> None:
-    """Replace the loss by the mean of another one over the decisions of a step."""
+    """Replace the loss by the mean of another loss over the decisions of a step."""
 
     def compute(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> Any:
         counted = labels != IGNORED_LABEL
@@ -50,7 +50,7 @@ def train_with(trainer: FocalTrainer, loss: Loss) -> None:
 
 
 def asymmetric_loss(trainer: FocalTrainer, data: Prepared) -> None:
-    """Asymmetric loss of Ridnik et al., ICCV 2021: positives not focused, negatives by gamma 2, shifted by 0.05."""
+    """Asymmetric loss (Ridnik et al., ICCV 2021): no focus on positives; gamma 2 and a shift of 0.05 for negatives."""
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         negative = (torch.sigmoid(logits) - 0.05).clamp(min=0)
@@ -61,7 +61,7 @@ def asymmetric_loss(trainer: FocalTrainer, data: Prepared) -> None:
 
 
 def class_balanced_loss(trainer: FocalTrainer, data: Prepared) -> None:
-    """Each label weighted by its effective number of positives, beta 0.999 (Cui et al., CVPR 2019), mean weight 1."""
+    """Weight each label by its effective number of positives, beta 0.999 (Cui et al., CVPR 2019), mean weight 1."""
     positives = torch.from_numpy(data.rows.labels.sum(axis=0)).float()
     weights = (1 - 0.999) / (1 - 0.999**positives)
     weights = weights / weights.mean()
@@ -69,13 +69,13 @@ def class_balanced_loss(trainer: FocalTrainer, data: Prepared) -> None:
 
 
 def label_smoothing(trainer: FocalTrainer, data: Prepared) -> None:
-    """Targets 0.95 and 0.05 × the label's share of rows, in place of 1 and 0."""
+    """Targets of 0.95 and 0.05 × the label's share of rows instead of 1 and 0."""
     share = torch.from_numpy(data.rows.labels.mean(axis=0)).float()
     train_with(trainer, lambda logits, targets: 0.5 * cross_entropy(logits, 0.95 * targets + 0.05 * share))
 
 
 def group_loss(trainer: FocalTrainer, data: Prepared) -> None:
-    """Label hierarchy: to half of the loss also the cross-entropy of the Ekman and sentiment groups (any member)."""
+    """Label hierarchy: half the loss, and a quarter of the mean loss over Ekman and sentiment groups (any member)."""
     labels = data.corpus.labels
     groups = []
     for name in ("ekman", "sentiment"):
@@ -95,7 +95,7 @@ def group_loss(trainer: FocalTrainer, data: Prepared) -> None:
 
 
 def prior_bias(trainer: FocalTrainer, data: Prepared) -> None:
-    """The classifier starts at each label's share of rows (Lin et al., ICCV 2017, section 4.1)."""
+    """Start the classifier's bias at each label's share of rows (Lin et al., ICCV 2017, section 4.1)."""
     share = torch.from_numpy(data.rows.labels.mean(axis=0)).float()
     for name, parameter in trainer.model.named_parameters():
         if "classifier" in name and name.endswith("bias"):
@@ -103,7 +103,7 @@ def prior_bias(trainer: FocalTrainer, data: Prepared) -> None:
 
 
 def layerwise_rates(trainer: FocalTrainer, data: Prepared) -> None:
-    """LoRA's learning rate falls by 0.9 for each layer below the last."""
+    """Multiply LoRA's learning rate by 0.9 for each layer below the last."""
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     settings: dict[str, Any] = trainer.optimizer_cls_and_kwargs[1]
     layers = trainer.model.config.num_hidden_layers
@@ -117,7 +117,7 @@ def layerwise_rates(trainer: FocalTrainer, data: Prepared) -> None:
 
 
 class LoraEmbedding(nn.Module):
-    """A frozen vocabulary with a low-rank update, as PEFT's: rows of A chosen by token, times B."""
+    """A frozen vocabulary with a low-rank update, as in PEFT: the token's row of A times B."""
 
     def __init__(self, frozen: nn.Embedding, rank: int, scaling: float) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class LoraEmbedding(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The frozen matrix, for whoever asks for its precision or its rows."""
+        """The frozen matrix, for code that reads its precision or its rows."""
         return self.frozen.weight
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -138,7 +138,7 @@ class LoraEmbedding(nn.Module):
 
 
 def lora_on_embeddings(trainer: FocalTrainer, data: Prepared) -> None:
-    """LoRA on the vocabulary too, of rank 16; no checkpoint holds it, so for one epoch alone, whose end is scored."""
+    """LoRA of rank 16 on the vocabulary too; not in checkpoints, so only for one epoch, whose end is scored."""
     backbone: Any = trainer.model.base_model.model.backbone
     backbone.embed_tokens = LoraEmbedding(backbone.embed_tokens, rank=16, scaling=2.0)
     settings: dict[str, Any] = trainer.optimizer_cls_and_kwargs[1]
@@ -148,13 +148,13 @@ def lora_on_embeddings(trainer: FocalTrainer, data: Prepared) -> None:
 
 
 class AverageWeights(TrainerCallback):
-    """An exponential moving average of what trains, put in place of the weights when the last epoch ends."""
+    """An exponential moving average of the trained weights, which replaces them when the last epoch ends."""
 
     def __init__(self, decay: float) -> None:
         self.decay, self.average = decay, dict[str, torch.Tensor]()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Take the step's weights in."""
+        """Add the step's weights to the average."""
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 mean = self.average.setdefault(name, parameter.detach().clone())
@@ -174,7 +174,7 @@ def weight_averaging(trainer: FocalTrainer, data: Prepared) -> None:
 
 
 def r_drop(trainer: FocalTrainer, data: Prepared) -> None:
-    """R-Drop (Liang et al., NeurIPS 2021): every text twice, and half the divergence; no accumulation."""
+    """R-Drop (Liang et al., NeurIPS 2021): every text twice, plus half the divergence; without accumulation."""
     alpha, gamma = torch.tensor(trainer.alpha), trainer.gamma
 
     def compute_loss(
@@ -188,7 +188,7 @@ def r_drop(trainer: FocalTrainer, data: Prepared) -> None:
         twice = model(**{name: torch.cat([tensor, tensor]) for name, tensor in rows.items()}).logits.float()
         first, second = twice.chunk(2)
         answer = focal_loss(twice, torch.cat([inputs["labels"]] * 2), alpha, gamma)
-        # Σ over both directions of the Bernoullis' Kullback-Leibler divergence is (p − q)(logit p − logit q).
+        # The sum of both Kullback-Leibler divergences between Bernoullis is (p − q)(logit p − logit q).
         return answer + 0.5 * ((torch.sigmoid(first) - torch.sigmoid(second)) * (first - second)).mean()
 
     trainer.compute_loss = compute_loss  # type: ignore[method-assign]

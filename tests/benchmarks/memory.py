@@ -1,13 +1,13 @@
 """Predicted against measured peak memory, of training steps and of classifying, on a CPU.
 
     python tests/benchmarks/memory.py            # every case, about five minutes
-    python tests/benchmarks/memory.py float32    # the cases whose names begin so
+    python tests/benchmarks/memory.py float32    # the cases whose names begin with float32
 
-A Mistral with random weights is saved, loaded as training loads it, trained for three optimizer steps by ``FocalTrainer`` and
-scored; then classified with. The process has its allocator give freed memory back at once. Measured is the peak of
-its resident memory less what it held before the model was loaded, when one of two layers had gone the same way: so
-that libraries and the kernels that oneDNN compiles for each shape (some 30 MiB, whatever the number of layers) are not
-taken for the model's. Prints one JSON line a figure.
+A Mistral with random weights is saved, loaded as in training, trained for three optimizer steps by ``FocalTrainer``,
+scored, and then used to classify. The allocator returns freed memory at once. The measured figure is the process's peak
+resident memory minus what it held before the model was loaded. Before that, a model of two layers goes the same way, so
+that libraries and the kernels that oneDNN compiles for each shape (about 30 MiB for any number of layers) do not count
+as the model's. Prints one JSON line per figure.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ CASES = {
 
 
 def resident(field: str) -> int:
-    """``VmRSS``, what the process holds now, or ``VmHWM``, its peak, in bytes."""
+    """The process's memory in bytes: ``VmRSS`` for now, ``VmHWM`` for the peak."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def forget_peak() -> int:
-    """Start a new peak; returns what is held now."""
+    """Start a new peak; returns the memory held now."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return resident("VmRSS")
@@ -125,7 +125,7 @@ def measure(case: Case) -> dict[str, int]:
     )
     short = config.reads_one_token or config.reads_words
     held = torch.bfloat16 if case.quantization != "none" or (case.bf16 and short) else torch.float32
-    # What read words is scored in float32, as a run does; one token scores in what was trained in.
+    # As in a run: a model that reads words is scored in float32, one token in the precision of training.
     scored_in = torch.float32 if case.words and case.quantization == "none" else held
     setting = Setting(
         config=config,
@@ -149,7 +149,7 @@ def measure(case: Case) -> dict[str, int]:
         random.to_empty(device="cpu")
         for parameter in random.parameters():
             parameter.data.uniform_(-0.04, 0.04)
-        # In the precision that is held: of another one the file stays mapped, reclaimable, behind the norms.
+        # Saved in the precision that is held: in another one, the norms would keep the file mapped (reclaimable).
         random.to(scored_in).save_pretrained(folder)
         del random
         before = forget_peak()
@@ -211,7 +211,7 @@ def measure(case: Case) -> dict[str, int]:
 
 
 def run(names: list[str]) -> list[dict[str, Any]]:
-    """The figures of these cases, from one process of their own, with the ratios of measured to predicted."""
+    """The figures of these cases from a separate process, with the ratios of measured to predicted."""
     command = [sys.executable, __file__, "--cases", *names]
     printed = subprocess.run(command, env=os.environ | ALLOCATOR, stdout=subprocess.PIPE, text=True, check=True).stdout
     return [json.loads(line) for line in printed.splitlines() if line.startswith('{"figure"')]

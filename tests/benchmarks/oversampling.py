@@ -1,9 +1,9 @@
-"""How long oversampling takes, and how much memory, as rows grow.
+"""Time and memory of oversampling as the number of rows grows.
 
     python tests/benchmarks/oversampling.py
 
-oversamples made-up rows of 512 dimensions and 28 labels, a fifth of them rare, to a tenth of the rows a label; prints
-one JSON line for each method and size, with the peak of the process's memory so far.
+oversamples made-up rows of 512 dimensions with 28 labels, a fifth of them rare, to a tenth of the rows per label.
+Prints one JSON line for each method and size, with the process's peak memory so far.
 """
 
 from __future__ import annotations

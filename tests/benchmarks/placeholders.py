@@ -1,11 +1,11 @@
-"""Do names where GoEmotions has placeholders change what a package says?
+"""Does a package predict something else if names replace GoEmotions' placeholders?
 
     python tests/benchmarks/placeholders.py path/to/goemotions PACKAGE …
 
-GoEmotions masks people and religions, ``[NAME]`` and ``[RELIGION]``; other people's texts do not. This puts names and
-religions, drawn at random, in their place in the test texts, and prints one JSON line a package: macro F1 of the whole
-test split both ways and the 95 % interval of the difference, paired by rows; micro F1 of the rows with a placeholder;
-and the shares of their decisions and of these rows that change.
+GoEmotions masks people and religions as ``[NAME]`` and ``[RELIGION]``; other texts do not. This script replaces them in
+the test texts by random names and religions. It prints one JSON line per package: macro F1 of the whole test split both
+ways, with the 95 % interval of the difference, paired by rows; micro F1 of the rows with a placeholder; and the share
+of their decisions, and of these rows, that change.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WORDS = {
 
 
 def without_placeholders(text: str, draw: random.Random) -> str:
-    """The text with a word in place of each placeholder."""
+    """The text with a random word in place of each placeholder."""
     return re.sub("|".join(map(re.escape, WORDS)), lambda found: draw.choice(WORDS[found[0]]), text)
 
 

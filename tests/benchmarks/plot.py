@@ -1,9 +1,9 @@
-"""Draw the JSON lines of the benchmarks of speed.
+"""Draw the JSON lines of the speed benchmarks.
 
     python tests/benchmarks/plot.py PICTURE LINES …
 
-LINES are files with what ``training_speed.py``, ``inference_speed.py`` and ``cost.py`` printed; what is not in them is
-not drawn.
+LINES are files with the output of ``training_speed.py``, ``inference_speed.py`` and ``cost.py``. Figures that are not
+in them are not drawn.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def bars(axes: Axes, lines: list[Line], name: str, value: str, title: str) -> No
 
 
 def training(axes: Axes, lines: list[Line]) -> None:
-    """Rows per second of each way to train, with as many threads as suit it best."""
+    """Rows per second of each way to train, with its best number of threads."""
     best: dict[str, Line] = {}
     for line in sorted(lines, key=lambda line: float(line["rows_per_second"])):
         best[line["setting"]] = line
@@ -42,7 +42,7 @@ def training(axes: Axes, lines: list[Line]) -> None:
 
 
 def whole(axes: Axes, lines: list[Line]) -> None:
-    """Texts per second, text in and labels out, by batch size."""
+    """Texts per second from text to labels, by batch size."""
     named = [line | {"name": f"{line['batch_size']}: {line['model']}"} for line in lines]
     bars(axes, named, "name", "texts_per_second", "text in, labels out: texts/s by batch size")
 

@@ -1,4 +1,4 @@
-"""RoBERTa-base as a sequence classifier, to measure others against: random weights, which serve for timing."""
+"""RoBERTa-base as a sequence classifier for comparison, with random weights, which are enough for timing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Roberta:
         self.models = {name: copy.deepcopy(model).to(dtype) for name, dtype in DTYPES.items()}
 
     def classify(self, texts: list[str], batch_size: int, dtype: str, threads: int) -> list[list[int]]:
-        """The labels of each text, in the texts' order."""
+        """The labels of each text, in the order of the texts."""
         torch.set_num_threads(threads)
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         labels: list[list[int]] = [[] for _ in texts]
@@ -46,7 +46,7 @@ class Roberta:
         return labels
 
     def best(self, texts: list[str], batch_size: int) -> tuple[str, Callable[[], object]]:
-        """Its fastest setting by one round over 64 of the texts, in words, and as a function over all of them."""
+        """Its fastest setting in one round over 64 of the texts: its name, and a function over all texts."""
         settings = {
             f"{dtype}, {threads} threads": (batch_size, dtype, threads)
             for dtype, threads in itertools.product(DTYPES, sorted({1, THREADS}))

@@ -1,10 +1,10 @@
-"""From ``import infer`` to the first label, and the memory that a classifier keeps, in fresh processes.
+"""Time from ``import infer`` to the first label, and the memory of a classifier, in fresh processes.
 
     python tests/benchmarks/startup.py PACKAGE
 
-Prints one JSON line for each precision: the median of five processes of the seconds until ``infer`` is imported, until
-the package and its backbone are loaded, and until the encoder is loaded and has a first label; and the resident memory
-after each, in MiB. The files are in the page cache from the round before, which does not count.
+Prints one JSON line for each precision, with medians of five processes: the seconds until ``infer`` is imported, until
+the package and its backbone are loaded, and until the encoder is loaded and the first label is there; and the resident
+memory after each, in MiB. A first round, which does not count, puts the files into the page cache.
 """
 
 from __future__ import annotations

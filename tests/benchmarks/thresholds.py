@@ -1,10 +1,10 @@
-"""Which thresholds hold on rows that they were not tuned on?
+"""Which thresholds work best on rows that they were not tuned on?
 
     python tests/benchmarks/thresholds.py runs/goemotions [more runs]
 
-cuts the validation split of each run in halves, twenty times: calibrates and tunes on one half, scores on the other.
-Prints one JSON line a policy: mean macro F1, and the paired difference to the best cut of each label with its
-standard error. The test split is not read. (Halves have fewer positives than the whole: all figures are low.)
+splits the validation rows of each run into halves, twenty times: calibrates and tunes on one half, scores on the other.
+Prints one JSON line per policy: mean macro F1, and the paired difference from the best threshold of each label with its
+standard error. The test split is not read. (Halves have fewer positives than the whole, so all figures are low.)
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Training rows per second where the backbone reads words: the stock path, and what each change adds to it.
+"""Training rows per second of a backbone that reads words: the stock path, and the gain of each change.
 
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/token_speed.py path/to/goemotions/train.tsv
 
-A step is 32 texts of the file (16 from rank 64 on), with its optimizer, on the bundled backbone, LoRA on all seven
-matrices of each layer, in the precision in which the trainer would train on this CPU. The first setting is transformers
-and PEFT as they come; each of the next changes one thing more, up to the recipe ``goemotions_tokens`` and to its layers
-compiled. Prints one JSON line a setting: the median of five alternating rounds over two steps, in rows and in tokens
-(padding not counted) per second, and the share of the machine's own matrix rate in that precision. Batches of like
-length are the two quartiles, as the trainer's sampler makes them of 1,600 texts.
+A step is 32 texts of the file (16 from the setting with rank 64 on) and the optimizer's step, on the bundled backbone
+with LoRA on all seven matrices of each layer, in the precision that the trainer would use on this CPU. The first
+setting is plain transformers and PEFT. Each later setting adds one change, up to the recipe ``goemotions_tokens`` and
+its compiled layers. Prints one JSON line per setting: the median of five alternating rounds over two steps, in rows
+and in tokens per second (without padding), and the share of the machine's matrix rate in that precision. Batches of
+similar length are the two quartiles of those that the trainer's sampler makes from 1,600 texts.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def build(setting: Setting, dtype: torch.dtype) -> nn.Module:
 
 
 def batches(setting: Setting, tokens: list[np.ndarray]) -> list[Features]:
-    """What the model reads in each step, in batches of like length or as the texts come."""
+    """The model's input in each step, in batches of similar length or in the order of the file."""
     embeddings = np.random.default_rng(0).normal(size=(len(tokens), EMBED_DIM)) if setting.reads == "hybrid" else None
     features = Features(embeddings, tokens)
     places = np.arange(SORTED_TEXTS).reshape(-1, setting.rows)
@@ -124,7 +124,7 @@ def build_steps(setting: Setting, tokens: list[np.ndarray], dtype: torch.dtype) 
 
 
 def operations(setting: Setting, tokens: int) -> float:
-    """Operations of the frozen matrices: forward, and backward to their inputs."""
+    """Operations of the frozen matrices in the forward pass and in the backward pass to their inputs."""
     hidden, inner, values = 576, 1536, 192
     weights = setting.layers * (2 * hidden * hidden + 2 * hidden * values + 3 * hidden * inner)
     return 2.0 * 2.0 * weights * tokens

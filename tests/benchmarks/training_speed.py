@@ -2,11 +2,11 @@
 
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/training_speed.py
 
-The reference's setting: 8 rows × 4 accumulated, gradient checkpointing, the whole attention, LoRA on all seven
-matrices as PEFT computes it. Ours: one token, 32 rows at once. Both hold bfloat16 matrices of the bundled backbone,
+The reference's setting is 8 rows × 4 accumulated, gradient checkpointing, the whole attention, and LoRA on all seven
+matrices as PEFT computes it. Ours is one token, 32 rows at once. Both have the bundled backbone's matrices in bfloat16
 and start from the same weights. Prints one JSON line for each setting and number of threads, one and all (median of
-five alternating rounds), the share of the machine's own bfloat16 matrix rate, and how far the losses of ten steps lie
-apart. The ratio is to the reference with as many threads as suit it best.
+five alternating rounds), the share of the machine's bfloat16 matrix rate, and the largest difference between the losses
+of ten steps. The ratio is to the reference with its best number of threads.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def build(setting: Setting) -> PeftModel:
 
 
 def build_step(setting: Setting) -> Callable[[int], float]:
-    """A training step as Trainer does it, its forward and backward pass in so many threads, that returns the loss."""
+    """A function that does a training step as Trainer does, with this many threads, and returns the loss."""
     model, rows = build(setting), setting.micro_batch * setting.accumulate
     generator = torch.Generator().manual_seed(1)
     embeddings = 0.044 * torch.randn(rows, 512, generator=generator)
@@ -117,14 +117,14 @@ def build_step(setting: Setting) -> Callable[[int], float]:
 
 
 def operations(model_rows: int) -> float:
-    """Operations of the frozen matrices that one token needs: forward, and backward to their inputs."""
+    """Operations of the frozen matrices of one token, in the forward pass and in the backward pass to their inputs."""
     hidden, inner, values, layers = 576, 1536, 192, 30
     weights = layers * (hidden * values + hidden * hidden + 3 * hidden * inner)
     return 2.0 * 2.0 * weights * model_rows
 
 
 def repeats(setting: Setting) -> int:
-    """Steps of a round: after another setting's, the first of few rows finds none of its weights in the caches."""
+    """Steps of a round: with few rows the first step is slow, because its weights are not in the caches."""
     return 4 if setting.micro_batch <= 32 else 1
 
 

@@ -1,12 +1,12 @@
-"""A text longer than a window: should the highest logit of its windows count, or their mean?
+"""For a text longer than a window: is the highest logit of its windows better, or their mean?
 
     python tests/benchmarks/windows.py path/to/goemotions PACKAGE_OR_RUN …
 
-GoEmotions' texts are short, so long ones are made of them, a third of each kind: ``neutral`` joins neutral texts,
-``same`` texts of one and the same emotion, ``passage`` neutral texts around one with emotions. Prints one JSON line a
-model, split, length and rule: macro and micro F1 over the emotions (without neutral) at the model's own thresholds;
-emotions found per neutral text, where there are none; recall of ``same`` and ``passage``. Validation chooses; test is
-for the report.
+GoEmotions' texts are short, so the script joins them into long ones, a third of each kind: ``neutral`` joins neutral
+texts, ``same`` joins texts with the same emotion, and ``passage`` joins neutral texts around one text with emotions.
+Prints one JSON line per model, split, length and rule: macro and micro F1 over the emotions (without neutral) at the
+model's own thresholds; emotions found per neutral text, which has none; recall of ``same`` and ``passage``. Validation
+chooses; test is only reported.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from training.trained import load_classifier
 KINDS = ("neutral", "same", "passage")
 TEXTS_OF_A_KIND = 150
 LENGTHS = (128, 512)
-"""Tokens that a long text has at least."""
+"""The smallest number of tokens in a long text."""
 
 
 def join(split: Split, sizes: np.ndarray, neutral: int, length: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """Long texts, those of a kind one after the other, and their labels, 0/1 [N, L], which leave out neutral."""
+    """Long texts, kind after kind, and their labels, 0/1 [N, L], without neutral."""
     generator = np.random.default_rng(seed)
     only = split.labels.sum(axis=1) == 1
     calm = np.flatnonzero(only & (split.labels[:, neutral] == 1))
@@ -56,10 +56,10 @@ def join(split: Split, sizes: np.ndarray, neutral: int, length: int, seed: int) 
 
 
 def measure(classifier: EmotionClassifier, split: Split, length: int) -> dict[str, dict[str, float]]:
-    """Figures of each rule, from the same logits."""
+    """The figures of each rule, from the same logits."""
     config, neutral = classifier.config, classifier.labels.index("neutral")
     words = classifier.tokenize(split.texts)
-    assert words is not None, "the model reads no words"
+    assert words is not None, "the model does not read words"
     texts, labels = join(split, np.array([len(row) for row in words]), neutral, length, seed=0)
     windows, firsts = cut_into_windows(classifier.features(texts), config)
     logits = predict_logits(classifier.model, windows)
