@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from modeling.infer import ENCODERS
-from modeling.infer.settings import Number, describe_range
+from modeling.infer.settings import Number
 from modeling.recipe import FIELDS, WHOLE_ROW_METHODS, Recipe
 from training.errors import TrainingError
 
@@ -67,10 +67,10 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.alpha.startswith("{"):
         _check_alpha(recipe.alpha)
     for name, field in FIELDS.items():
-        low, high = field.metadata["range"]
-        value = getattr(recipe, name)
-        if (low is not None and not low <= value) or (high is not None and not value <= high):
-            raise RecipeError(f"{name}: {value} is out of range. Remedy: use {describe_range(low, high)}")
+        try:
+            field.metadata["validator"](getattr(recipe, name))
+        except ValueError as error:
+            raise RecipeError(f"{name}: {error}") from None
 
 
 def _check_input(recipe: Recipe) -> None:

@@ -19,7 +19,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from hub_release.package import LAYOUT, ReleaseError, read_recipe, read_record, sha256
 from modeling import records
-from modeling.infer import EmotionConfig, PackageError, build_heads, read_config, refuse_large_header
+from modeling.infer import HUB_ID, EmotionConfig, PackageError, build_heads, read_config, refuse_large_header
 from modeling.recipe import CONTAMINATED
 from modeling.records import (
     Audit,
@@ -38,7 +38,6 @@ _ADAPTER_CONFIG = Record[dict[str, Any]](LAYOUT.adapter_config)
 _REMEDY = "Remedy: run hub_release export again"
 _MAX_LAYERS = 1_000
 _MAX_SETTING = 2**20
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ def _find_source(kind: str, name: str, is_local: bool) -> Source:
     known = read_sources()[kind].get(name)
     if known:
         return Source(**known)
-    return Source(name=name, hub_id=name) if _HUB_ID.fullmatch(name) else Source()
+    return Source(name=name, hub_id=name) if re.fullmatch(HUB_ID, name) else Source()
 
 
 def _find_encoder(name: str, is_local: bool) -> Source:

@@ -25,6 +25,7 @@ from modeling.infer import (
     BUNDLED_BACKBONE,
     CUSTOM_PIPELINES,
     HEAD_FILES,
+    HUB_ID,
     SCHEMA_VERSION,
     EmotionConfig,
     PackageError,
@@ -49,7 +50,6 @@ _HUB_KEYS = {
     "problem_type": "multi_label_classification",
     "schema_version": SCHEMA_VERSION,
 }
-_HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
 class Findings(list[PackageError]):
@@ -147,11 +147,11 @@ def origin_problems(package: Path, config: EmotionConfig) -> Findings:
         found.append(PackageError(LAYOUT.config, f"lacks what the Auto classes need: {', '.join(lost)}", _EXPORT))
     if not re.fullmatch(r"\d[\w.+!]*", str(written.get(VERSION_KEY))):
         found.append(PackageError(LAYOUT.config, f"does not say in {VERSION_KEY} what made it", _EXPORT))
-    if config.model_name != BUNDLED_BACKBONE and not re.fullmatch(_HUB_ID, config.model_name):
+    if config.model_name != BUNDLED_BACKBONE and not re.fullmatch(HUB_ID, config.model_name):
         remedy = "train from a Hub id, or push the backbone first"
         found.append(PackageError(LAYOUT.config, f"names the local folder {config.model_name}", remedy))
     encoder = config.encoder.removeprefix("sentence-transformers/")
-    if config.reads_embedding and not re.fullmatch(rf"[\w.-]+|{_HUB_ID}", encoder):
+    if config.reads_embedding and not re.fullmatch(rf"[\w.-]+|{HUB_ID}", encoder):
         found.append(
             PackageError(LAYOUT.config, f"names the local encoder {encoder}", "train with an encoder from the Hub")
         )

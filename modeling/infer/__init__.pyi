@@ -31,7 +31,7 @@ from .features import (
     pool_windows as pool_windows,
     tokenize as tokenize,
 )
-from .files import read_json as read_json, unsafe_entries as unsafe_entries
+from .files import HUB_ID as HUB_ID, read_json as read_json, unsafe_entries as unsafe_entries
 from .fused import (
     FEWEST_ROWS as FEWEST_ROWS,
     FusedOneTokenMistral as FusedOneTokenMistral,

@@ -11,6 +11,8 @@ from huggingface_hub import snapshot_download
 
 from modeling.infer.errors import PackageError
 
+HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
+"""Pattern of ``user/model``."""
 _MAX_JSON_BYTES = 2**24
 _MAX_JSON_DEPTH = 32
 
@@ -24,7 +26,7 @@ def local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None,
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
         return folder
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(folder_or_hub_id)):
+    if not re.fullmatch(HUB_ID, str(folder_or_hub_id)):
         raise FileNotFoundError(
             f"{folder} is neither a folder nor a Hub id. Remedy: name a package folder, or a Hub id such as user/model"
         )

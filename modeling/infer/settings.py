@@ -21,28 +21,23 @@ def setting(
         default: its default; a list or mapping is copied for each instance.
         help: one line for ``--help``.
         group: heading under which ``--help`` lists it.
-        least: smallest accepted number; None is unbounded.
+        least: smallest accepted number; None accepts everything.
         most: largest accepted number; None is unbounded.
         **marks: more metadata, for the code that trains; nothing in a package reads it.
     """
-    metadata = {"help": help, "range": (least, most), "group": group, "validator": _in_range(least, most), **marks}
+    metadata = {"help": help, "group": group, "validator": _in_range(least, most), **marks}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def describe_range(least: float | None, most: float | None) -> str:
-    """``at least 1``, ``0 to 1`` or ``at most 3``."""
-    if least is None or most is None:
-        return f"at most {most:,}" if least is None else f"at least {least:,}"
-    return f"{least:,} to {most:,}"
-
-
 def _in_range(least: float | None, most: float | None) -> Callable[[Any], None]:
+    """A validator of a number; of anything where the field has no range."""
+
     def validate(value: Any) -> None:
-        low, high = (-math.inf if least is None else least), (math.inf if most is None else most)
-        if (least, most) != (None, None) and not low <= value <= high:
-            raise ValueError(f"expected {describe_range(least, most)}, got {value!r:.80}")
+        if least is not None and not least <= value <= (math.inf if most is None else most):
+            accepted = f"at least {least:,}" if most is None else f"{least:,} to {most:,}"
+            raise ValueError(f"{value!r:.80} is out of range. Remedy: use {accepted}")
 
     return validate
 
