@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hub_release.check.earlier import CODE, is_earlier
-from hub_release.check.gate import check, inspect
+from hub_release.check.gate import inspect
 from hub_release.cli import app
 from hub_release.export import renew_card
 from hub_release.package import LAYOUT, seal
@@ -42,7 +42,7 @@ def test_it_passes_the_check(earlier: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "An earlier version made it" in done.output
     renew_card(earlier)
-    assert check(earlier) == []
+    assert inspect(earlier) == []
 
 
 def test_this_version_s_code_predicts_the_same(earlier: Path) -> None:
