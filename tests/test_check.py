@@ -304,3 +304,10 @@ def test_requirements_are_those_of_the_project(package: Path) -> None:
         assert f"\n{name}>=" in requirements_of("smollm2-135m", "sentence-transformers/a/b", "nf4")
     modules = set(modules_of(closure([Requirement("safetensors")])))
     assert "safetensors" in modules and not {"torch", "peft"} & modules
+
+
+def test_a_run_folder_is_named_as_one(finished_run: Path, tmp_path: Path) -> None:
+    (problem,) = check(finished_run)
+    assert "is a run folder, not a package. Remedy: run hub_release export" in problem
+    (problem,) = check(tmp_path)
+    assert "is not a package. Remedy: name a package" in problem

@@ -204,8 +204,9 @@ def test_bad_axes(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixtur
     ):
         assert main([*flags, *bad, "--output_dir", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
-    assert main([*flags, "--compare", "color=red", "--output_dir", str(tmp_path)]) == 2
-    assert "--color" in capsys.readouterr().err
+    for axis in ("color=red", "recipe=quickstart,goemotions", "output_dir=a,b", "help=a,b"):
+        assert main(["compare", axis, *flags, "--output_dir", str(tmp_path)]) == 2
+        assert f"{axis.partition('=')[0]} is not a setting." in capsys.readouterr().err
 
 
 def test_null_test_passes_the_honest_order_and_fails_the_references(

@@ -371,6 +371,10 @@ def test_flags(tmp_path: Path, finished_run: Path, capsys: pytest.CaptureFixture
     assert parse(["evaluate", "runs/a", "--data", "rows.csv"]).options.output_dir is None
     assert main(["evaluate", str(finished_run), "--data", str(tmp_path / "no.csv")]) == 2
     assert "no.csv: no such file" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "rows.csv").write_text("text,labels\na,joy\n")
+    assert main(["evaluate", str(tmp_path / "empty"), "--data", str(tmp_path / "rows.csv")]) == 2
+    assert "is neither a package nor a finished run" in capsys.readouterr().err
     (tmp_path / "recipe.yaml").write_text("seed: 1\n")
     write_jsonl(tmp_path / "rows.jsonl", [("a", ["joy"])])
     assert main(["evaluate", str(tmp_path), "--data", str(tmp_path / "rows.jsonl")]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -201,3 +202,18 @@ def test_settings_of_the_model_are_those_of_the_configuration() -> None:
     assert (config.input, config.pooling, config.window_length, config.head_dropout) == ("tokens", "mean", 9, 0.5)
     same = {item.name: item.default for item in dataclasses.fields(EmotionConfig)}
     assert all(same[item.name] == item.default for item in dataclasses.fields(ModelSettings))
+
+
+MISPLACED = {
+    "plan mistral_24b": "'mistral_24b' is a recipe. Remedy: write --recipe mistral_24b",
+    "--recipe quickstart compare gamma=1,2": "'compare' is a verb. Remedy: give it first",
+    "evaluate runs/a --data b.csv --epochs 3": "--epochs is a setting of a recipe, which this verb does not take",
+    "plan nonsense": "'nonsense' is not expected here. Remedy: write settings as --name value",
+    "--seeds 0 1": "--seeds belongs to the verb compare. Remedy: give that verb first",
+}
+
+
+@pytest.mark.parametrize("words", MISPLACED)
+def test_a_misplaced_word_is_named(words: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(MISPLACED[words])):
+        parse(words.split())

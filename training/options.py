@@ -99,7 +99,12 @@ def _describe(name: str) -> str:
     return (
         "Train multi-label emotion classifiers, compare them and score them.\n\n"
         f"verbs (each has its own --help):\n{verbs}\n\n"
-        "A recipe sets every setting below; flags override it."
+        "A recipe sets some of the settings below, and flags override it. A default below applies if the recipe does not\n"
+        "set the field.\n\n"
+        "examples:\n"
+        "  training/run.py                                           the recipe quickstart\n"
+        "  training/run.py --recipe goemotions_tokens --data_dir path/to/goemotions\n"
+        "  training/run.py evaluate packages/mine --data rows.csv"
     )
 
 
@@ -176,17 +181,26 @@ def _read_recipe(flags: Sequence[str], parser: _Parser) -> tuple[list[str], str]
 def _parse(parser: _Parser, flags: Sequence[str]) -> dict[str, Any]:
     namespace, unknown = parser.parse_known_args(list(flags))
     if unknown:
-        flag = unknown[0].partition("=")[0]
-        owners = [
-            name for name, verb in VERBS.items() if flag[2:] in {item.name for item in dataclasses.fields(verb.options)}
-        ]
-        if owners:
-            raise RecipeError(
-                f"{flag} belongs to the verb {' or '.join(owners)}. Remedy: give that verb first, or leave it out"
-            )
-        known = [option for action in parser._actions for option in action.option_strings]
-        raise RecipeError(f"{flag} is not a flag. {suggest(flag, known)}Remedy: see --help")
+        raise RecipeError(_describe_unknown(unknown[0].partition("=")[0], parser))
     return vars(namespace)
+
+
+def _describe_unknown(word: str, parser: _Parser) -> str:
+    if word in VERBS:
+        return f"{word!r} is a verb. Remedy: give it first, right after training/run.py"
+    if word in _recipe_names():
+        return f"{word!r} is a recipe. Remedy: write --recipe {word}"
+    if not word.startswith("-"):
+        return f"{word!r} is not expected here. Remedy: write settings as --name value"
+    owners = [
+        name for name, verb in VERBS.items() if word[2:] in {item.name for item in dataclasses.fields(verb.options)}
+    ]
+    if owners:
+        return f"{word} belongs to the verb {' or '.join(owners)}. Remedy: give that verb first, or leave it out"
+    if word[2:] in FIELDS:
+        return f"{word} is a setting of a recipe, which this verb does not take. Remedy: leave it out"
+    known = [option for action in parser._actions for option in action.option_strings]
+    return f"{word} is not a flag. {suggest(word, known)}Remedy: see --help"
 
 
 def _pick(kind: type[Options], values: Mapping[str, Any]) -> Options:
@@ -223,6 +237,9 @@ def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: unknown setting, wrong type, or a value out of range.
     """
+    for name in changes:
+        if name not in FIELDS:
+            raise RecipeError(f"{name} is not a setting. {suggest(name, FIELDS)}Remedy: see --help for the settings")
     flags = to_flags({**dataclasses.asdict(recipe), **changes})
     changed = _pick(Recipe, _parse(_parser("train"), flags))
     check_recipe(changed)

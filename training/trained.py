@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 
 from modeling.backbones import load_frozen_backbone
-from modeling.infer import EmotionClassifier, EmotionConfig, EmotionModel, read_tokenizer
+from modeling.infer import EmotionClassifier, EmotionConfig, EmotionModel, PackageError, read_tokenizer
 from modeling.records import MODEL, RECIPE
 from training.run_folder import RunFolderError
 
@@ -26,9 +26,18 @@ def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> EmotionCl
         RunFolderError: the run is not finished.
         FileNotFoundError: neither a folder nor a Hub id.
     """
-    if not is_run_folder(Path(model)):
-        return EmotionClassifier(model, dtype=dtype)
-    folder = Path(model) / MODEL
+    folder = Path(model)
+    if not is_run_folder(folder):
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise RunFolderError(
+                f"{model} is neither a package nor a finished run: it has no config.json and no recipe.yaml. Remedy: name "
+                "a package that hub_release export wrote, or a run that has finished"
+            )
+        try:
+            return EmotionClassifier(model, dtype=dtype)
+        except PackageError as error:
+            raise RunFolderError(f"{model}: {error}") from error
+    folder = folder / MODEL
     if not (folder / "config.json").is_file():
         raise RunFolderError(
             f"{model} is not a finished run: model/config.json is missing. Remedy: train it to the end"

@@ -28,7 +28,7 @@ from hub_release.check.integrity import (
 from hub_release.package import LAYOUT, printable
 from hub_release.requirements import BUNDLED_WHEEL, closure, modules_of, read_requirements
 from modeling.infer import BUNDLED_BACKBONE, PackageError, read_config
-from modeling.records import RECORDED
+from modeling.records import MODEL_CONFIG, RECORDED
 
 TOLERANCE = 1e-4
 GOLDEN_SECONDS = 3_600
@@ -50,6 +50,15 @@ def check(package: Path, allow_contaminated: bool = False) -> list[str]:
     """
     if not package.is_dir():
         return [str(PackageError(str(package), "is not a folder", "name a package that hub_release export wrote"))]
+    if not any((package / name).exists() for name in (LAYOUT.config, LAYOUT.code, LAYOUT.sums)):
+        is_run = (package / MODEL_CONFIG).is_file() or (package / LAYOUT.recipe).is_file()
+        what = "is a run folder, not a package" if is_run else "is not a package"
+        remedy = (
+            f"run hub_release export {package} PACKAGE first"
+            if is_run
+            else "name a package that hub_release export wrote"
+        )
+        return [str(PackageError(str(package), what, remedy))]
     unreadable = unreadable_problems(package)
     problems = unreadable + _readable_problems(package, unreadable, allow_contaminated)
     if not unreadable and all(problem.file in _NOT_LOADED for problem in problems):

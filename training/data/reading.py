@@ -186,8 +186,8 @@ def table_rows(
         labels = [list(row) for row in _one_hot_rows(table, places, own)]
     else:
         raise CorpusError(
-            f"{source}: no column {columns.labels!r}, only {listed}. Remedy: set --label_column to one of these, or "
-            "--labels to the names of 0/1 columns, one per label"
+            f"{source}: no column {columns.labels!r}, only {listed}. Remedy: set --label_column to one of these, or, "
+            "in training, --labels to the names of 0/1 columns, one per label"
         )
     ids = [str(value) for value in table[columns.id]] if columns.id else [str(index) for index in range(len(table))]
     cells = zip(places, ids, table[columns.text].tolist(), labels, strict=True)
