@@ -45,7 +45,7 @@ class Module:
 
 
 @cache
-def bundle(roots: Sequence[str] = SHIPPED, package: str = INFER) -> str:
+def bundle(roots: tuple[str, ...] = SHIPPED, package: str = INFER) -> str:
     """The text of one file with these modules of a package and their imports; it has the last root's docstring.
 
     Raises:
