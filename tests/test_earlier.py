@@ -66,11 +66,11 @@ def test_the_figures_of_its_card_are_checked(earlier: Path) -> None:
     assert inspect(earlier) == []
     row = next(line for line in card.splitlines() if line.startswith("| joy |"))
     changes = {
-        "a word": ("Reads a text", "Takes a text", False),
+        "a word": ("## Use", "## Usage", False),
         "a digit": (row, row.replace("0.", "1.", 1), True),
         "a link": ("(#data)", "(https://elsewhere)", True),
         "a banner": ("## Use", "> **contaminated**\n\n## Use", True),
-        "a number more": ("Reads a text", "Reads 2 texts", True),
+        "a number more": ("## Use", "## Use 2", True),
         "the metadata": ("pipeline_tag: text-classification", "pipeline_tag: fill-mask", True),
     }
     for what, (before, after, refused) in changes.items():

@@ -269,7 +269,7 @@ def test_the_wheel_holds_what_it_needs(tmp_path: Path) -> None:
         [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True, capture_output=True
     )
     code = """
-from importlib.metadata import entry_points, files
+from importlib.metadata import entry_points, files, version
 from pathlib import Path
 from hub_release.package import template_path
 path = template_path()
@@ -278,7 +278,7 @@ import training
 folder = Path(training.__file__).parent
 assert (folder / "scores/published.yaml").is_file() and len(list(folder.glob("recipes/*.yaml"))) == 7 and len(list(folder.glob("data/starter/*.jsonl"))) == 3
 assert sorted(path.stem for path in folder.glob("data/mappings/*.yaml")) == ["ekman", "plutchik", "sentiment"]
-assert {str(f).split("/")[0] for f in files("goemotions-mistral")} - {"..", "goemotions_mistral-0.2.0.dist-info"} == {"modeling", "training", "hub_release"}
+assert {str(f).split("/")[0] for f in files("goemotions-mistral")} - {"..", f"goemotions_mistral-{version('goemotions-mistral')}.dist-info"} == {"modeling", "training", "hub_release"}
 assert [e.value for e in entry_points(group="console_scripts", name="hub_release")] == ["hub_release.cli:app"]
 """
     subprocess.run([python, "-I", "-c", code], cwd=tmp_path, check=True)

@@ -12,6 +12,8 @@ from modeling.infer import PackageError, read_json
 CODE = {
     "a27a75d973f5b09678164629cea74df3677ead1737c9cb18d1b91f059b02fdf3": "infer.py of 0.1.0",
     "6f71380d2821fc8c2251dd68ced51de3f1dc75313fee561580923ee56e38f5f2": "handler.py of 0.1.0",
+    "db5c85d87c7758aaccd079cad237cd8fff8bce7e3a25bedf23ec2ee853b65c0d": "infer.py of 0.2.0",
+    "cb48b820b26e6feac49a9243859900e296b2d0fe24e9dd44ac0718b9342ae7ef": "handler.py of 0.2.0",
 }
 """SHA-256 of the code that earlier versions exported. A release that changes one of the files adds the old one."""
 _FIGURES = re.compile(r"`[^`]+`|\]\([^)\s]+\)|\d+(?:[.,]\d+)*|contaminated")
