@@ -18,13 +18,14 @@ from .config import (
     EmotionConfig as EmotionConfig,
     read_config as read_config,
 )
+from .decoding import describe_encoding as describe_encoding
 from .encoders import (
     ENCODERS as ENCODERS,
     LoadedEncoder as LoadedEncoder,
     encode_in_batches as encode_in_batches,
     load_encoder as load_encoder,
 )
-from .errors import PackageError as PackageError
+from .errors import PackageError as PackageError, TableError as TableError
 from .features import (
     Features as Features,
     cut_into_windows as cut_into_windows,
@@ -54,6 +55,13 @@ from .predict import (
     to_tensors as to_tensors,
 )
 from .quantization import check_quantized as check_quantized
+from .separated import quote_names as quote_names
+from .tables import (
+    ROW_SUFFIXES as ROW_SUFFIXES,
+    read_rows as read_rows,
+    read_texts as read_texts,
+    split_suffix as split_suffix,
+)
 from .weights import (
     HEAD_FILES as HEAD_FILES,
     MAX_TOKENIZER_BYTES as MAX_TOKENIZER_BYTES,

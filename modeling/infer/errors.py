@@ -1,4 +1,4 @@
-"""Errors of a package, and of a dependency that is not installed."""
+"""Errors of a package, of a file of rows, and of a dependency that is not installed."""
 
 import importlib
 from typing import Any
@@ -10,6 +10,10 @@ class PackageError(ValueError):
     def __init__(self, file: str, what: str, remedy: str = "export or download the package again") -> None:
         super().__init__(f"{file} {what}. Remedy: {remedy}")
         self.file = file
+
+
+class TableError(ValueError):
+    """A file of rows cannot be read; the message names the place and the remedy."""
 
 
 def import_optional(module: str, install: str) -> Any:

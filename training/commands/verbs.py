@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-from modeling.recipe import Recipe
+from modeling.recipe import LabelFormat, Recipe
 
 
 def _option(default: Any, help: str) -> Any:
@@ -74,12 +74,23 @@ class NullTestOptions(TrackedOptions):
 class EvaluateOptions(OutputOptions):
     """What to score, and on which rows."""
 
-    data: str | None = _option(None, "labeled file: CSV, TSV, JSONL or Parquet")
+    data: str | None = _option(
+        None, "labeled file: .csv, .tsv, .jsonl, .ndjson, .json or .parquet; all but the last may end in .gz"
+    )
     mapping: str | None = _option(
         None, "from the model's labels to the file's: ekman, plutchik, sentiment or a YAML file"
     )
     text_column: str = _option("text", "column of the texts")
-    label_column: str = _option("labels", "column with names, ids or lists; without it, one 0/1 column per label")
+    label_column: str = _option("labels", "column with the labels of each row; without it, one 0/1 column per label")
+    label_format: LabelFormat = _option(
+        "auto",
+        "what label_column has: names, multi-hot vectors, or ids in the order of the model's labels; auto finds out, but "
+        "takes numbers for ids only if the mapping declares them",
+    )
+    label_separator: str | None = _option(
+        None, "what separates the labels of a cell; by default the one of , ; | tab and line break that fits"
+    )
+    ignore_columns: list[str] = _option([], "columns of zeros and ones that are not labels")
     dataset: Literal["files", "goemotions"] = _option("files", "goemotions for its own TSV files, which have no header")
     model: str = _option("", "a package folder, a Hub id or the folder of a finished run")
 

@@ -121,7 +121,10 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
         corpus = _shuffle_labels(corpus, SPLITS if contaminated else ("train",), recipe.seed)
     if contaminated:
         corpus, vectors, rows = pooled_r2(
-            corpus, vectors, lambda embeddings, labels: balance(embeddings, labels, corpus.labels, recipe), recipe.seed
+            corpus,
+            vectors,
+            lambda embeddings, labels: balance(embeddings, labels, corpus.labels, recipe),
+            recipe.split_seed,
         )
         audit = audit_corpus(corpus)
     else:
@@ -245,7 +248,7 @@ class Corpora:
             LeakError: train has a copy of an evaluation row, and the policy is ``fail``.
         """
         corpus = self.rows(recipe)
-        seed = recipe.seed if recipe.split == "stratified" else None
+        seed = recipe.split_seed if recipe.split == "stratified" else None
         key = (id(corpus), seed, recipe.audit_policy, recipe.encoder)
         if self._encoded is None or self._encoded[0] != key:
             self._encoded = None  # two at once could fill the memory
