@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from modeling.records import LOG_LOSSES
+from modeling.records import AUDIT, LOG_LOSSES
 from tests.cards import edit
 from tests.conftest import LABELS, write_corpus
 from training.commands.compare import build_cells
@@ -177,6 +177,24 @@ def test_a_setting_against_itself_differs_by_nothing(flags: list[str], tmp_path:
     assert main([*command, "--output_dir", str(tmp_path)]) == 0  # with balance ismote both settings are equal
     table = pd.read_csv(tmp_path / "comparison.csv")
     assert table.loc[1, ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
+
+
+def test_seeds_share_the_rows_of_a_new_split(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, quick = tmp_path / "grid", ["--split", "stratified", "--epochs", "1", "--seeds", "0", "1"]
+    assert main(["compare", "loss=bce", *flags, *quick, "--output_dir", str(output)]) == 0
+    runs = [RunFolder(output / "loss=bce" / f"seed-{seed}") for seed in (0, 1)]
+    splits = [run.read(AUDIT)["splits"] for run in runs]
+    assert splits[0] == splits[1]
+    assert (runs[0].path / "predictions.npz").read_bytes() != (runs[1].path / "predictions.npz").read_bytes()
+    other = ["--split_seed", "5", "--output_dir", str(tmp_path / "other")]
+    assert main([*flags, *quick[:4], *other]) == 0
+    assert RunFolder(tmp_path / "other").read(AUDIT)["splits"] != splits[0]
+    capsys.readouterr()
+    pooled = ["--split", "pooled-r2", "--neutral_keep", "0.5", "--seeds", "0", "1"]
+    assert main(["compare", "loss=bce", *flags, *pooled, "--output_dir", str(tmp_path / "pooled")]) == 2
+    assert "each seed is tested on other rows" in capsys.readouterr().err and not (tmp_path / "pooled").exists()
 
 
 def test_bad_axes(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,7 @@ def compare(recipe: Recipe, options: CompareOptions) -> int:
     folder, corpora = Path(str(options.output_dir)), Corpora()
     cells = build_cells(options.axes, options.seeds or [recipe.seed], folder)
     settings = {(cell.name, seed): _settings(recipe, cell, seed) for cell in cells for seed in cell.runs}
+    _refuse_other_test_rows(cells, settings)
     inputs = {
         key: hash_inputs(setting, corpora) for key, setting in settings.items()
     }  # all before the first run: an input may be missing
@@ -84,6 +85,17 @@ def compare(recipe: Recipe, options: CompareOptions) -> int:
         sys.stdout.write(f"{number} of {len(todo)} done: {cell.name}, seed {seed}\n")
     _report(cells, folder)
     return 0
+
+
+def _refuse_other_test_rows(cells: list[Cell], settings: dict[tuple[str, int], Recipe]) -> None:
+    """The seeds of a setting are averaged row by row, so they must be tested on the same rows."""
+    for cell in cells:
+        pooled = [settings[cell.name, seed] for seed in cell.runs if settings[cell.name, seed].split == CONTAMINATED]
+        if len(pooled) > 1 and pooled[0].neutral_keep != 1:
+            raise RecipeError(
+                f"compare: with split {CONTAMINATED} and neutral_keep {pooled[0].neutral_keep:g}, each seed is tested on "
+                "other rows, which cannot be averaged. Remedy: give one seed, or neutral_keep 1"
+            )
 
 
 def _refuse_several_processes() -> None:

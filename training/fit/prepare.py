@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 
 from modeling.backbones import read_backbone_config, read_tokenizer
 from modeling.infer import ENCODERS, Features, cache_folder, load_encoder, tokenize
-from modeling.recipe import CONTAMINATED, AuditPolicy, Recipe, marked
+from modeling.recipe import CONTAMINATED, Recipe, marked
 from modeling.records import Audit
 from training.audit.label_order import suspect_labels
 from training.audit.rows import CorpusAudit, apply_policy, audit_corpus, audit_rows
-from training.data.balance import Rows, imbalance, oversample, real_rows, thin_label
+from training.data.balance import Rows, imbalance, labels_to_oversample, oversample, real_rows, thin_label
 from training.data.corpus import Corpus, load_corpus
 from training.data.encoding import encode
 from training.data.reading import SPLITS
@@ -252,29 +252,31 @@ class Corpora:
         key = (id(corpus), seed, recipe.audit_policy, recipe.encoder)
         if self._encoded is None or self._encoded[0] != key:
             self._encoded = None  # two at once could fill the memory
-            self._encoded = (key, _encode_corpus(corpus, seed, recipe.audit_policy, recipe.encoder))
+            self._encoded = (key, _encode_corpus(corpus, seed, recipe))
         return self._encoded[1]
 
 
-def _encode_corpus(corpus: Corpus, seed: int | None, audit_policy: AuditPolicy, encoder_name: str) -> EncodedCorpus:
+def _encode_corpus(corpus: Corpus, seed: int | None, recipe: Recipe) -> EncodedCorpus:
     if seed is not None:
         corpus = stratified(corpus, seed)
     corpus.require_splits()
     audit = audit_corpus(corpus)
-    kept = apply_policy(corpus, audit, audit_policy)
+    kept = apply_policy(corpus, audit, recipe.audit_policy)
     dropped = len(corpus["train"]) - len(kept["train"])
     before = audit.report["copies"]
     if dropped:
         corpus, audit = kept, audit_corpus(kept)
-    policy = {"policy": audit_policy, "rows_dropped": dropped}
+    policy = {"policy": recipe.audit_policy, "rows_dropped": dropped}
     audit.report["audit_policy"] = {**policy, "copies_before": before} if dropped else policy
     sizes = ", ".join(f"{split} {len(corpus[split]):,}" for split in SPLITS)
     logger.info("corpus %s, %d labels: %s", corpus.name, len(corpus.labels), sizes)
+    # Before the texts are encoded, which may take long.
+    labels_to_oversample(corpus["train"].labels, corpus.labels, recipe.balance, recipe.balance_labels)
     try:
-        encoder = load_encoder(encoder_name)
+        encoder = load_encoder(recipe.encoder)
     except (OSError, ValueError, SafetensorError) as error:
         raise RecipeError(
-            f"encoder: {encoder_name!r} cannot be loaded ({first_line(error)}). Remedy: use one of "
+            f"encoder: {recipe.encoder!r} cannot be loaded ({first_line(error)}). Remedy: use one of "
             f"{', '.join(ENCODERS)}, or sentence-transformers/<Hub id or folder> of an existing model"
         ) from error
     texts = [text for split in SPLITS for text in corpus[split].texts]
