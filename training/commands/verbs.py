@@ -133,7 +133,9 @@ VERBS: dict[str, Verb[Any]] = {
     "compare": Verb("train a grid of settings and compare them", CompareOptions, positional="axes"),
     "compare-runs": Verb("compare finished runs by paired bootstrap", CompareRunsOptions, False, "runs"),
     "null-test": Verb("train on noise and on shuffled labels; fail if a score is above chance", NullTestOptions),
-    "plan": Verb("print the memory that a recipe needs, part by part, and which GPU is enough", RecipeOptions),
+    "plan": Verb(
+        "print the memory that a recipe needs, which GPU is enough, and the minutes on this machine", RecipeOptions
+    ),
     "evaluate": Verb("score a package or a run on a labeled file", EvaluateOptions, False, "model"),
     "audit": Verb(
         "look for copies of one file's texts in another file",

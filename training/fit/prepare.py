@@ -142,7 +142,7 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
     }
     tokenizer, tokens = None, None
     if recipe.input != "embedding":
-        tokenizer, tokens = _read_words(recipe, corpus, null_test)
+        tokenizer, tokens = read_words(recipe, corpus, null_test)
         report["truncation"] = _truncation(tokens, recipe.window_length)
     return Prepared(
         corpus,
@@ -157,7 +157,14 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
     )
 
 
-def _read_words(recipe: Recipe, corpus: Corpus, null_test: str | None) -> tuple[Tokenizer, dict[str, list[np.ndarray]]]:
+def read_words(
+    recipe: Recipe, corpus: Corpus, null_test: str | None = None
+) -> tuple[Tokenizer, dict[str, list[np.ndarray]]]:
+    """The backbone's tokenizer, and the token ids of each split's texts.
+
+    Raises:
+        RecipeError: the tokenizer cannot be read.
+    """
     try:
         tokenizer = read_tokenizer(recipe.model_name, recipe.model_revision)
         config = read_backbone_config(recipe.model_name, recipe.model_revision)
