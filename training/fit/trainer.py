@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -292,5 +293,5 @@ class PlainLog(TrainerCallback):
         if not rest:
             return ""
         seconds = (time.perf_counter() - self._started) / max(state.global_step - self._first_step, 1) * rest
-        left = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        left = f"{math.ceil(seconds)} s" if seconds < 120 else f"{math.ceil(seconds / 60)} min"
         return f"  about {left} of training left"
