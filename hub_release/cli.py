@@ -15,12 +15,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from hub_release.hub.client import HubError, connect, describe_local_error
+from hub_release.hub.client import HubError, connect
 from hub_release.hub.commit import Destination, Pushed
 from hub_release.hub.diff import CommitPlan
 from hub_release.package import LAYOUT, RefusedError, ReleaseError
 from modeling.infer.quiet import silence_libraries
-from modeling.infer.stops import catch_sigterm, describe_stop
+from modeling.infer.stops import catch_sigterm, describe_local_error, describe_stop
 
 # Each verb imports its own modules: torch takes seconds to import, and --help should not.
 

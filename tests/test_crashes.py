@@ -159,7 +159,7 @@ class Case:
         return {name: (self.run / name).read_bytes() for name in RESULT}
 
     def leftovers(self) -> list[str]:
-        return [path.name for path in self.folder.rglob(".*") if path.name.split("-")[0] in (".writing", ".sealing")]
+        return [str(path) for path in self.folder.rglob(".*") if not path.name.endswith(".lock")]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -77,8 +79,9 @@ def flags(run: Path, backbone: str) -> list[str]:
 def go_on(told: str) -> int:
     """Run the command that a stop has named."""
     assert told.count("\n") == 1 and "Traceback" not in told
-    python, _, *words = shlex.split(told.partition("Remedy: to go on, run ")[2])
-    assert python == "python"
+    named = re.search(r"Remedy: to go on, (?:free some of it, and )?run python (.+)$", told)
+    assert named is not None
+    words = shlex.split(named[1])[1:]
     return main(words)
 
 
@@ -159,7 +162,26 @@ def test_bad_rows_are_named_before_a_folder_that_is_taken(
     assert "message" in told and "already holds a run" not in told
 
 
-def test_the_log_has_one_kind_of_line_and_no_empty_promise(whole: Path) -> None:
+def test_the_screen_shows_the_lines_of_the_log_and_each_once(
+    whole: Path, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(*arguments: Any) -> None:
+        for library in ("huggingface_hub", "transformers"):
+            logging.getLogger(f"{library}.part").warning("%s retries", library)
+        raise KeyboardInterrupt
+
+    for library in ("huggingface_hub", "transformers"):  # as when each is imported
+        logging.getLogger(library).addHandler(logging.StreamHandler())
+    monkeypatch.setattr("training.commands.train.build_model", build)
+    run = whole.parent / "lines"
+    assert main(flags(run, tiny_backbone)) == INTERRUPTED
+    shown = capsys.readouterr().err.splitlines()[:-1]
+    assert shown == (run / "train.log").read_text().splitlines()
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in shown)
+    assert [line[9:] for line in shown[-2:]] == ["huggingface_hub retries", "transformers retries"]
+
+
+def test_the_log_promises_no_time_that_is_not_left(whole: Path) -> None:
     lines = [line for line in (whole / "train.log").read_text().splitlines() if "step " in line]
     assert lines and " of training left" in lines[0] and "left" not in lines[-1]
     assert " 0 min" not in "".join(lines) and " 0 s" not in "".join(lines)

@@ -18,7 +18,7 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 from modeling.infer.quiet import silence_libraries
-from modeling.infer.stops import catch_sigterm, describe_stop
+from modeling.infer.stops import EXHAUSTED, catch_sigterm, describe_local_error, describe_stop
 from training.commands.verbs import Command
 from training.errors import TrainingError
 from training.options import parse
@@ -37,16 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (stop := describe_stop(error)) is not None:
             code, reason = stop
             if os.environ.get("RANK", "0") == "0":  # the other processes of a launch have nothing to add
-                sys.stderr.write(f"{reason}: {describe_rest(command, words)}\n")
+                kept, again = describe_rest(command, words)
+                first = "free some of it, and " if code == EXHAUSTED else ""
+                sys.stderr.write(f"{reason}: {kept}. Remedy: to go on, {first}run {again}\n")
             return code
         if not isinstance(error, (TrainingError, ImportError, OSError)):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        said = describe_local_error(error) if isinstance(error, OSError) and error.errno else error
+        sys.stderr.write(f"error: {said}\n")
         return 2
 
 
-def describe_rest(command: Command[Any] | None, words: Sequence[str]) -> str:
-    """What a stopped command has kept, and how to go on."""
+def describe_rest(command: Command[Any] | None, words: Sequence[str]) -> tuple[str, str]:
+    """What a stopped command has kept, and the command that goes on."""
     kept, again = "nothing was done yet", list(words)
     if command is not None and command.verb == "train":
         from training.commands.train import describe_kept
@@ -56,7 +59,7 @@ def describe_rest(command: Command[Any] | None, words: Sequence[str]) -> str:
             again = [*_without(words, "--overwrite", "--resume"), "--resume"]
     elif command is not None:
         kept = "finished runs and embeddings are kept"
-    return f"{kept}. Remedy: to go on, run {shlex.join(['python', sys.argv[0], *again])}"
+    return kept, shlex.join(["python", sys.argv[0], *again])
 
 
 def _without(words: Sequence[str], *switches: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Stops that are nobody's mistake: Ctrl-C, SIGTERM, a full disk, too little memory."""
+"""What stops a command though nobody wrote it wrongly: Ctrl-C, SIGTERM, and what the machine refuses."""
 
 import errno
 import re
@@ -54,3 +54,11 @@ def describe_stop(error: BaseException) -> tuple[int, str] | None:
             return EXHAUSTED, "the disk is full, or a limit of file sizes is reached"
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def describe_local_error(error: OSError) -> str:
+    """What this machine's file system refused, with the remedy."""
+    return (
+        f"{error.filename or 'a file'}: {error.strerror or error}. Remedy: name a place that exists, has space and can "
+        "be read and written"
+    )

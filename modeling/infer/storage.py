@@ -81,13 +81,13 @@ def _flush(path: Path) -> None:
 
 def seal(folder: Path) -> None:
     """Write the hashes of all files of a folder, last; when this returns, all of them are on the disk."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    with staging(folder, ".sealing-") as temporary:
-        lines = [f"{_sha256(folder / name)}  {name}\n" for name in names if name != SEAL]
-        (temporary / SEAL).write_text("".join(lines), encoding="utf-8")
-        for path in (*folder.rglob("*"), folder.parent):
-            _flush(path)
-        publish(temporary / SEAL, folder / SEAL)
+    written = folder / f".{SEAL}"
+    files = [path for path in folder.rglob("*") if path.is_file() and path not in (folder / SEAL, written)]
+    lines = sorted(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+    written.write_text("".join(lines), encoding="utf-8")
+    for path in (*folder.rglob("*"), folder.parent):
+        _flush(path)
+    publish(written, folder / SEAL)
 
 
 def find_damage(folder: Path) -> str:

@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from modeling.infer.quiet import join_library_logs
 from modeling.recipe import Recipe
 from modeling.records import AUDIT, ENVIRONMENT, LABEL_FREQUENCIES_PLOT, LOG, RECIPE, Environment, TrainingTime
 from training.commands.verbs import TrainOptions
@@ -119,6 +120,14 @@ def describe_kept(recipe: Recipe, options: TrainOptions) -> tuple[str, bool]:
     return f"{run.path} keeps {checkpoint.name if checkpoint else 'no checkpoint yet'}", True
 
 
+class LogFile(logging.FileHandler):
+    """A log that cannot be written stops the run; logging itself would print a traceback for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Raise the error of writing a line."""
+        raise  # logging calls this while it handles the error
+
+
 def log_to(run: RunFolder, state: PartialState) -> None:
     """Log plain lines to the screen and to ``train.log``, from the main process."""
     for handler in logging.getLogger().handlers[:]:
@@ -126,16 +135,12 @@ def log_to(run: RunFolder, state: PartialState) -> None:
         handler.close()
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if state.is_main_process:
-        handlers = [logging.StreamHandler(), logging.FileHandler(run.path / LOG, encoding="utf-8")]
+        handlers = [logging.StreamHandler(), LogFile(run.path / LOG, encoding="utf-8")]
     logging.captureWarnings(True)  # warnings become log lines too
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
     for name in ("training", "modeling"):
         logging.getLogger(name).setLevel(logging.INFO)
-    for library in list(logging.root.manager.loggerDict.values()):
-        # A library with a handler of its own writes another kind of line, or the same message twice.
-        if isinstance(library, logging.Logger) and library.handlers:
-            library.handlers.clear()
-            library.propagate = True
+    join_library_logs()
 
 
 def describe_run(run: RunFolder, recipe: Recipe, data: Prepared, environment: Environment) -> None:
