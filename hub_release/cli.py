@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,15 +15,16 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from hub_release.hub.client import HubError, connect, describe_local_error
+from hub_release.hub.client import HubError, connect
 from hub_release.hub.commit import Destination, Pushed
 from hub_release.hub.diff import CommitPlan
 from hub_release.package import LAYOUT, RefusedError, ReleaseError
 from modeling.infer.quiet import silence_libraries
+from modeling.infer.stops import catch_sigterm, describe_local_error, describe_stop
 
 # Each verb imports its own modules: torch takes seconds to import, and --help should not.
 
-REFUSED, WRONG_USE, HUB_FAILED, INTERRUPTED = 1, 2, 3, 130
+REFUSED, WRONG_USE, HUB_FAILED = 1, 2, 3
 
 
 class _Verbs(TyperGroup):
@@ -48,8 +50,8 @@ app = typer.Typer(
     "`hub_release push runs/goemotions you/your-model` does it all: export, check, one commit on the Hub, and a check "
     "of what arrived. The token comes from `hf auth login` or `HF_TOKEN`, the Hub from `HF_ENDPOINT`.\n\n"
     "Exit codes: 0 done; 1 the check found problems, or you said no; 2 wrong use or input; 3 the Hub or the network "
-    "failed, or the Hub refused; 130 interrupted. With `--json` the standard output is always one JSON object. It has "
-    "`ok`, and if that is false, also `error` and `problems`.",
+    "failed, or the Hub refused; 4 a full disk or too little memory; 130 interrupted; 143 terminated. With `--json` the "
+    "standard output is always one JSON object. It has `ok`, and if that is false, also `error` and `problems`.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -68,16 +70,24 @@ def _errors(as_json: bool) -> Iterator[None]:
     """End a verb with the exit code and the message of its error."""
     silence_libraries()
     try:
-        yield
-    except ReleaseError as error:
+        with catch_sigterm():
+            yield
+    except (Exception, KeyboardInterrupt) as error:
+        _end(as_json, error)
+
+
+def _end(as_json: bool, error: BaseException) -> NoReturn:
+    if (stop := describe_stop(error)) is not None:
+        again = shlex.join(["hub_release", *sys.argv[1:]])
+        _fail(as_json, stop[0], f"{stop[1]}; nothing is left half done. Remedy: to go on, run {again}")
+    if isinstance(error, ReleaseError):
         problems = error.problems if isinstance(error, RefusedError) else []
         codes = {HubError: HUB_FAILED, RefusedError: REFUSED}
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), WRONG_USE)
         _fail(as_json, code, str(error), problems)
-    except OSError as error:  # from the file system: the Hub client's errors are ReleaseErrors by now
+    if isinstance(error, OSError):  # from the file system: the Hub client's errors are ReleaseErrors by now
         _fail(as_json, WRONG_USE, describe_local_error(error))
-    except KeyboardInterrupt:
-        _fail(as_json, INTERRUPTED, "interrupted. Remedy: run the same command again; nothing is left half done")
+    raise error
 
 
 def _fail(as_json: bool, code: int, error: str, problems: Sequence[str] = (), **result: Any) -> NoReturn:

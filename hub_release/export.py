@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from hub_release.check.integrity import hash_problems, layout_problems, unreadab
 from hub_release.package import HANDLER, LAYOUT, RefusedError, ReleaseError, printable, require_free
 from hub_release.requirements import VERSION_KEY, project_version, requirements_of
 from modeling.adapters import split_trained_weights
-from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES
+from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES, publish, staging
 from modeling.recipe import hide_local_paths
 from modeling.records import ADAPTER_WEIGHTS, BASELINE_WEIGHTS, MODEL, MODEL_CONFIG, RECORDED
 
@@ -42,15 +41,10 @@ def export(run: Path, package: Path) -> None:
     if json.loads((run / LAYOUT.metrics).read_text(encoding="utf-8")).get("null_test"):
         raise ReleaseError(f"{run} is a null test: it was trained on nothing. Remedy: export the run that it tests")
     require_free(package)
-    package.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=package.parent, prefix=".export-"))
-    try:
-        _write(run, temporary)
-        temporary.chmod(0o755)
-        temporary.replace(package)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with staging(package.parent, ".export-") as temporary:
+        (temporary / "package").mkdir()
+        _write(run, temporary / "package")
+        publish(temporary / "package", package)
 
 
 def _write(run: Path, package: Path) -> None:

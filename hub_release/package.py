@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from modeling import records
+from modeling.infer.storage import staging
 from modeling.records import Content, Record
 
 _LONGEST_MESSAGE = 1_000
@@ -40,6 +43,11 @@ def require_free(folder: Path) -> None:
         raise ReleaseError(f"{folder} is a file. Remedy: name a folder that does not exist yet")
     if folder.exists() and any(folder.iterdir()):
         raise ReleaseError(f"{folder} already exists and is not empty. Remedy: delete it, or name another folder")
+
+
+def scratch() -> AbstractContextManager[Path]:
+    """A temporary folder, see :func:`modeling.infer.storage.staging`."""
+    return staging(Path(tempfile.gettempdir()), "hub_release-")
 
 
 def printable(problem: Exception) -> str:

@@ -128,7 +128,10 @@ def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, capsys: pyt
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "comparison.csv"), table)
     # Other settings are other runs.
     stamps = {run: run.stat().st_mtime_ns for run in runs}
-    assert main([*command, "--epochs", "1"]) == 0
+    assert main([*command, "--epochs", "1"]) == 2
+    assert "finished with other settings or rows. Remedy: use --overwrite" in capsys.readouterr().err
+    assert all(run.stat().st_mtime_ns == stamps[run] for run in runs)
+    assert main([*command, "--epochs", "1", "--overwrite"]) == 0
     assert all(run.stat().st_mtime_ns != stamps[run] for run in runs)
 
 
@@ -142,8 +145,8 @@ def test_compare_runs_again_where_rows_changed_and_nowhere_else(
     command = [*flags, "--data_dir", str(corpus), "--audit_policy", "drop-from-train", "--epochs", "1"]
     command += ["--compare", "balance=none", "--output_dir"]
 
-    def made() -> str:
-        assert main([*command, str(output)]) == 0
+    def made(*more: str) -> str:
+        assert main([*command, str(output), *more]) == 0
         return capsys.readouterr().out.partition(" of 1 runs")[0][-1]
 
     assert [made(), made()] == ["1", "0"]
@@ -152,7 +155,9 @@ def test_compare_runs_again_where_rows_changed_and_nowhere_else(
     lines = (corpus / "train.jsonl").read_text().splitlines(keepends=True)
     (corpus / "train.jsonl").write_text("".join(lines[:60]))
     os.utime(corpus / "train.jsonl", (0, 0))  # as from an archive: older than the run
-    assert [made(), made()] == ["1", "0"]
+    assert main([*command, str(output)]) == 2  # a finished run is not replaced unasked
+    assert "finished with other settings or rows. Remedy: use --overwrite" in capsys.readouterr().err
+    assert [made("--overwrite"), made()] == ["1", "0"]
     audit = json.loads(next(output.glob("*/seed-*/audit.json")).read_text())
     assert audit["training_rows"]["real"] == 59
 

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from hub_release.check.consistency import (
@@ -25,7 +24,7 @@ from hub_release.check.integrity import (
     text_problems,
     unreadable_problems,
 )
-from hub_release.package import LAYOUT, printable
+from hub_release.package import LAYOUT, printable, scratch
 from hub_release.requirements import BUNDLED_WHEEL, closure, modules_of, read_requirements
 from modeling.infer import BUNDLED_BACKBONE, PackageError, read_config
 from modeling.records import MODEL_CONFIG, RECORDED
@@ -81,8 +80,8 @@ def _readable_problems(package: Path, unreadable: list[PackageError], allow_cont
     layout = [problem for problem in layout_problems(package, refused) if problem.file not in refused]
     if not unreadable:
         return layout + _content_problems(package, allow_contaminated)
-    with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary, "package")
+    with scratch() as temporary:
+        copy = temporary / "package"
         copy_files(package, copy, set(LAYOUT.files(reads_words=True)) - refused)
         return layout + _content_problems(copy, allow_contaminated)
 
@@ -106,7 +105,7 @@ def golden_problems(package: Path) -> list[PackageError]:
     if read_config(package).model_name == BUNDLED_BACKBONE:
         distributions.add(BUNDLED_WHEEL)
     arguments = [str(package.resolve()), " ".join(modules_of(distributions)), " ".join(distributions)]
-    with tempfile.TemporaryDirectory() as elsewhere:
+    with scratch() as elsewhere:
         command = [sys.executable, "-I", str(PROBE), *arguments]
         try:
             result = subprocess.run(

@@ -23,6 +23,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, retry_if
 from tenacity.wait import wait_exponential_jitter
 
 from hub_release.package import ReleaseError
+from modeling.infer.stops import describe_local_error
 
 TRIES = 5
 LONGEST_WAIT = 60
@@ -188,14 +189,6 @@ def translated_errors() -> Iterator[None]:
             f"the Hub's answer cannot be used ({type(error).__name__}: {redact(str(error))}). Remedy: check that "
             "HF_ENDPOINT is a Hub and that no proxy answers for it, and run again"
         ) from error
-
-
-def describe_local_error(error: OSError) -> str:
-    """What this machine's file system refused, with the remedy."""
-    return (
-        f"{error.filename or 'a file'}: {error.strerror or error}. Remedy: name a place that exists, has space and can "
-        "be read and written"
-    )
 
 
 def describe_refusal(error: HfHubHTTPError) -> str:

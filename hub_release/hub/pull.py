@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +11,7 @@ from huggingface_hub import HfApi, RepoFile
 from hub_release.hub.client import HubError, translated_errors
 from hub_release.hub.diff import same_content
 from hub_release.package import OF_THE_HUB, RefusedError, require_free
+from modeling.infer import publish, staging
 
 
 def pull(
@@ -39,16 +39,12 @@ def pull(
         HubError: the Hub or the network failed, a name leads out of the folder, or a file is not what the Hub lists.
     """
     require_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".pull-"))
-    try:
+    with staging(folder.parent, ".pull-") as temporary:
         with translated_errors():
             commit = _download(api, repo_id, revision, temporary)
         if problems := find_problems(temporary / "package"):
             raise RefusedError(f"{repo_id} at {commit} fails the check, and {folder} is not written", problems)
-        (temporary / "package").replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        publish(temporary / "package", folder)
     return commit
 
 

@@ -9,6 +9,7 @@ from .bundled import (
     bundled_tokenizer as bundled_tokenizer,
     cache_folder as cache_folder,
     convert_bundled_backbone as convert_bundled_backbone,
+    require_writable as require_writable,
 )
 from .classifier import EmotionClassifier as EmotionClassifier
 from .config import (
@@ -25,7 +26,7 @@ from .encoders import (
     encode_in_batches as encode_in_batches,
     load_encoder as load_encoder,
 )
-from .errors import PackageError as PackageError, TableError as TableError
+from .errors import CacheError as CacheError, PackageError as PackageError, TableError as TableError
 from .features import (
     Features as Features,
     cut_into_windows as cut_into_windows,
@@ -55,6 +56,19 @@ from .predict import (
     to_tensors as to_tensors,
 )
 from .quantization import check_quantized as check_quantized
+from .stops import (
+    EXHAUSTED as EXHAUSTED,
+    INTERRUPTED as INTERRUPTED,
+    TERMINATED as TERMINATED,
+    catch_sigterm as catch_sigterm,
+    describe_stop as describe_stop,
+)
+from .storage import (
+    find_damage as find_damage,
+    publish as publish,
+    seal as seal,
+    staging as staging,
+)
 from .separated import quote_names as quote_names
 from .tables import (
     ROW_SUFFIXES as ROW_SUFFIXES,

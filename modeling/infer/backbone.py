@@ -10,7 +10,7 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from modeling.infer.bundled import BUNDLED_BACKBONE, convert_bundled_backbone
 from modeling.infer.config import EmotionConfig
-from modeling.infer.errors import PackageError
+from modeling.infer.errors import CacheError, PackageError
 from modeling.infer.one_token import OneTokenMistral
 from modeling.infer.quantization import LANGUAGE_MODEL, check_quantized, quantization_options, refuse_unsupported
 
@@ -105,6 +105,7 @@ def fetch_backbone(config: EmotionConfig, dtype: torch.dtype, device: str | torc
 
     Raises:
         PackageError: it cannot be loaded, or has a different width.
+        CacheError: the bundled backbone cannot be cached.
     """
     try:
         backbone = load_backbone(
@@ -116,6 +117,8 @@ def fetch_backbone(config: EmotionConfig, dtype: torch.dtype, device: str | torc
             config.reads_one_token,
             config.num_hidden_layers,
         )
+    except CacheError:
+        raise
     except (OSError, ValueError) as error:
         raise PackageError(
             "config.json",

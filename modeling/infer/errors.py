@@ -1,6 +1,7 @@
-"""Errors of a package, of a file of rows, and of a dependency that is not installed."""
+"""Errors of a package, of the cache, of a file of rows, and of a dependency that is not installed."""
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 
@@ -14,6 +15,16 @@ class PackageError(ValueError):
 
 class TableError(ValueError):
     """A file of rows cannot be read; the message names the place and the remedy."""
+
+
+class CacheError(OSError):
+    """The cache cannot be used; the message names its folder and the remedy."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        super().__init__(
+            f"the cache folder {folder} {what}. Remedy: set GOEMOTIONS_MISTRAL_CACHE (or HF_HOME) to a folder that you "
+            "may write to"
+        )
 
 
 def import_optional(module: str, install: str) -> Any:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from modeling.infer.classifier import EmotionClassifier
 from modeling.infer.features import check_texts
+from modeling.infer.stops import catch_sigterm, describe_stop
 from modeling.infer.tables import ROW_SUFFIXES, TEXT_SUFFIX, read_texts
 
 _TEXTS_PER_WRITE = 1024
@@ -97,16 +98,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.output:
             _refuse_unwritable(arguments.output)
-        for written in _write(arguments):  # noqa: B007  # needed after an error
-            pass
+        with catch_sigterm():
+            for written in _write(arguments):  # noqa: B007  # needed after an error
+                pass
     except BrokenPipeError:  # the reader of the results has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        sys.stderr.write(f"error: {error}{_what_is_kept(arguments.output, written)}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"interrupted{_what_is_kept(arguments.output, written)}\n")
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        stop = describe_stop(error)
+        if stop is None and not isinstance(error, (OSError, ValueError, TypeError, ImportError)):
+            raise
+        code, reason = stop or (2, f"error: {error}")
+        sys.stderr.write(f"{reason}{_what_is_kept(arguments.output, written)}\n")
+        return code
     return 0
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import itertools
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def compare(recipe: Recipe, options: CompareOptions) -> int:
     ``--overwrite`` runs everything again.
 
     Raises:
-        RecipeError: an axis or a value that is not valid in a recipe.
+        RecipeError: an axis or a value that is not valid in a recipe; or a finished run with other settings or rows.
     """
     _refuse_several_processes()
     folder, corpora = Path(str(options.output_dir)), Corpora()
@@ -60,17 +59,24 @@ def compare(recipe: Recipe, options: CompareOptions) -> int:
         for seed in cell.runs
         if options.overwrite or not _is_done(cell.runs[seed], settings[cell.name, seed], inputs[cell.name, seed])
     ]
+    other = [str(cell.runs[seed].path) for cell, seed in todo if cell.runs[seed].is_finished]
+    if other and not options.overwrite:
+        raise RecipeError(
+            f"compare: {', '.join(other)}: finished with other settings or rows. Remedy: use --overwrite to run "
+            "everything again, or another --output_dir"
+        )
     sys.stdout.write(f"{len(todo)} of {len(settings)} runs to do\n")
     for number, (cell, seed) in enumerate(todo, start=1):
         run = cell.runs[seed]
         code = train(
             settings[cell.name, seed],
-            TrainOptions(output_dir=str(run.path), overwrite=True, co2_country=options.co2_country),
+            TrainOptions(
+                output_dir=str(run.path), overwrite=True, remove_checkpoints=True, co2_country=options.co2_country
+            ),
             corpora,
         )
         if code:
             return code
-        shutil.rmtree(run.checkpoints)
         sys.stdout.write(f"{number} of {len(todo)} done: {cell.name}, seed {seed}\n")
     _report(cells, folder)
     return 0

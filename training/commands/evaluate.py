@@ -20,6 +20,7 @@ from accelerate import PartialState
 from sklearn.metrics import roc_auc_score
 
 from modeling.infer import EmotionClassifier, Features, LoadedEncoder, cache_folder, predict_probabilities
+from modeling.infer.quiet import join_library_logs
 from modeling.records import Record
 from training.commands.verbs import EvaluateOptions
 from training.data.encoding import encode
@@ -50,6 +51,7 @@ def evaluate(options: EvaluateOptions) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in ("training", "modeling"):
         logging.getLogger(name).setLevel(logging.INFO)
+    join_library_logs()
     path = Path(str(options.data))
     output = Path(options.output_dir) if options.output_dir else None
     refuse_file(path)

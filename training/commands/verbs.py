@@ -44,6 +44,7 @@ class TrainOptions(TrackedOptions):
     output_dir: str | None = _option(None, "run folder (default: runs/<recipe>)")
     resume: bool = _option(False, "continue from the last complete checkpoint")
     overwrite: bool = _option(False, "train again in a folder that already holds a run")
+    remove_checkpoints: bool = _option(False, "delete the checkpoints once the run is finished")
 
 
 @dataclass
@@ -52,7 +53,7 @@ class CompareOptions(TrackedOptions):
 
     seeds: list[int] = _option([], "seeds of every setting (default: the recipe's)")
     output_dir: str | None = _option(None, "folder of the grid (default: runs/compare-<recipe>)")
-    overwrite: bool = _option(False, "run everything again")
+    overwrite: bool = _option(False, "run everything again, also over runs with other settings or rows")
     axes: list[str] = _option([], "field=value,value for any setting, or loss=bce,focal-uniform,focal-r2")
 
 
@@ -68,6 +69,7 @@ class NullTestOptions(TrackedOptions):
     """Where the two runs go."""
 
     output_dir: str | None = _option(None, "folder of the two runs and their verdict (default: runs/<recipe>)")
+    overwrite: bool = _option(False, "replace an earlier null test in that folder")
 
 
 @dataclass

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from modeling.backbones import read_backbone_config, read_tokenizer
-from modeling.infer import ENCODERS, Features, cache_folder, load_encoder, tokenize
+from modeling.infer import ENCODERS, CacheError, Features, cache_folder, load_encoder, tokenize
 from modeling.recipe import CONTAMINATED, Recipe, marked
 from modeling.records import Audit
 from training.audit.label_order import suspect_labels
@@ -168,6 +168,8 @@ def read_words(
     try:
         tokenizer = read_tokenizer(recipe.model_name, recipe.model_revision)
         config = read_backbone_config(recipe.model_name, recipe.model_revision)
+    except CacheError:
+        raise
     except (OSError, ValueError, AttributeError) as error:
         raise RecipeError(
             f"model_name: the tokenizer of {recipe.model_name!r} cannot be read ({first_line(error)}). Remedy: use a "
