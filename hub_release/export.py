@@ -18,9 +18,9 @@ from hub_release.bundle import bundle
 from hub_release.card.render import render_card, replace_file, write_card
 from hub_release.check.integrity import hash_problems, layout_problems, unreadable_problems
 from hub_release.package import HANDLER, LAYOUT, RefusedError, ReleaseError, printable, require_free
-from hub_release.requirements import VERSION_KEY, project_version, requirements_of
+from hub_release.requirements import project_version, requirements_of
 from modeling.adapters import split_trained_weights
-from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES, publish, staging
+from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES, VERSION_KEY, publish, staging
 from modeling.recipe import hide_local_paths
 from modeling.records import ADAPTER_WEIGHTS, BASELINE_WEIGHTS, MODEL, MODEL_CONFIG, RECORDED
 

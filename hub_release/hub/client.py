@@ -46,8 +46,8 @@ def connect() -> HfApi:
     api = HfApi()
     if not re.fullmatch(r"https?://[\w.:\[\]-]+(?:/\S*)?", api.endpoint):
         raise ReleaseError(
-            f"HF_ENDPOINT is {api.endpoint!r}, not an address. Remedy: unset it, or set one such as "
-            "https://huggingface.co"
+            f"HF_ENDPOINT is {re.sub('.*@', '…@', api.endpoint)!r}, not an address. Remedy: unset it, or set one "
+            "without a password, such as https://huggingface.co"
         )
     for logger in (logging.getLogger("huggingface_hub"), logging.getLogger("httpx2")):
         for place in (logger, *logger.handlers):  # a logger's filter does not see the records of its children
@@ -59,9 +59,10 @@ def connect() -> HfApi:
 
 
 def redact(text: str) -> str:
-    """Remove the token, and the query of every address: signed addresses have their secret there."""
+    """Remove the token, and the password and the query of every address: signed addresses have their secret there."""
     if token := get_token():
         text = text.replace(token, "…")
+    text = re.sub(r"://[^\s/?#@:]*:\S*@", "://…@", text)
     return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?…", text)
 
 
