@@ -1,6 +1,7 @@
 """Configuration of an emotion model, and how to read a package's."""
 
 import numbers
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +19,8 @@ AUTO_MAP = {"AutoConfig": "infer.EmotionConfig", "AutoModelForSequenceClassifica
 CUSTOM_PIPELINES = {
     "text-classification": {"impl": "infer.EmotionPipeline", "pt": ["AutoModelForSequenceClassification"]}
 }
+_OTHER_NAME = "sentiment-analysis"
+"""What transformers also calls text-classification."""
 _MAX_LABELS = 2**14
 _MAX_SIZE = 2**20
 
@@ -76,6 +79,24 @@ class EmotionConfig(ModelSettings, PreTrainedConfig):
             self.label2id = {name: index for index, name in enumerate(self.emotion_labels)}
             kwargs.pop("num_labels", None)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the parent lists every option by name
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> "EmotionConfig":
+        """Read a ``config.json``, as transformers does.
+
+        Raises:
+            ValueError: it is read for a pipeline of another task.
+        """
+        task = kwargs.get("_from_pipeline")
+        if task not in (None, _OTHER_NAME, *CUSTOM_PIPELINES):
+            raise ValueError(f"a package has no pipeline {task!r:.80}. Remedy: use pipeline('text-classification', …)")
+        config = cast(Any, super().from_pretrained(pretrained_model_name_or_path, **kwargs))
+        if task == _OTHER_NAME:
+            found = config[0] if isinstance(config, tuple) else config  # with return_unused_kwargs there are two parts
+            found.custom_pipelines = {task: dict(CUSTOM_PIPELINES["text-classification"])}
+        return cast(EmotionConfig, config)
 
     def validate_schema_version(self) -> None:
         """Refuse a package of a later version."""

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling.infer.classifier import EmotionClassifier
-from modeling.infer.features import check_texts
+from modeling.infer.texts import check_texts
 
 
 def _read_texts(path: Path) -> list[str]:
