@@ -14,7 +14,7 @@ from torch import nn
 from hub_release.bundle import bundle
 from hub_release.card.facts import refuse_backbone
 from hub_release.check.agreement import EXPORT
-from hub_release.check.earlier import is_earlier_code
+from hub_release.check.earlier import is_earlier, is_earlier_code
 from hub_release.package import HANDLER, LAYOUT, read_record
 from hub_release.requirements import PROJECT, not_installed, read_requirements, requirements_of
 from modeling import records
@@ -152,7 +152,7 @@ def origin_problems(package: Path, config: EmotionConfig) -> Findings:
     expected = requirements_of(config.model_name, config.encoder, config.quantization)
     if not (package / LAYOUT.requirements).is_file():
         return found
-    if (package / LAYOUT.requirements).read_bytes() != expected.encode():
+    if (package / LAYOUT.requirements).read_bytes() != expected.encode() and not is_earlier(package):
         found.append(PackageError(LAYOUT.requirements, "is not what infer.py and the encoder need", EXPORT))
     elif missing := not_installed(read_requirements(package / LAYOUT.requirements)):
         remedy = f"pip install -r {LAYOUT.requirements}"
