@@ -97,10 +97,8 @@ def run(command: Command[Any]) -> int:
             return compare_runs(options)
         case "compare":
             from training.commands.compare import compare
-            from training.run_folder import RunFolder
 
-            with RunFolder(options.output_dir).locked():
-                return compare(recipe, options)
+            return compare(recipe, options)
         case "null-test":
             from training.commands.null_test import run_null_tests
 
