@@ -28,6 +28,7 @@ from modeling.infer import LoadedEncoder, find_damage, seal, staging
 from tests.conftest import ROOT, fake_encoder, tiny_flags, write_corpus
 from tests.test_push_faults import print_table
 from training.data.encoding import encode
+from training.run import main
 from training.run_folder import RunFolder, RunFolderError
 
 CRASHES = int(os.environ.get("CRASHES", "1"))
@@ -390,3 +391,15 @@ def test_checkpoints_are_kept_by_step_and_with_the_best_before(tmp_path: Path) -
     assert usable is None and "checkpoint-100, the best until then" in unusable[run.checkpoint(108)]
     (run.checkpoints / "checkpoint-200").mkdir()  # killed before it was sealed
     assert run.checkpoint(200) in run.inspect_checkpoints()[1]
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "audit.json"])
+@pytest.mark.parametrize("content", [b"", bytes(4096), b'{"cut'])
+def test_a_damaged_record_refuses_to_resume(
+    base: Path, whole: tuple[Case, list[str]], capsys: pytest.CaptureFixture[str], name: str, content: bytes
+) -> None:
+    run = shutil.copytree(whole[0].run, base / "record", dirs_exist_ok=True)
+    (run / name).write_bytes(content)
+    assert main([*whole[0].flags, "--output_dir", str(run), "--resume"]) == 2
+    told = capsys.readouterr().err
+    assert f"{run / name} is damaged (" in told and "Remedy: use --overwrite" in told
