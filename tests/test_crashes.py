@@ -179,11 +179,11 @@ def test_a_killed_training_goes_on_to_the_same_result(
 ) -> None:
     case, changes = whole
     expected, chance, counts = case.result(), random.Random(0), Counter[tuple[str, ...]]()
-    stages = [("checkpoint", 1), ("results", 1), *([("cache", 1), ("any time", 1)] if CRASHES > 1 else [])]
+    stages = [("checkpoint", 1), ("results", 1), *([("cache", 1), ("any-time", 1)] if CRASHES > 1 else [])]
     for stage, number in [(stage, i) for stage, n in stages for i in range(n * CRASHES)]:
         cut = Case(base, tiny_backbone, f"{stage}-{number}")
         at = chance.choice([i for i, change in enumerate(changes) if stage_of(change) == stage] or [-1])
-        limits = {"seconds": chance.uniform(0.2, 8)} if stage == "any time" else {"kill_at": at}
+        limits = {"seconds": chance.uniform(0.2, 8)} if stage == "any-time" else {"kill_at": at}
         code = worker("train", cut.folder, cut.flags, **limits)
         assert code in (-signal.SIGKILL, -signal.SIGALRM, 0)
         again = worker("train", cut.folder, [*cut.flags, "--resume"])
