@@ -26,6 +26,7 @@ from hub_release.cli import app
 from hub_release.package import ReleaseError
 from modeling.infer import EXHAUSTED, INTERRUPTED, TERMINATED, CacheError, describe_stop, shell
 from tests.conftest import tiny_flags, write_corpus
+from training.commands.train import LogFile
 from training.fit.trainer import SealedCheckpoints
 from training.recipe import RecipeError
 from training.run import main
@@ -179,6 +180,8 @@ def test_the_screen_shows_the_lines_of_the_log_and_each_once(
     assert shown == (run / "train.log").read_text().splitlines()
     assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in shown)
     assert [line[9:] for line in shown[-2:]] == ["huggingface_hub retries", "transformers retries"]
+    assert not any(isinstance(handler, LogFile) for handler in logging.root.handlers)
+    assert logging.getLogger("transformers").handlers  # for other users of this process, such as notebooks
 
 
 def test_the_log_promises_no_time_that_is_not_left(whole: Path) -> None:
