@@ -44,6 +44,7 @@ def export(run: Path, package: Path) -> None:
     with staging(package.parent, ".export-") as temporary:
         (temporary / "package").mkdir()
         _write(run, temporary / "package")
+        require_free(package)  # still: another export may have been faster
         publish(temporary / "package", package)
 
 
