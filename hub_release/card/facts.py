@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -35,9 +35,10 @@ from modeling.records import (
 
 _CONFIG = Record[dict[str, Any]](LAYOUT.config)
 _ADAPTER_CONFIG = Record[dict[str, Any]](LAYOUT.adapter_config)
-_REMEDY = "Remedy: run hub_release export again"
+_REMEDY = "run hub_release export again"
 _MAX_LAYERS = 1_000
 _MAX_SETTING = 2**20
+_HTML = re.compile(r"<[A-Za-z!/?]")
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def refuse_backbone(settings: Mapping[str, Any]) -> None:
     layers = settings.get("num_hidden_layers")
     if not isinstance(layers, int) or not 0 < layers <= _MAX_LAYERS or _largest(settings) > _MAX_SETTING:
         what = "has a backbone_config without layers, or of a model that is too large"
-        raise PackageError(LAYOUT.config, what, "run hub_release export again")
+        raise PackageError(LAYOUT.config, what, _REMEDY)
 
 
 def _largest(value: Any) -> int:
@@ -164,7 +165,7 @@ def read_facts(package: Path) -> Facts:
 
     Raises:
         FileNotFoundError: one is missing.
-        PackageError: one is not strict JSON, or the configuration is not valid.
+        PackageError: one is not strict JSON, or has HTML where no run writes any; or the configuration is not valid.
         ReleaseError: two files contradict each other.
     """
 
@@ -201,6 +202,7 @@ def read_facts(package: Path) -> Facts:
         label_set=_find_source("label_sets", " ".join(recipe["labels"]), False),
         files=frozenset(path.name for path in package.iterdir()),
     )
+    _refuse_html(facts)
     _refuse_contradictions(facts, parsed)
     return facts
 
@@ -238,6 +240,32 @@ def _read_shapes(path: Path) -> dict[str, list[int]]:
         return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # not a mapping
 
 
+def _refuse_html(facts: Facts) -> None:
+    """Refuse HTML in a record, except in labels, which are the publisher's choice. (The card escapes what it shows.)"""
+    odd_labels = [label for label in facts.labels if _HTML.search(label)]
+    recorded = {
+        **{LAYOUT.config: facts.config, LAYOUT.metrics: facts.metrics, LAYOUT.audit: facts.audit},
+        **{LAYOUT.recipe: facts.recipe, LAYOUT.environment: facts.environment, LAYOUT.timing: facts.timing},
+        **{LAYOUT.calibration: facts.calibration, LAYOUT.context: facts.context, LAYOUT.per_label: facts.per_label},
+        LAYOUT.adapter_config: facts.adapter_config,
+    }
+    for name, content in recorded.items():
+        for text in _strings(content):
+            for label in odd_labels:
+                text = text.replace(label, "")
+            if _HTML.search(text):
+                raise PackageError(name, f"has HTML in {text[:100]!r}", _REMEDY)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _strings(part)
+
+
 def _refuse_contradictions(facts: Facts, parsed: EmotionConfig) -> None:
     config, labels = facts.config, facts.labels
     with torch.device("meta"):
@@ -245,13 +273,15 @@ def _refuse_contradictions(facts: Facts, parsed: EmotionConfig) -> None:
     for key, shape in expected.items():
         if facts.head_shapes.get(key) != shape:
             found = facts.head_shapes.get(key)
-            raise ReleaseError(f"{LAYOUT.safe_head}: {key} is {found}, but {LAYOUT.config} says {shape}. {_REMEDY}")
+            raise ReleaseError(
+                f"{LAYOUT.safe_head}: {key} is {found}, but {LAYOUT.config} says {shape}. Remedy: {_REMEDY}"
+            )
     scored = {row["label"] for row in facts.per_label if row["split"] == "test"}
     if scored != set(labels):
-        raise ReleaseError(f"{LAYOUT.per_label} and {LAYOUT.config} list different labels. {_REMEDY}")
+        raise ReleaseError(f"{LAYOUT.per_label} and {LAYOUT.config} list different labels. Remedy: {_REMEDY}")
     for label in labels:
         scored_at = float(facts.test_row(label, "per_label")["threshold"])
         if abs(scored_at - config["thresholds"][label]) > 1e-4:
             raise ReleaseError(
-                f"{label} was scored at threshold {scored_at}, but {LAYOUT.config} has another. {_REMEDY}"
+                f"{label} was scored at threshold {scored_at}, but {LAYOUT.config} has another. Remedy: {_REMEDY}"
             )

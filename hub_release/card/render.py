@@ -13,7 +13,7 @@ from hub_release.card.facts import read_facts
 from hub_release.card.metadata import build_metadata
 from hub_release.card.origin import collect_origin
 from hub_release.card.scores import collect_scores
-from hub_release.card.text import plain
+from hub_release.card.text import Markdown, cells, code, plain
 from hub_release.package import LAYOUT, ReleaseError, printable, seal, template_path
 from modeling.infer import PackageError
 
@@ -33,12 +33,16 @@ def render_card(package: Path) -> str:
     """
     template = template_path().read_text(encoding="utf-8")
     environment = Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, autoescape=False
+        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, finalize=plain
     )
-    environment.filters["plain"] = plain
+    environment.filters |= {"code": code, "cells": cells}
     try:
         facts = read_facts(package)
-        values = {"metadata": str(build_metadata(facts)).strip(), **collect_scores(facts), **collect_origin(facts)}
+        values = {
+            "metadata": Markdown(str(build_metadata(facts)).strip()),
+            **collect_scores(facts),
+            **collect_origin(facts),
+        }
         wanted = meta.find_undeclared_variables(environment.parse(template))
         if wanted != set(values):
             raise ReleaseError(f"the card's template and its values differ: {', '.join(sorted(wanted ^ set(values)))}")
