@@ -79,6 +79,7 @@ class Layout:
     thresholds_plot: str = records.THRESHOLDS_PLOT
     confusions_plot: str = records.CONFUSIONS_PLOT
     reliability_plot: str = records.RELIABILITY_PLOT
+    details: str = "card.json"
     requirements: str = "requirements.txt"
     handler: str = "handler.py"
     sums: str = "SHA256SUMS"
@@ -89,6 +90,8 @@ class Layout:
 
 
 LAYOUT = Layout()
+OPTIONAL = frozenset({LAYOUT.details})
+"""Files that packages of earlier versions lack."""
 HANDLER = Path(__file__).with_name(LAYOUT.handler)
 """What ships as a package's ``handler.py``."""
 

@@ -17,6 +17,8 @@ from safetensors import safe_open
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from hub_release.card.own import CardDetails, read_details
+from hub_release.card.text import HTML
 from hub_release.package import LAYOUT, ReleaseError, read_recipe, read_record, sha256
 from modeling import records
 from modeling.infer import HUB_ID, EmotionConfig, PackageError, build_heads, read_config, refuse_large_header
@@ -38,7 +40,6 @@ _ADAPTER_CONFIG = Record[dict[str, Any]](LAYOUT.adapter_config)
 _REMEDY = "run hub_release export again"
 _MAX_LAYERS = 1_000
 _MAX_SETTING = 2**20
-_HTML = re.compile(r"<[A-Za-z!/?]")
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,18 @@ class Facts:
     encoder: Source
     dataset: Source
     label_set: Source
+    details: CardDetails | None
     files: frozenset[str]
 
     @property
     def labels(self) -> list[str]:
         """The L labels, in the order of the outputs."""
         return list(self.config["emotion_labels"])
+
+    @property
+    def about_emotions(self) -> bool:
+        """Whether the rows are labeled with emotions, as far as ``sources.yaml`` knows."""
+        return "emotion-classification" in self.dataset.tags
 
     @property
     def contaminated(self) -> bool:
@@ -200,6 +207,7 @@ def read_facts(package: Path) -> Facts:
         encoder=_find_encoder(config["encoder"], local["encoder"]),
         dataset=replace(dataset, config=dataset.config or recipe["dataset_config"]),
         label_set=_find_source("label_sets", " ".join(recipe["labels"]), False),
+        details=read_details(package),
         files=frozenset(path.name for path in package.iterdir()),
     )
     _refuse_html(facts)
@@ -242,7 +250,7 @@ def _read_shapes(path: Path) -> dict[str, list[int]]:
 
 def _refuse_html(facts: Facts) -> None:
     """Refuse HTML in a record, except in labels, which are the publisher's choice. (The card escapes what it shows.)"""
-    odd_labels = [label for label in facts.labels if _HTML.search(label)]
+    odd_labels = [label for label in facts.labels if HTML.search(label)]
     recorded = {
         **{LAYOUT.config: facts.config, LAYOUT.metrics: facts.metrics, LAYOUT.audit: facts.audit},
         **{LAYOUT.recipe: facts.recipe, LAYOUT.environment: facts.environment, LAYOUT.timing: facts.timing},
@@ -253,7 +261,7 @@ def _refuse_html(facts: Facts) -> None:
         for text in _strings(content):
             for label in odd_labels:
                 text = text.replace(label, "")
-            if _HTML.search(text):
+            if HTML.search(text):
                 raise PackageError(name, f"has HTML in {text[:100]!r}", _REMEDY)
 
 
@@ -268,6 +276,8 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _refuse_contradictions(facts: Facts, parsed: EmotionConfig) -> None:
     config, labels = facts.config, facts.labels
+    if facts.details and not set(facts.details.examples) <= {row["text"] for row in facts.golden["rows"]}:
+        raise ReleaseError(f"{LAYOUT.golden} lacks examples of {LAYOUT.details}. Remedy: {_REMEDY}")
     with torch.device("meta"):
         expected = {key: list(weight.shape) for key, weight in build_heads(parsed).state_dict().items()}
     for key, shape in expected.items():

@@ -185,6 +185,7 @@ def _rights(facts: Facts) -> dict[str, Any]:
     parts = {"backbone": facts.backbone, "encoder": facts.encoder, "dataset": facts.dataset}
     return {
         "weights_license": weights_license(facts),
+        "stated_license": facts.details.license if facts.details else "",
         "part_licenses": [(source.name, part, source.license) for part, source in parts.items() if source.license],
     }
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hub_release.card.facts import Facts
+from hub_release.card.own import CardDetails, choose_examples
 from hub_release.card.text import Markdown
 from modeling.records import SCORE_NAMES, Policy, PolicyScores, ScoreName, scores_by_split
 
@@ -16,7 +18,7 @@ _THRESHOLD_NAMES: dict[Policy, str] = {
     "per_label": "one for each label",
 }
 _PARTS_OF_TEST = {"test": "test", "test_without_copies": "test, without texts of train"}
-_LONGEST_EXAMPLE = 80
+_EARLIER_EXAMPLES = ["Thank you so much, this made my day!", "I am scared of what they will say."]
 
 Cells = tuple[str, ...]
 
@@ -40,9 +42,11 @@ def _label_score(row: Mapping[str, str], name: str) -> Markdown:
 
 
 def _identity(facts: Facts) -> dict[str, Any]:
-    test = facts.metrics["test"]
+    test, details = facts.metrics["test"], facts.details or CardDetails()
     return {
-        "kind": "emotion" if "emotion-classification" in facts.dataset.tags else "text",
+        **{key: getattr(details, key) for key in ("title", "contact", "intended_use")},
+        **_examples(facts),
+        "about_emotions": facts.about_emotions,
         "contaminated": facts.contaminated,
         "label_count": str(len(facts.labels)),
         "backbone": facts.backbone.name,
@@ -50,13 +54,24 @@ def _identity(facts: Facts) -> dict[str, Any]:
         "headline": _score(test["per_label"], "macro_f1"),
         "headline_fixed": _score(test["fixed"], "macro_f1"),
         "test_rows": f"{facts.audit['splits']['test']['rows']:,}",
-        "examples": [
-            (row["text"], _found(facts, row["probabilities"]))
-            for row in facts.golden["rows"]
-            if len(row["text"]) <= _LONGEST_EXAMPLE
-        ],
         "files": facts.files,
         "threshold_example": Markdown(json.dumps({facts.labels[0]: 0.3}, ensure_ascii=False)),
+    }
+
+
+def _examples(facts: Facts) -> dict[str, Any]:
+    """Texts to try, with what the model said; cards of earlier versions all have the same texts in their code."""
+    golden = {row["text"]: row["probabilities"] for row in facts.golden["rows"]}
+    if facts.details and facts.details.examples:
+        shown, first = facts.details.examples, facts.details.examples[:2]
+        call = shlex.quote(first[0])
+    else:
+        shown, first, call = choose_examples(list(golden), True), _EARLIER_EXAMPLES, f'"{_EARLIER_EXAMPLES[0]}"'
+    return {
+        "examples": [(text, _found(facts, golden[text])) for text in shown],
+        "example": Markdown(json.dumps(first[0], ensure_ascii=False)),
+        "two_examples": Markdown(json.dumps(first, ensure_ascii=False)),
+        "example_command": f"python infer.py {call}",
     }
 
 

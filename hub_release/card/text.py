@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+HTML = re.compile(r"<[A-Za-z!/?]")
+"""How HTML begins."""
 _SPECIAL = re.compile(r"([\\`*\[\]<|~]|&(?=#?\w+;)|(?<!\w)_|_(?!\w))")
 _BAR = re.compile(r"(?<!\\)\|")
 _SPACE = re.compile(r"\s+")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from hub_release.package import LAYOUT, sha256
@@ -40,7 +41,7 @@ def describe_earlier(package: Path) -> str:
         return ""
     return (
         "\n  An earlier version made it: the figures and links of its card are checked, its words are not. "
-        f"hub_release card {package} renders the card again."
+        f"hub_release card {shlex.quote(str(package))} renders the card again."
     )
 
 

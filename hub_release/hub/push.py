@@ -77,7 +77,7 @@ def push(
     space = Destination(options.space, "space", private=destination.private) if options.space else None
     _require_usable(options)
     with ExitStack() as stack:
-        package = stack.enter_context(_package_of(source))
+        package = stack.enter_context(_package_of(source, destination))
         problems = check(package, options.allow_contaminated)
         if problems:
             raise RefusedError(f"{source} is not pushed", problems)
@@ -161,7 +161,7 @@ def _after(pushed: Pushed, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _package_of(source: Path) -> Iterator[Path]:
+def _package_of(source: Path, destination: Destination) -> Iterator[Path]:
     """A package that nobody else can change, so that what was checked is what is pushed."""
     with tempfile.TemporaryDirectory() as temporary:
         package = Path(temporary) / "package"
@@ -170,9 +170,10 @@ def _package_of(source: Path) -> Iterator[Path]:
             if problems:
                 raise RefusedError(f"{source} is not pushed", [printable(problem) for problem in problems])
         else:
+            from hub_release.card.own import model_name
             from hub_release.export import export  # imports torch, which a package folder does not need
 
-            export(source, package)
+            export(source, package, name=model_name(destination.repo_id.rsplit("/", 1)[-1]))
         yield package
 
 

@@ -19,6 +19,7 @@ from hub_release.demo.page.files import (
     OddInputError,
     is_about_emotions,
     read_card,
+    read_details,
     read_examples,
     read_notes,
     read_texts,
@@ -87,9 +88,10 @@ def build_page(classifier: Classifier, folder: Path, name: str) -> gr.Blocks:
     classifier.predict_proba([""])  # loads the encoder now, not at the first visitor's click
     # Uploaded files are checked every ten minutes, and deleted when they are an hour old.
     question = "Which emotions does a text express?" if is_about_emotions(folder) else "Which labels fit a text?"
-    with gr.Blocks(title=f"{name} · {question}", analytics_enabled=False, delete_cache=(600, 3_600)) as page:
+    title = str(read_details(folder).get("title", question))
+    with gr.Blocks(title=f"{name} · {title}", analytics_enabled=False, delete_cache=(600, 3_600)) as page:
         gr.HTML(
-            f'<h1>{question}</h1><p class="lead">Write one and see. <b>{escape(name)}</b> '
+            f'<h1>{escape(title)}</h1><p class="lead">Write one and see. <b>{escape(name)}</b> '
             f"knows {len(classifier.labels)} labels. None, one or several can be true at once.</p>",
             apply_default_css=False,
         )

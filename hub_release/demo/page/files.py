@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hub_release.demo.page.results import COLUMNS, from_cell
 
@@ -133,9 +134,15 @@ def read_notes(folder: Path) -> dict[str, str]:
 
 
 def read_examples(folder: Path) -> list[str]:
-    """Up to six short texts of the package's ``golden.json``."""
+    """Up to six short texts: those of the package's ``card.json``, else of its ``golden.json``."""
+    chosen = read_details(folder).get("examples")
     rows = json.loads(_read_optional(folder / "golden.json") or '{"rows": []}')["rows"]
-    return [row["text"] for row in rows if 0 < len(row["text"]) <= 100][:6]
+    return [text for text in chosen or [row["text"] for row in rows] if 0 < len(text) <= 100][:6]
+
+
+def read_details(folder: Path) -> dict[str, Any]:
+    """What the publisher says in the package's ``card.json``."""
+    return dict(json.loads(_read_optional(folder / "card.json") or "{}"))
 
 
 def read_card(folder: Path) -> str:
