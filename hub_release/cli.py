@@ -37,25 +37,32 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Turn a finished run into a package that a stranger can trust.\n\n"
-    "`hub_release push runs/goemotions you/your-model` does it all: export, check, one commit on the Hub, and a check "
-    "of what arrived. The token comes from `hf auth login` or `HF_TOKEN`, the Hub from `HF_ENDPOINT`.\n\n"
-    "Exit codes: 0 done; 1 the check found problems, or you said no; 2 wrong use or input; 3 the Hub or the network "
-    "failed, or the Hub refused; 130 interrupted. With `--json` the standard output is always one JSON object. It has "
-    "`ok`, and if that is false, also `error` and `problems`.",
 )
 
 
-@app.callback()
-def main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    """Answer what is asked of the program itself."""
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         from hub_release.requirements import project_version
 
         typer.echo(project_version())
         raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Turn a finished run into a package that a stranger can trust.
+
+    `hub_release push runs/goemotions you/your-model` does it all: export, check, one commit on the Hub, and a check of
+    what arrived. The token comes from `hf auth login` or `HF_TOKEN`, the Hub from `HF_ENDPOINT`.
+
+    Exit codes: 0 done; 1 the check found problems, or you said no; 2 wrong use or input; 3 the Hub or the network
+    failed, or the Hub refused; 130 interrupted. With `--json` the standard output is always one JSON object. It has
+    `ok`, and if that is false, also `error` and `problems`.
+    """
 
 
 for verb in (export, card, check, push, pull, demo):

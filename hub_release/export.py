@@ -35,6 +35,7 @@ from hub_release.package import (
     ReleaseError,
     printable,
     read_record,
+    require_folder,
     require_free,
     sha256,
 )
@@ -59,11 +60,11 @@ def export(run: Path, package: Path, **details: Any) -> None:
     """
     details["name"] = details.get("name") or model_name(package.resolve().name)
     said = change_details(None, details)
-    if not run.is_dir():
-        raise ReleaseError(f"{run} is not a folder. Remedy: name the folder of a finished run, such as runs/goemotions")
+    require_folder(run)
     if (run / BASELINE_WEIGHTS).is_file():
         raise ReleaseError(
-            f"{run} is a baseline without a backbone, for comparison only. Remedy: train with head backbone"
+            f"{run} is a baseline without a backbone, which no package can hold. Remedy: train with --head backbone, or "
+            "score this run on other rows with training/run.py evaluate"
         )
     missing = [name for name in (*RECORDED, MODEL_CONFIG) if not (run / name).is_file()]
     if missing:
@@ -178,6 +179,7 @@ def renew_card(package: Path, overwrite: bool = False, **changes: Any) -> None:
         RefusedError: files other than the card do not match the seal.
         ReleaseError: there is no package, the card has other edits, or as :func:`render_card`.
     """
+    require_folder(package)
     if not (package / LAYOUT.config).is_file():
         raise ReleaseError(
             f"{package} is not a package: {LAYOUT.config} is missing. Remedy: run hub_release export again"

@@ -30,6 +30,20 @@ class RefusedError(ReleaseError):
         self.problems = problems
 
 
+def require_folder(path: Path) -> None:
+    """Refuse a path that is not a folder; it is never looked up on the Hub.
+
+    Raises:
+        ReleaseError: it is not a folder.
+    """
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "does not exist here"
+        raise ReleaseError(
+            f"{path} {what}, and the Hub was not asked. Remedy: check the path; for a model on the Hub, run hub_release "
+            "pull REPO_ID FOLDER first"
+        )
+
+
 def require_free(folder: Path) -> None:
     """Refuse a folder that cannot be written without loss.
 

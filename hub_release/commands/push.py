@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from huggingface_hub import get_token
 
 from hub_release.commands.console import REFUSED, AllowContaminated, Json, command, errors, fail, finish
 from hub_release.hub.client import connect
@@ -70,7 +71,8 @@ def push(
             plans = [_describe(pushed.plan, destination)]
             if page:
                 plans.append(_describe(page.plan, Destination(str(space), "space")))
-            finish(as_json, "\n".join([*plans, "Nothing was touched."]), **result)
+            unseen = [] if get_token() else ["There is no token, so a private repository seems not to exist."]
+            finish(as_json, "\n".join([*plans, *unseen, "Nothing was touched."]), **result)
         elif pushed.commit is None:
             fail(as_json, REFUSED, "you said no; nothing was pushed", **result)
         elif page and page.commit is None:

@@ -12,7 +12,7 @@ from huggingface_hub import SpaceCardData, metadata_load
 
 from hub_release.bundle import bundle
 from hub_release.demo.page.files import is_about_emotions
-from hub_release.package import LAYOUT, ReleaseError
+from hub_release.package import LAYOUT, ReleaseError, require_folder
 from modeling.infer import EmotionClassifier
 
 _SPACE_CARD = Path(__file__).with_name("space_card.md")
@@ -33,6 +33,7 @@ def serve(package: Path, host: str, port: int | None, share: bool) -> None:
         ReleaseError: no package, no gradio, or no free port.
     """
     app = _import_app()
+    require_folder(package)
     _require(package, LAYOUT.config)
     try:
         classifier = EmotionClassifier(package)
