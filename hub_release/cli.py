@@ -60,8 +60,8 @@ def main(
     what arrived. The token comes from `hf auth login` or `HF_TOKEN`, the Hub from `HF_ENDPOINT`.
 
     Exit codes: 0 done; 1 the check found problems, or you said no; 2 wrong use or input; 3 the Hub or the network
-    failed, or the Hub refused; 130 interrupted. With `--json` the standard output is always one JSON object. It has
-    `ok`, and if that is false, also `error` and `problems`.
+    failed, or the Hub refused; 4 a full disk or too little memory; 130 interrupted; 143 terminated. With `--json` the
+    standard output is always one JSON object. It has `ok`, and if that is false, also `error` and `problems`.
     """
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,9 @@ from hub_release.package import (
     require_free,
     sha256,
 )
-from hub_release.requirements import VERSION_KEY, project_version, requirements_of
+from hub_release.requirements import project_version, requirements_of
 from modeling.adapters import split_trained_weights
-from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES, EmotionClassifier
+from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES, VERSION_KEY, EmotionClassifier, publish, staging
 from modeling.recipe import hide_local_paths
 from modeling.records import ADAPTER_WEIGHTS, BASELINE_WEIGHTS, GOLDEN, MODEL, MODEL_CONFIG, RECORDED, GoldenRow
 
@@ -72,15 +71,10 @@ def export(run: Path, package: Path, **details: Any) -> None:
     if json.loads((run / LAYOUT.metrics).read_text(encoding="utf-8")).get("null_test"):
         raise ReleaseError(f"{run} is a null test: it was trained on nothing. Remedy: export the run that it tests")
     require_free(package)
-    package.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=package.parent, prefix=".export-"))
-    try:
-        _write(run, temporary, said)
-        temporary.chmod(0o755)
-        temporary.replace(package)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with staging(package.parent, ".export-") as temporary:
+        (temporary / "package").mkdir()
+        _write(run, temporary / "package", said)
+        publish(temporary / "package", package)
 
 
 def _write(run: Path, package: Path, details: CardDetails) -> None:

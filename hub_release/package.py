@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from modeling import records
+from modeling.infer.storage import staging
 from modeling.records import Content, Record
 
 _LONGEST_MESSAGE = 1_000
@@ -54,6 +57,11 @@ def require_free(folder: Path) -> None:
         raise ReleaseError(f"{folder} is a file. Remedy: name a folder that does not exist yet")
     if folder.exists() and any(folder.iterdir()):
         raise ReleaseError(f"{folder} already exists and is not empty. Remedy: delete it, or name another folder")
+
+
+def scratch() -> AbstractContextManager[Path]:
+    """A temporary folder, see :func:`modeling.infer.storage.staging`."""
+    return staging(Path(tempfile.gettempdir()), "hub_release-")
 
 
 def printable(problem: Exception) -> str:
@@ -115,23 +123,37 @@ _OF_ITS_CLIENT = re.compile(
     r"\.cache/huggingface/(?:\.gitignore|CACHEDIR\.TAG|download/.+\.(?:lock|metadata|incomplete))"
 )
 """Files in which the Hub's client records its downloads into a folder."""
-
-
+_OF_PYTHON = re.compile(r"__pycache__/(?:infer|handler)\.[\w.-]+\.pyc")
+"""Files in which Python keeps the compiled code of a package that was imported. Never checked, pushed or pulled."""
 _RECIPE_BYTES = 2**16
 _RECIPE_DEPTH = 5
 
 
 def package_files(folder: Path) -> dict[str, Path]:
-    """Path in the package → file, sorted, for everything in a folder except files of the Hub and its client.
+    """Path in the package → file, sorted, for everything in a folder except files of the Hub, its client and Python.
 
     Entries that are not plain files are listed too: check before you read one.
     """
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    from modeling.infer.files import entries  # the layout itself needs the standard library alone
+
+    found = {path.relative_to(folder).as_posix(): path for path in entries(folder)}
     return {
         name: path
         for name, path in sorted(found.items())
         if (path.is_symlink() or not path.is_dir()) and name not in OF_THE_HUB and not _OF_ITS_CLIENT.fullmatch(name)
+        if not (_OF_PYTHON.fullmatch(name) and _follows_its_source(path))
     }
+
+
+def _follows_its_source(compiled: Path) -> bool:
+    """Does Python compare this compiled code with the time and size of its source before it runs it?
+
+    Python itself writes no other. Code that is compared by hash, or not at all, could be anything.
+    """
+    if compiled.is_symlink() or not compiled.is_file():
+        return False
+    with compiled.open("rb") as file:
+        return file.read(8)[4:] == bytes(4)
 
 
 def read_record(package: Path, record: Record[Content]) -> Content:

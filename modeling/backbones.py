@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from modeling.infer import (
     BUNDLED_BACKBONE,
     EmotionConfig,
     EmotionModel,
+    build_tokenizer,
     bundled_tokenizer,
     check_quantized,
     convert_bundled_backbone,
@@ -71,16 +73,16 @@ def read_backbone_config(name: str, revision: str | None = None) -> PreTrainedCo
 
 
 def read_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
-    """The tokenizer of a backbone, without padding or truncation."""
+    """The tokenizer of a backbone, as a package will build it.
+
+    Raises:
+        PackageError: a package could not have it, see :func:`modeling.infer.build_tokenizer`.
+    """
     if name == BUNDLED_BACKBONE:
         return bundled_tokenizer()
     # Mistral Small 3.1 was published with a pattern that splits numbers and words differently than in training.
-    tokenizer = AutoTokenizer.from_pretrained(
-        name, revision=revision, trust_remote_code=False, fix_mistral_regex=True
-    ).backend_tokenizer
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return cast(Tokenizer, tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, fix_mistral_regex=True)
+    return build_tokenizer(json.loads(tokenizer.backend_tokenizer.to_str()))
 
 
 def load_frozen_backbone(

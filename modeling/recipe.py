@@ -16,6 +16,8 @@ AuditPolicy = Literal["report", "drop-from-train", "fail"]
 Oversampling = Literal["none", "duplicate", "smote", "mlsmote", "ismote", "ismote-r2"]
 WHOLE_ROW_METHODS: tuple[Oversampling, ...] = ("none", "duplicate")
 """Methods whose new rows are copies, so they have words to read."""
+LabelFormat = Literal["auto", "names", "multi-hot", "ids"]
+"""What the cells of a column of labels are; ``auto`` finds out, and takes numbers for ids only if the file says so."""
 MlsmoteLabels = Literal["ranking", "union", "intersection"]
 
 CONTAMINATED: SplitProtocol = "pooled-r2"
@@ -45,7 +47,8 @@ class Recipe(ModelSettings):
     )
     data_dir: str | None = setting(
         None,
-        "folder of a local corpus; with dataset files also a single file to split",
+        "folder of a local corpus; with dataset files also a single file to split (.csv, .tsv, .jsonl, .ndjson, .json "
+        "or .parquet)",
         "corpus",
         decides_rows=True,
         local_path=True,
@@ -59,7 +62,22 @@ class Recipe(ModelSettings):
     text_column: str = setting("text", "column of the texts", "corpus", decides_rows=True, on_card=False)
     label_column: str = setting(
         "labels",
-        "column with label names, ids or lists; without it, one 0/1 column per label",
+        "column with the labels of each row; without it, one 0/1 column per label",
+        "corpus",
+        decides_rows=True,
+        on_card=False,
+    )
+    label_format: LabelFormat = setting(
+        "auto",
+        "what label_column has: names, multi-hot vectors, or ids in the order of the labels; auto finds out, but takes "
+        "numbers for ids only if the file declares them",
+        "corpus",
+        decides_rows=True,
+        on_card=False,
+    )
+    label_separator: str | None = setting(
+        None,
+        "what separates the labels of a cell; by default the one of , ; | tab and line break that fits",
         "corpus",
         decides_rows=True,
         on_card=False,
@@ -67,7 +85,7 @@ class Recipe(ModelSettings):
     id_column: str | None = setting(None, "column of unique row ids", "corpus", decides_rows=True, on_card=False)
     labels: list[str] = setting(
         ["goemotions-28"],
-        "goemotions-28, goemotions-15, ekman, sentiment, or your labels",
+        "goemotions-28, goemotions-15, ekman, sentiment, or your labels, one or more",
         "corpus",
         decides_rows=True,
         on_card=False,
@@ -81,6 +99,12 @@ class Recipe(ModelSettings):
         "order, whose scores are contaminated",
         "corpus",
         on_card=False,
+    )
+    split_seed: int = setting(
+        3407,
+        "seed of a new split (stratified, pooled-r2); other seeds of training keep its rows",
+        "corpus",
+        least=0,
     )
     audit_policy: AuditPolicy = setting(
         "report",

@@ -105,7 +105,7 @@ def write_corpus(folder: Path, rows: int = 48) -> Path:
     return folder
 
 
-def tiny_flags(corpus: Path, backbone: str | Path, output: Path) -> list[str]:
+def tiny_flags(corpus: Path, backbone: str | Path, output: str | Path) -> list[str]:
     """Flags of a run on the tiny backbone; an epoch takes about a second."""
     return (
         f"--recipe quickstart --dataset files --data_dir {corpus} --labels {' '.join(LABELS)} --model_name {backbone} "

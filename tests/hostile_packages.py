@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hub_release.package import LAYOUT, package_files, seal
-from hub_release.requirements import VERSION_KEY
+from modeling.infer import VERSION_KEY
 
 CONFIG, HEAD, ADAPTER, ADAPTER_CONFIG = LAYOUT.config, LAYOUT.safe_head, LAYOUT.adapter, LAYOUT.adapter_config
 Mutation = Callable[[Path], None]

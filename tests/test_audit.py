@@ -357,10 +357,10 @@ def test_two_files_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     good = write(tmp_path / "good.jsonl", [{"text": "a"}])
     empty = write(tmp_path / "empty.jsonl", [{"text": " "}])
     for arguments, message in (
-        ([good, str(tmp_path / "none.csv")], "No such file"),
-        ([good, str(tmp_path)], "unknown file type"),
-        ([good, good, "--text_column", "body"], "no column 'body', only text"),
-        ([good, good, "--label_column", "emotion"], "no column 'emotion', only text"),
+        ([good, str(tmp_path / "none.csv")], "no such file or folder"),
+        ([good, str(tmp_path)], "is a folder, not .csv"),
+        ([good, good, "--text_column", "body"], "no column 'body', only 'text'"),
+        ([good, good, "--label_column", "emotion"], "no column 'emotion', only 'text'"),
         ([good, good, "--dataset", "goemotions"], "labels.txt is missing"),
         ([good, empty], "line 1, column 'text': the text is ' '"),
     ):

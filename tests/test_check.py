@@ -16,10 +16,11 @@ import pytest
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-import hub_release.check.consistency
+import hub_release.check.agreement
 import hub_release.check.gate
 from hub_release.bundle import bundle
-from hub_release.check.consistency import _card_problem, record_problems, weight_problems
+from hub_release.check.agreement import _card_problems, record_problems
+from hub_release.check.consistency import weight_problems
 from hub_release.check.gate import check, golden_problems, inspect
 from hub_release.check.integrity import hash_problems, text_problems
 from hub_release.cli import app
@@ -140,13 +141,13 @@ def test_every_digit_of_the_card_counts(copy: Path, monkeypatch: pytest.MonkeyPa
     found = digits(card)
     tables = sum(card[: at + 1].rsplit("\n", 1)[-1].startswith("|") for at in found)
     assert len(found) >= 800 and tables >= 400
-    rendered = hub_release.check.consistency.render_card(copy)
+    rendered = hub_release.check.agreement.render_card(copy)
     # The records do not change, so rendering the card again for each digit would give the same.
-    monkeypatch.setattr(hub_release.check.consistency, "render_card", lambda package: rendered)
+    monkeypatch.setattr(hub_release.check.agreement, "render_card", lambda package: rendered)
     config = read_config(copy)
     for at in found:
         (copy / LAYOUT.card).write_text(f"{card[:at]}{(int(card[at]) + 1) % 10}{card[at + 1 :]}", encoding="utf-8")
-        assert _card_problem(copy, config), card[at - 20 : at + 20]
+        assert list(_card_problems(copy, config)), card[at - 20 : at + 20]
     print(f"{len(found)} digits of the card, {tables} of them in tables: each counts")
     monkeypatch.undo()
     for at in random.Random(0).sample(found, 5):

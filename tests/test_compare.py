@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from modeling.records import LOG_LOSSES
+from modeling.records import AUDIT, LOG_LOSSES
 from tests.cards import edit
 from tests.conftest import LABELS, write_corpus
 from training.commands.compare import build_cells
@@ -128,7 +128,10 @@ def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, capsys: pyt
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "comparison.csv"), table)
     # Other settings are other runs.
     stamps = {run: run.stat().st_mtime_ns for run in runs}
-    assert main([*command, "--epochs", "1"]) == 0
+    assert main([*command, "--epochs", "1"]) == 2
+    assert "finished with other settings or rows. Remedy: use --overwrite" in capsys.readouterr().err
+    assert all(run.stat().st_mtime_ns == stamps[run] for run in runs)
+    assert main([*command, "--epochs", "1", "--overwrite"]) == 0
     assert all(run.stat().st_mtime_ns != stamps[run] for run in runs)
 
 
@@ -142,8 +145,8 @@ def test_compare_runs_again_where_rows_changed_and_nowhere_else(
     command = [*flags, "--data_dir", str(corpus), "--audit_policy", "drop-from-train", "--epochs", "1"]
     command += ["--compare", "balance=none", "--output_dir"]
 
-    def made() -> str:
-        assert main([*command, str(output)]) == 0
+    def made(*more: str) -> str:
+        assert main([*command, str(output), *more]) == 0
         return capsys.readouterr().out.partition(" of 1 runs")[0][-1]
 
     assert [made(), made()] == ["1", "0"]
@@ -152,7 +155,9 @@ def test_compare_runs_again_where_rows_changed_and_nowhere_else(
     lines = (corpus / "train.jsonl").read_text().splitlines(keepends=True)
     (corpus / "train.jsonl").write_text("".join(lines[:60]))
     os.utime(corpus / "train.jsonl", (0, 0))  # as from an archive: older than the run
-    assert [made(), made()] == ["1", "0"]
+    assert main([*command, str(output)]) == 2  # a finished run is not replaced unasked
+    assert "finished with other settings or rows. Remedy: use --overwrite" in capsys.readouterr().err
+    assert [made("--overwrite"), made()] == ["1", "0"]
     audit = json.loads(next(output.glob("*/seed-*/audit.json")).read_text())
     assert audit["training_rows"]["real"] == 59
 
@@ -177,6 +182,24 @@ def test_a_setting_against_itself_differs_by_nothing(flags: list[str], tmp_path:
     assert main([*command, "--output_dir", str(tmp_path)]) == 0  # with balance ismote both settings are equal
     table = pd.read_csv(tmp_path / "comparison.csv")
     assert table.loc[1, ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
+
+
+def test_seeds_share_the_rows_of_a_new_split(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, quick = tmp_path / "grid", ["--split", "stratified", "--epochs", "1", "--seeds", "0", "1"]
+    assert main(["compare", "loss=bce", *flags, *quick, "--output_dir", str(output)]) == 0
+    runs = [RunFolder(output / "loss=bce" / f"seed-{seed}") for seed in (0, 1)]
+    splits = [run.read(AUDIT)["splits"] for run in runs]
+    assert splits[0] == splits[1]
+    assert (runs[0].path / "predictions.npz").read_bytes() != (runs[1].path / "predictions.npz").read_bytes()
+    other = ["--split_seed", "5", "--output_dir", str(tmp_path / "other")]
+    assert main([*flags, *quick[:4], *other]) == 0
+    assert RunFolder(tmp_path / "other").read(AUDIT)["splits"] != splits[0]
+    capsys.readouterr()
+    pooled = ["--split", "pooled-r2", "--neutral_keep", "0.5", "--seeds", "0", "1"]
+    assert main(["compare", "loss=bce", *flags, *pooled, "--output_dir", str(tmp_path / "pooled")]) == 2
+    assert "each seed is tested on other rows" in capsys.readouterr().err and not (tmp_path / "pooled").exists()
 
 
 def test_bad_axes(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:

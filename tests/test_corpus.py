@@ -67,21 +67,25 @@ def test_one_column_per_label_and_ids(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_corpus("files", OWN, str(tmp_path))["test"].labels, EXPECTED[:2])
     for split in SPLITS:
         (tmp_path / f"{split}.csv").write_text('text,labels\na b,0\nNA,"1,0"\n')
-    np.testing.assert_array_equal(load_corpus("files", OWN, str(tmp_path))["test"].labels, EXPECTED[:2])
+    with pytest.raises(CorpusError, match=r"train\.csv, line 2.*'0' is a number.*0 is happy.*--label_format ids"):
+        load_corpus("files", OWN, str(tmp_path))
+    np.testing.assert_array_equal(
+        load_corpus("files", OWN, str(tmp_path), label_format="ids")["test"].labels, EXPECTED[:2]
+    )
 
 
 FAULTS: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     # file to break, its content, and what the message must have: place, column, value and the reason
     "unknown label": ("train.csv", b"text,labels\nx,sad\n", ("line 2", "'labels'", "unknown label 'sad'")),
-    "number out of range": ("train.csv", b"text,labels\nx,7\n", ("line 2", "'labels'", "id 7", "0 to 1")),
+    "number out of range": ("train.csv", b"text,labels\nx,7\n", ("line 2", "'labels'", "unknown label '7'")),
     "fraction": ("train.csv", b"text,labels\nx,0.7\n", ("line 2", "'labels'", "'0.7'")),
     "no list": ("train.csv", b'text,labels\nx,"[happy"\n', ("line 2", "'labels'", "'[happy'")),
     "not 0 or 1": ("train.csv", b"text,happy,angry\nx,0,2\n", ("line 2", "'angry'", "'2' is not 0 or 1")),
-    "missing text column": ("train.csv", b"words,labels\nx,happy\n", ("'text'", "words, labels", "--text_column")),
-    "missing labels": ("train.csv", b"text,mood\nx,happy\n", ("'labels'", "text, mood", "--label_column")),
+    "missing text column": ("train.csv", b"words,labels\nx,happy\n", ("'text'", "'words', 'labels'", "--text_column")),
+    "missing labels": ("train.csv", b"text,mood\nx,happy\n", ("'labels'", "'text', 'mood'", "--label_column")),
     "repeated column": ("train.csv", b"text,labels,text\nx,happy,y\n", ("line 1", "'text'", "twice")),
     "empty file": ("train.csv", b"", ("line 1", "empty")),
-    "header only": ("train.csv", b"text,labels\n", ("line 1", "'text,labels'", "no rows")),
+    "header only": ("train.csv", b"text,labels\n", ("line 1", "'text', 'labels'", "no rows")),
     "blank lines": ("train.jsonl", b"\n\n", ("line 1", "empty")),
     "windows": ("train.csv", b"text,labels\ncaf\xe9,happy\n", ("line 2", "byte 15", "WINDOWS-1252", "caf\ufffd,happy")),
     "UTF-16, little": ("train.csv", "text,labels\n".encode("utf-16"), ("line 1", "iconv -f UTF-16 -t UTF-8")),
@@ -98,7 +102,11 @@ FAULTS: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "line after breaks": ("train.csv", b'text,labels\n"a\nb",happy\n\nx,sad\n', ("line 5", "'labels'", "'sad'")),
     "empty text": ("train.csv", b"text,labels\n ,happy\n", ("line 2", "'text'", "' '")),
     "half a character": ("train.jsonl", b'{"text": "\\ud83d", "labels": []}', ("line 1", "'text'", "ud83d", "half")),
-    "no labels": ("train.jsonl", b'{"text": "x"}\n\n{"text": "y", "lables": []}', ("'labels'", "only text, lables")),
+    "no labels": (
+        "train.jsonl",
+        b'{"text": "x"}\n\n{"text": "y", "lables": []}',
+        ("'labels'", "only 'text', 'lables'", "Did you mean 'lables'"),
+    ),
     "no label in a row": (
         "train.jsonl",
         b'{"text": "x", "labels": ["happy"]}\n\n{"text": "y", "lables": ["happy"]}',
@@ -113,7 +121,7 @@ FAULTS: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
         b"text,labels,id\nx,happy,train2\n",
         ("line 2", "'id'", "'train2'", "train.csv"),
     ),
-    "missing id column": ("train.csv", b"text,labels\nx,happy\n", ("'id'", "only text, labels", "--id_column")),
+    "missing id column": ("train.csv", b"text,labels\nx,happy\n", ("'id'", "only 'text', 'labels'", "--id_column")),
     "missing file": ("train.txt", b"", ("exactly one train file", "train.csv, train.tsv")),
 }
 
@@ -137,7 +145,7 @@ def test_faults_name_file_place_column_value_and_remedy(tmp_path: Path, fault: s
 def test_parquet_without_rows_is_named(tmp_path: Path) -> None:
     save(tmp_path, "parquet")
     TABLE.iloc[:0].to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(CorpusError, match=r"train\.parquet, row 1: no rows, only the columns 'text, labels'.*Remedy"):
+    with pytest.raises(CorpusError, match=r"train\.parquet, row 1: no rows, only the columns 'text', 'labels'.*Remedy"):
         load_corpus("files", OWN, str(tmp_path))
 
 
@@ -157,7 +165,7 @@ def test_a_quote_does_not_swallow_rows_of_a_tsv_file(tmp_path: Path) -> None:
 def test_ids_are_those_of_goemotions_for_its_label_sets(tmp_path: Path) -> None:
     for split in SPLITS:
         (tmp_path / f"{split}.csv").write_text("text,labels\nx,0\ny,27\n")
-    corpus = load_corpus("files", ["goemotions-15"], str(tmp_path))
+    corpus = load_corpus("files", ["goemotions-15"], str(tmp_path), label_format="ids")
     np.testing.assert_array_equal(corpus["train"].labels.sum(axis=1), [1, 0])
     assert corpus["train"].labels[0, corpus.labels.index("admiration")] == 1
     assert load_corpus("starter", ["joy", "anger"])["test"].labels.shape[1] == 2
@@ -214,7 +222,7 @@ def test_goemotions_faults(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"labels\.txt: 'joy anger' is not the 28 GoEmotions labels.*Remedy"):
         load_corpus("goemotions", ["goemotions-28"], str(tmp_path))
     goemotions(tmp_path)
-    with pytest.raises(CorpusError, match="unknown label set 'ekmann'"):
+    with pytest.raises(CorpusError, match=r"'ekmann' is not a label set\. Did you mean 'ekman'"):
         load_corpus("goemotions", ["ekmann"], str(tmp_path))
 
 

@@ -15,8 +15,9 @@ import pytest
 
 from modeling.infer import EmotionClassifier, EmotionConfig, EmotionModel
 from training.commands import evaluate as evaluation
-from training.commands.evaluate import LabeledRow, load_classifier, read_rows, score
+from training.commands.evaluate import load_classifier, score
 from training.data.label_mapping import LabelMapping, MappingError, match_labels, read_mapping, shipped_mappings
+from training.data.labeled_file import FileOptions, LabeledRow, read_labeled_file
 from training.data.tables import CorpusError
 from training.data.taxonomy import GOEMOTIONS_28, MAPPINGS, TAXONOMIES
 from training.options import parse
@@ -202,7 +203,7 @@ def test_what_the_shipped_mappings_cover() -> None:
 def test_xed_without_a_header(tmp_path: Path) -> None:
     path = tmp_path / "xed.tsv"
     path.write_bytes(XED.encode())
-    rows = read_rows(path, read_mapping("plutchik"), GOEMOTIONS_28, "text", "labels")
+    rows = read_labeled_file(path, read_mapping("plutchik"), GOEMOTIONS_28, FileOptions())
     assert {row.text: row.labels for row in rows} == {
         "They don't know me here.": ("anger",),
         ", ...": ("anticipation", "trust"),
@@ -240,7 +241,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     expected = sorted(LabeledRow(text, tuple(sorted(names))) for text, names in rows)
     for name in ("a.jsonl", "a.parquet", "a.csv", "a.tsv", "hot.csv"):
         for mapping in (None, read_mapping("plutchik")):  # the header is found even if the mapping names columns
-            assert read_rows(tmp_path / name, mapping, labels, "text", "labels") == expected, name
+            assert read_labeled_file(tmp_path / name, mapping, labels, FileOptions()) == expected, name
 
 
 def test_a_column_for_each_label_is_as_good_as_one_of_names(
@@ -269,10 +270,10 @@ def test_a_column_for_each_label_is_as_good_as_one_of_names(
         "sadness": {"rows": 5, "why": "not in the mapping"},
     }
     assert results["hot.csv"]["rows"]["scored"] == 3
-    assert "its values are not 0 and 1: column votes" in caplog.text
+    assert "columns not taken as labels: votes" in caplog.text
     hot.astype({"boredom": object}).replace({"boredom": {0: None}}).to_csv(tmp_path / "hot.csv", index=False)
     with pytest.raises(CorpusError, match=r"line 2, column 'boredom': '' is not 0 or 1"):
-        read_rows(tmp_path / "hot.csv", None, ("joy", "anger"), "text", "labels")
+        read_labeled_file(tmp_path / "hot.csv", None, ("joy", "anger"), FileOptions())
 
 
 def test_a_label_that_no_row_has_is_scored_without_a_mapping(
@@ -299,20 +300,23 @@ def test_a_swallowed_row_is_pointed_at(tmp_path: Path, caplog: pytest.LogCapture
     path = tmp_path / "xed.csv"
     path.write_bytes(b'Fine.,1\r\n"Open quote,2\r\nraw line,5\r\nend",4\r\n')
     with caplog.at_level("WARNING"):
-        assert len(read_rows(path, read_mapping("plutchik"), GOEMOTIONS_28, "text", "labels")) == 2
-    assert "line 2, spans 3: an unclosed quote swallows rows" in caplog.text
+        assert len(read_labeled_file(path, read_mapping("plutchik"), GOEMOTIONS_28, FileOptions())) == 2
+    assert "line 2: 'Open quote,2\\r\\nraw line,5\\r\\nend': an unclosed quote swallows rows" in caplog.text
     lines = path.with_suffix(".tsv")
     lines.write_bytes(path.read_bytes().replace(b",", b"\t"))
-    assert len(read_rows(lines, read_mapping("plutchik"), GOEMOTIONS_28, "text", "labels")) == 4
+    assert len(read_labeled_file(lines, read_mapping("plutchik"), GOEMOTIONS_28, FileOptions())) == 4
 
 
 BAD_FILES = {
-    "nine.tsv": ("a\t1\r\nb\t2, 9\r\n", r"nine\.tsv, line 2: label '9' is not one of the ids 1, 2, .*plutchik"),
-    "names.tsv": ("a\tjoy\n", r"names\.tsv, line 1: label 'joy' is not one of the ids"),
+    "nine.tsv": (
+        "a\t1\r\nb\t2, 9\r\n",
+        r"nine\.tsv, line 2, column 'labels': label '9' is not one of the ids 1, 2, .*mapping",
+    ),
+    "zero.tsv": ("a\t0\n", r"zero\.tsv, line 1, column 'labels': label '0' is not one of the ids"),
     "cells.tsv": ("a\t1\tx\n", r"cells\.tsv, line 1: 3 cells for the 2 columns text, labels"),
     "column.csv": (
         "text,label\na,1\n",
-        r"column\.csv: no column 'labels', only text, label\. Remedy: set --label_column",
+        r"column\.csv: no column 'labels', only 'text', 'label'\. Did you mean 'label'\? Remedy: set --label_column",
     ),
     "blank.tsv": (" \t1\n", r"blank\.tsv, line 1, column 'text': the text is ' '\. Remedy"),
     "empty.tsv": ("", "empty.tsv, line 1: the file is empty"),
@@ -324,7 +328,7 @@ def test_bad_files(name: str, tmp_path: Path) -> None:
     content, message = BAD_FILES[name]
     (tmp_path / name).write_bytes(content.encode())
     with pytest.raises(CorpusError, match=message):
-        read_rows(tmp_path / name, read_mapping("plutchik"), GOEMOTIONS_28, "text", "labels")
+        read_labeled_file(tmp_path / name, read_mapping("plutchik"), GOEMOTIONS_28, FileOptions())
 
 
 # Mistakes

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -230,6 +233,31 @@ def test_the_flag_trains_nothing(
     words = f"--model_name {tiny_backbone} --labels a b --input tokens --balance none --window_length 33"
     assert main(["plan", *words.split()]) == 0
     assert "--window_length 16 --window_overlap 15" in capsys.readouterr().out
+
+
+def test_the_plan_times_real_steps_on_this_machine(
+    finished_run: Path, tiny_backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = finished_run.parent / "corpus"
+    found = []
+    for extra in (["--epochs", "3"], ["--epochs", "6"], ["--input", "hybrid", "--balance", "none"]):
+        flags = f"--dataset files --data_dir {corpus} --labels {' '.join(LABELS)} --model_name {tiny_backbone}".split()
+        assert main(["plan", *flags, "--batch_size", "8", "--balance_target", "30", *extra]) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        shown = re.fullmatch(
+            r"A step takes ([\d.]+) s .*\. (\d) epochs of (\d+) rows, (\d+) steps each, .* about ([\d.]+) min, .*", last
+        )
+        assert shown, last
+        found.append(shown)
+    audit = json.loads((finished_run / "audit.json").read_text())["training_rows"]
+    assert int(found[0][3]) == audit["real"] + audit["synthetic"] and int(found[2][3]) == 48
+    assert [int(shown[4]) for shown in found] == [math.ceil(int(shown[3]) / 8) for shown in found]
+    assert (
+        main(["plan", "--model_name", tiny_backbone, "--dataset", "files", "--data_dir", str(tmp_path / "no.csv")]) == 0
+    )
+    assert "Minutes: not estimated: " in capsys.readouterr().out
+    assert main(["plan", "--recipe", "mistral_24b"]) == 0
+    assert "is not on this machine" in capsys.readouterr().out
 
 
 def test_what_cannot_be_planned_says_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -301,14 +302,14 @@ def test_shell_ends_with_a_message(package: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "latin.txt").write_bytes("a\ncittà".encode("latin-1"))
     (tmp_path / "empty.txt").write_bytes(b"")
     for flags, words in (
-        (["--input", "nothing.txt"], r"nothing.txt cannot be read \(No such file or directory\). Remedy"),
-        (["--input", str(tmp_path)], r"cannot be read \(Is a directory\). Remedy"),
-        (["--input", str(tmp_path / "latin.txt")], "latin.txt, line 2 is not UTF-8. Remedy"),
-        *(
-            (["--input", str(tmp_path / f"{n}.jsonl")], f"{n}.jsonl, line 3 has no text: .* Remedy")
-            for n in list(lines)[:3]
-        ),
-        (["--input", str(tmp_path / "no.jsonl")], "no.jsonl, line 3 is not JSON .* Remedy"),
+        (["--input", "nothing.txt"], "nothing.txt: no such file or folder. Remedy"),
+        (["--input", str(tmp_path)], "is a folder, not .csv, .* Remedy"),
+        (["--input", str(tmp_path / "latin.txt")], "latin.txt, line 2: byte 6 is not UTF-8: .* Remedy"),
+        (["--input", str(tmp_path / "number.jsonl")], "line 3, column 'text' is not a text: 3. Remedy"),
+        (["--input", str(tmp_path / "other.jsonl")], "line 3 has no column 'text', only 'txt'. Remedy"),
+        (["--input", str(tmp_path / "list.jsonl")], "line 3: .* is not an object. Remedy"),
+        (["--input", str(tmp_path / "no.jsonl")], "no.jsonl, line 3: 'I am no JSON' is not JSON .* Remedy"),
+        (["--input", str(tmp_path / "empty.txt")], "empty.txt, line 1: the file is empty. Remedy"),
         (["a", "--model", "nothing"], "neither a folder nor a Hub id"),
         (["a", "--device", "toaster"], "device toaster cannot be used .* Remedy: use cpu, cuda"),
         (["a", "--device", "meta"], "device meta cannot be used .* Remedy: use cpu, cuda"),
@@ -320,14 +321,14 @@ def test_shell_ends_with_a_message(package: Path, tmp_path: Path, capsys: pytest
         said = capsys.readouterr()
         assert re.search(f"^error: .*{words}", said.err, re.MULTILINE) and not said.out, said.err
     with pytest.raises(SystemExit, match="2"):
-        shell.main(["--model", str(package), "--input", str(tmp_path / "empty.txt")])
+        shell.main(["--model", str(package)])
     assert "no text given" in capsys.readouterr().err
 
 
 def test_shell_does_not_lose_results(
     package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An output that cannot be written is refused before classifying; if writing fails later, results are printed."""
+    """An output that cannot be written is refused before classifying; if writing fails later, what is written stays."""
     classified: list[object] = []
     real = EmotionClassifier.predict
     monkeypatch.setattr(EmotionClassifier, "predict", lambda *a: classified.append(a) or real(*a))
@@ -340,8 +341,44 @@ def test_shell_does_not_lose_results(
         )
     if Path("/dev/full").exists():
         assert shell.main(["--model", str(package), "a", "--output", "/dev/full"]) == 2
-        said = capsys.readouterr()
-        assert json.loads(said.out)["text"] == "a" and "No space left" in said.err and classified
+        assert "No space left" in capsys.readouterr().err and classified
+    monkeypatch.setattr(shell, "_TEXTS_PER_WRITE", 2)
+    (tmp_path / "in.jsonl").write_text('"a"\n"b"\n"c"\n3\n')
+    output = tmp_path / "out.jsonl"
+    output.write_text("earlier")
+    assert shell.main(["--model", str(tmp_path / "none"), "a", "--output", str(output)]) == 2
+    assert output.read_text() == "earlier"
+    command = ["--model", str(package), "--input", str(tmp_path / "in.jsonl"), "--output", str(output)]
+    assert shell.main(command) == 2
+    assert re.search(r"line 4: .* is not an object.* \(2 results are in .*out\.jsonl\)", capsys.readouterr().err)
+    assert [json.loads(line)["text"] for line in output.read_text().splitlines()] == ["a", "b"]
+
+
+def test_shell_on_a_screen_that_is_not_utf8(package: Path, tmp_path: Path, classifier: EmotionClassifier) -> None:
+    command = [sys.executable, str(package / "infer.py"), "So happy 😭 é", "--threshold", "0"]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    row = json.loads(done.stdout.decode("cp1252"))
+    assert row["text"] == "So happy 😭 é" and set(row["emotions"]) == set(LABELS)
+
+
+@pytest.mark.parametrize("name", ["in.CSV", "in.tsv", "in.ndjson", "in.JSONL", "in.json", "in.parquet", "in.csv.gz"])
+def test_shell_reads_the_texts_of_every_format(
+    package: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.DataFrame({"said": ["Thank you, you", 'tab\tand "quotes"'], "labels": ["joy", "fear"]})
+    path = tmp_path / name
+    match name.lower().partition(".")[2]:
+        case "parquet":
+            table.to_parquet(path)
+        case "json":
+            table.to_json(path, orient="records")
+        case "jsonl" | "ndjson":
+            table.to_json(path, orient="records", lines=True)
+        case suffix:
+            table.to_csv(path, index=False, sep="\t" if suffix == "tsv" else ",")
+    assert shell.main(["--model", str(package), "--input", str(path), "--text_column", "said"]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == table.said.tolist()
 
 
 def test_a_package_of_the_reference_loads(

@@ -198,7 +198,10 @@ def test_a_no_is_also_in_json(
     assert len(hub.repositories) == 2 and json.loads(capsys.readouterr().out)["space"]["commit"]
     monkeypatch.setattr(hub_release.hub.push, "plan_files", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
     assert type_in(monkeypatch, "", *push, "--yes") == 130
-    assert "interrupted. Remedy: run the same command again" in json.loads(capsys.readouterr().out)["error"]
+    assert (
+        "interrupted; nothing is left half done. Remedy: to go on, run hub_release"
+        in json.loads(capsys.readouterr().out)["error"]
+    )
 
 
 def test_a_dry_run_shows_the_space_and_a_taken_tag(

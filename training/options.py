@@ -226,7 +226,7 @@ def _check_options(name: str, recipe: Recipe, options: Any) -> None:
             "compare-runs needs at least two run folders. Remedy: name them; the others are compared with the first"
         )
     if name == "evaluate" and not options.data:
-        raise RecipeError("evaluate needs rows. Remedy: add --data FILE, a labeled CSV, TSV, JSONL or Parquet file")
+        raise RecipeError("evaluate needs rows. Remedy: add --data FILE, a labeled file")
     if name == "audit" and len(options.paths) != 2:
         raise RecipeError(f"audit compares two files, not {len(options.paths)}. Remedy: name two")
 

@@ -1,4 +1,4 @@
-"""Train emotion classifiers, compare them and score them: ``accelerate launch training/run.py --recipe NAME``.
+"""Train emotion classifiers, compare them and score them: ``python training/run.py --recipe NAME``.
 
 Each verb is one file in ``commands/``, imported only when used, so that ``--help`` answers at once.
 """
@@ -6,6 +6,7 @@ Each verb is one file in ``commands/``, imported only when used, so that ``--hel
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,19 +18,60 @@ if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 from modeling.infer.quiet import silence_libraries
+from modeling.infer.stops import EXHAUSTED, catch_sigterm, describe_local_error, describe_stop
 from training.commands.verbs import Command
 from training.errors import TrainingError
 from training.options import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb and return the exit code: 1 for a failed test, 2 for bad input."""
+    """Run the verb and return the exit code; CONTRIBUTING.md lists them."""
     silence_libraries()
+    words = sys.argv[1:] if argv is None else list(argv)
+    command: Command[Any] | None = None
     try:
-        return run(parse(sys.argv[1:] if argv is None else argv))
-    except (TrainingError, ImportError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        with catch_sigterm():
+            command = parse(words)
+            return run(command)
+    except (Exception, KeyboardInterrupt) as error:
+        if (stop := describe_stop(error)) is not None:
+            code, reason = stop
+            if os.environ.get("RANK", "0") == "0":  # the other processes of a launch have nothing to add
+                kept, again = describe_rest(command, words)
+                first = "free some of it, and " if code == EXHAUSTED else ""
+                sys.stderr.write(f"{reason}: {kept}. Remedy: to go on, {first}run {again}\n")
+            return code
+        if not isinstance(error, (TrainingError, ImportError, OSError)):
+            raise
+        said = describe_local_error(error) if isinstance(error, OSError) and error.errno else error
+        sys.stderr.write(f"error: {said}\n")
         return 2
+
+
+def describe_rest(command: Command[Any] | None, words: Sequence[str]) -> tuple[str, str]:
+    """What a stopped command has kept, and the command that goes on."""
+    kept, again = "nothing was done yet", list(words)
+    if command is not None and command.verb == "train":
+        from training.commands.train import describe_kept
+
+        kept, resume = describe_kept(command.recipe, command.options)
+        if resume:
+            again = [*_without(words, "--overwrite", "--resume"), "--resume"]
+    elif command is not None:
+        kept = "finished runs and embeddings are kept"
+    return kept, shlex.join(["python", sys.argv[0], *again])
+
+
+def _without(words: Sequence[str], *switches: str) -> list[str]:
+    """Words of a command line without these switches, and without the values that they may have."""
+    kept: list[str] = []
+    after_switch = False
+    for word in words:
+        is_switch = word.partition("=")[0] in switches
+        if not is_switch and not (after_switch and not word.startswith("-")):
+            kept.append(word)
+        after_switch = is_switch
+    return kept
 
 
 def run(command: Command[Any]) -> int:
@@ -55,8 +97,10 @@ def run(command: Command[Any]) -> int:
             return compare_runs(options)
         case "compare":
             from training.commands.compare import compare
+            from training.run_folder import RunFolder
 
-            return compare(recipe, options)
+            with RunFolder(options.output_dir).locked():
+                return compare(recipe, options)
         case "null-test":
             from training.commands.null_test import run_null_tests
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +19,14 @@ import numpy as np
 import psutil
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
+from modeling.infer import find_damage, publish, staging
 from modeling.recipe import FIELDS, Recipe, free_on_resume
-from modeling.records import AUDIT, MODEL, RECIPE, RESULTS, Environment, Record
+from modeling.records import AUDIT, MODEL, RECIPE, RESULTS, TIMING, Environment, Record
 from training.errors import TrainingError
+
+logger = logging.getLogger(__name__)
 
 Content = TypeVar("Content")
 
@@ -59,29 +63,57 @@ class RunFolder:
         """Folder of the trainer's checkpoints."""
         return self.path / "checkpoints"
 
-    def open(self, resume: bool, overwrite: bool) -> None:
-        """Create the folder, or check that it may be written to; delete nothing yet.
+    @property
+    def is_finished(self) -> bool:
+        """Is the file there that is written last?"""
+        return (self.path / TIMING).is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder, and keep other processes from writing to it; its holder's end frees it, however it ends.
 
         Raises:
-            RunFolderError: it already holds a run, and neither ``resume`` nor ``overwrite`` is set; or it is not a run
-                folder and has files that a run would replace.
+            RunFolderError: another process writes to it; or it is not a run folder and has files that a run would
+                replace.
         """
-        is_run = (self.path / RECIPE).exists()
-        if is_run and not resume and not overwrite:
-            raise RunFolderError(
-                f"{self.path} already holds a run. Remedy: use --resume to continue it, --overwrite to train it again, "
-                "or another --output_dir"
-            )
         foreign = [name for name in (*RESULTS, MODEL) if (self.path / name).exists()]
-        if foreign and not is_run:
+        if foreign and not (self.path / RECIPE).exists():
             raise RunFolderError(
                 f"{self.path} is not a run folder, but has {', '.join(foreign)}. Remedy: use another --output_dir"
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunFolderError(
+                f"{self.path} is in use: another process is writing to it. Remedy: wait for it to end, or use another "
+                "--output_dir"
+            ) from None
+        with lock:
+            yield
+
+    def refuse_finished(self, resume: bool, overwrite: bool) -> None:
+        """Refuse a folder that this run would replace unasked, or cannot continue.
+
+        Raises:
+            RunFolderError: it already holds a run, and neither ``resume`` nor ``overwrite`` is set; or the run is
+                finished and its checkpoints are gone.
+        """
+        if (self.path / RECIPE).exists() and not resume and not overwrite:
+            raise RunFolderError(
+                f"{self.path} already holds a run. Remedy: use --resume to continue it, --overwrite to train it again, "
+                "or another --output_dir"
+            )
+        if resume and not overwrite and self.is_finished and not self._checkpoints():
+            raise RunFolderError(
+                f"{self.path} is finished and its checkpoints are deleted, so nothing is left to continue. Remedy: use "
+                "--overwrite to train it again, or another --output_dir"
+            )
 
     def clear(self, checkpoints: bool) -> None:
         """Delete results, so that an interrupted run does not look finished, and checkpoints if asked."""
-        for name in RESULTS:
+        for name in (TIMING, *RESULTS):  # the mark of a finished run first: this may be interrupted, too
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / MODEL, ignore_errors=True)
         if checkpoints:
@@ -125,22 +157,56 @@ class RunFolder:
                 "run started. Remedy: restore them, or use --overwrite to train again"
             )
 
-    def last_checkpoint(self) -> Path | None:
-        """The last complete checkpoint: the highest step with a trainer state, which is written last."""
-        found = {
-            int(match[1]): path
-            for path in self.checkpoints.glob("checkpoint-*")
-            if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / "trainer_state.json").is_file()
-        }
-        return found[max(found)] if found else None
+    def checkpoint(self, step: int) -> Path:
+        """Trainer's folder of the checkpoint after a step."""
+        return self.checkpoints / f"checkpoint-{step}"
+
+    def _checkpoints(self) -> dict[int, int]:
+        """The step of each checkpoint, the last first, with the step of the best until then; 0 if it is unknown."""
+        found = {}
+        for path in self.checkpoints.glob("checkpoint-*"):
+            step = path.name.removeprefix("checkpoint-")
+            if step.isdecimal():
+                try:
+                    state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+                    found[int(step)] = int(state["best_global_step"] or step)
+                except (OSError, ValueError, KeyError, TypeError):
+                    found[int(step)] = 0
+        return dict(sorted(found.items(), reverse=True))
+
+    def rotate(self, limit: int) -> None:
+        """Delete all but ``limit`` checkpoints: the last and the best, and then those from which a run can continue.
+
+        A run continues from a checkpoint only together with the best one until then, whose weights may be the result.
+        """
+        checkpoints = self._checkpoints()
+        kept: set[int] = set()
+        for step, best in checkpoints.items():
+            more = {step, best} - kept
+            if not kept or len(kept) + len(more) <= limit:
+                kept |= more
+        for step in checkpoints.keys() - kept:
+            shutil.rmtree(self.checkpoint(step), ignore_errors=True)
+
+    def inspect_checkpoints(self) -> tuple[Path | None, dict[Path, str]]:
+        """The last checkpoint from which a run can continue to the same result, and what is wrong with unusable ones.
+
+        A usable one is as it was sealed, and so is the best one until then.
+        """
+        checkpoints = self._checkpoints()
+        damage = {step: find_damage(self.checkpoint(step)) for step in checkpoints}
+        for step, best in checkpoints.items():
+            if not damage[step] and damage.get(best, "missing"):
+                damage[step] = f"checkpoint-{best}, the best until then, is missing or damaged"
+        usable = next((self.checkpoint(step) for step in checkpoints if not damage[step]), None)
+        return usable, {self.checkpoint(step): what for step, what in damage.items() if what}
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
         """A path to write a file or folder to, moved to ``name`` once it is complete."""
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=".writing-") as folder:
-            temporary = Path(folder, name)
-            yield temporary
-            temporary.replace(self.path / name)
+        with staging(self.path, ".writing-") as folder:
+            yield folder / name
+            publish(folder / name, self.path / name)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a UTF-8 text file."""

@@ -21,7 +21,15 @@ from hub_release.card.own import CardDetails, read_details
 from hub_release.card.text import HTML
 from hub_release.package import LAYOUT, ReleaseError, read_recipe, read_record, sha256
 from modeling import records
-from modeling.infer import HUB_ID, EmotionConfig, PackageError, build_heads, read_config, refuse_large_header
+from modeling.infer import (
+    HUB_ID,
+    EmotionConfig,
+    PackageError,
+    as_package_error,
+    build_heads,
+    read_config,
+    refuse_large_header,
+)
 from modeling.recipe import CONTAMINATED
 from modeling.records import (
     Audit,
@@ -38,8 +46,6 @@ from modeling.records import (
 _CONFIG = Record[dict[str, Any]](LAYOUT.config)
 _ADAPTER_CONFIG = Record[dict[str, Any]](LAYOUT.adapter_config)
 _REMEDY = "run hub_release export again"
-_MAX_LAYERS = 1_000
-_MAX_SETTING = 2**20
 
 
 @dataclass(frozen=True)
@@ -142,29 +148,15 @@ class Facts:
 
 
 def refuse_backbone(settings: Mapping[str, Any]) -> None:
-    """Refuse a backbone that would build endlessly or fill the memory, even without its weights.
-
-    Args:
-        settings: the ``backbone_config`` of a package.
+    """Refuse a ``backbone_config`` that is not a Mistral's. (A run on Mistral 3 records its language model only.)
 
     Raises:
-        PackageError: it is not a Mistral or it is too large. (A run on Mistral 3 records its language model only.)
+        PackageError: it is missing or of another architecture.
     """
     if settings.get("model_type") != "mistral":
         raise PackageError(
             LAYOUT.config, "has no backbone_config of a Mistral", "train on a Mistral, then export again"
         )
-    layers = settings.get("num_hidden_layers")
-    if not isinstance(layers, int) or not 0 < layers <= _MAX_LAYERS or _largest(settings) > _MAX_SETTING:
-        what = "has a backbone_config without layers, or of a model that is too large"
-        raise PackageError(LAYOUT.config, what, _REMEDY)
-
-
-def _largest(value: Any) -> int:
-    """The largest magnitude of the integers in a JSON value."""
-    if isinstance(value, dict | list):
-        return max(map(_largest, value.values() if isinstance(value, dict) else value), default=0)
-    return abs(value) if isinstance(value, int) else 0
 
 
 def read_facts(package: Path) -> Facts:
@@ -243,9 +235,10 @@ def _find_encoder(name: str, is_local: bool) -> Source:
 
 def _read_shapes(path: Path) -> dict[str, list[int]]:
     """Shapes of a safetensors file, from its header alone."""
-    refuse_large_header(path)
-    with safe_open(path, framework="numpy") as file:
-        return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # not a mapping
+    with path.open("rb") as file, as_package_error(path.name, "is damaged"):
+        refuse_large_header(file.read(8))
+    with as_package_error(path.name, "is damaged"), safe_open(path, framework="numpy") as tensors:
+        return {key: list(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118  # not a mapping
 
 
 def _refuse_html(facts: Facts) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from hub_release.card.own import CardDetails, read_own_words, section
 from hub_release.card.scores import collect_scores
 from hub_release.card.text import Markdown, cells, code, plain
 from hub_release.package import LAYOUT, ReleaseError, printable, seal, template_path
-from modeling.infer import PackageError
+from modeling.infer import PackageError, staging
 
 _BAD_CONTENT = (
     *(LookupError, TypeError, ValueError, ArithmeticError, AttributeError),
@@ -84,7 +83,7 @@ def write_card(package: Path) -> None:
 
 def replace_file(package: Path, name: str, content: str) -> None:
     """Write a text file of a package, whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=package, prefix=".card-") as folder:
-        written = Path(folder, name)
+    with staging(package, ".card-") as folder:
+        written = folder / name
         written.write_text(content, encoding="utf-8")
         written.replace(package / name)

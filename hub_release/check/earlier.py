@@ -7,8 +7,7 @@ import shlex
 from pathlib import Path
 
 from hub_release.package import LAYOUT, sha256
-from hub_release.requirements import VERSION_KEY
-from modeling.infer import PackageError, read_json
+from modeling.infer import VERSION_KEY, PackageError, read_json
 
 CODE = {
     "a27a75d973f5b09678164629cea74df3677ead1737c9cb18d1b91f059b02fdf3": "infer.py of 0.1.0",

@@ -7,15 +7,17 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from hub_release.check.agreement import record_problems
 from hub_release.check.consistency import (
     Findings,
+    backbone_on_meta,
     code_problems,
     origin_problems,
     protocol_problems,
-    record_problems,
     weight_problems,
 )
 from hub_release.check.integrity import (
@@ -26,14 +28,17 @@ from hub_release.check.integrity import (
     text_problems,
     unreadable_problems,
 )
-from hub_release.package import LAYOUT, printable
+from hub_release.package import LAYOUT, package_files, printable, scratch
 from hub_release.requirements import BUNDLED_WHEEL, closure, modules_of, read_requirements
 from modeling.infer import BUNDLED_BACKBONE, PackageError, read_config
 from modeling.records import MODEL_CONFIG, RECORDED
 
 TOLERANCE = 1e-4
-GOLDEN_SECONDS = 3_600
-"""Enough to download and load a backbone of 48 GB."""
+GOLDEN_SECONDS = 300
+BYTES_PER_SECOND = 15_000_000
+"""Of a backbone that has to be downloaded first; one of 48 GB gets another hour."""
+GOLDEN_BYTES = 2**33
+"""Memory of the golden process, besides the backbone."""
 PROBE = Path(__file__).with_name("probe.py")
 _NOT_LOADED = {LAYOUT.card, *RECORDED} - {LAYOUT.golden}
 """Files that no step of loading reads."""
@@ -60,32 +65,39 @@ def check(package: Path, allow_contaminated: bool = False) -> list[str]:
             else "name a package that hub_release export wrote"
         )
         return [str(PackageError(str(package), what, remedy))]
-    unreadable = unreadable_problems(package)
-    problems = unreadable + _readable_problems(package, unreadable, allow_contaminated)
-    if not unreadable and all(problem.file in _NOT_LOADED for problem in problems):
-        problems += golden_problems(package)
+    with _private_copy(package) as (copy, problems):
+        unreadable = bool(problems)
+        problems += _readable_problems(package, copy, problems, allow_contaminated)
+        if not unreadable and all(problem.file in _NOT_LOADED for problem in problems):
+            problems += golden_problems(copy)
     return [printable(problem) for problem in problems]
 
 
 def inspect(package: Path, allow_contaminated: bool = False) -> list[PackageError]:
     """What :func:`check` finds by reading only; nothing of the package is run.
 
-    Entries that must not be opened (a link out of the package, a pipe) are listed and skipped: the rest is read from a
-    copy without them.
+    Entries that must not be opened (a link out of the package, a pipe) are listed and skipped.
     """
-    unreadable = unreadable_problems(package)
-    return unreadable + _readable_problems(package, unreadable, allow_contaminated)
+    with _private_copy(package) as (copy, problems):
+        return problems + _readable_problems(package, copy, problems, allow_contaminated)
 
 
-def _readable_problems(package: Path, unreadable: list[PackageError], allow_contaminated: bool) -> list[PackageError]:
+@contextmanager
+def _private_copy(package: Path) -> Iterator[tuple[Path, list[PackageError]]]:
+    """A copy of the files that may be opened, so that what is read is what is run; and the problems of the others."""
+    with scratch() as temporary:
+        problems = unreadable_problems(package)
+        copy = temporary / "package"
+        names = package_files(package).keys() - {problem.file for problem in problems}
+        yield copy, [*problems, *copy_files(package, copy, names)]
+
+
+def _readable_problems(
+    package: Path, copy: Path, unreadable: list[PackageError], allow_contaminated: bool
+) -> list[PackageError]:
     refused = {problem.file for problem in unreadable}
     layout = [problem for problem in layout_problems(package, refused) if problem.file not in refused]
-    if not unreadable:
-        return layout + _content_problems(package, allow_contaminated)
-    with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary, "package")
-        copy_files(package, copy, set(LAYOUT.files(reads_words=True)) - refused)
-        return layout + _content_problems(copy, allow_contaminated)
+    return layout + _content_problems(copy, allow_contaminated)
 
 
 def _content_problems(package: Path, allow_contaminated: bool) -> list[PackageError]:
@@ -103,18 +115,22 @@ def _content_problems(package: Path, allow_contaminated: bool) -> list[PackageEr
 
 def golden_problems(package: Path) -> list[PackageError]:
     """Whether a stranger's process gives the trained model's probabilities; this runs the package's code."""
+    config = read_config(package)
     distributions = closure(read_requirements(package / LAYOUT.requirements))
-    if read_config(package).model_name == BUNDLED_BACKBONE:
+    if config.model_name == BUNDLED_BACKBONE:
         distributions.add(BUNDLED_WHEEL)
-    arguments = [str(package.resolve()), " ".join(modules_of(distributions)), " ".join(distributions)]
-    with tempfile.TemporaryDirectory() as elsewhere:
+    values = sum(parameter.numel() for parameter in backbone_on_meta(config).parameters())
+    memory = GOLDEN_BYTES + 2 * 4 * values  # in float32, and once more while it is read
+    seconds = GOLDEN_SECONDS + 2 * values / BYTES_PER_SECOND  # published in 16 bits
+    arguments = [str(package.resolve()), " ".join(modules_of(distributions)), " ".join(distributions), str(memory)]
+    with scratch() as elsewhere:
         command = [sys.executable, "-I", str(PROBE), *arguments]
         try:
             result = subprocess.run(
-                command, cwd=elsewhere, capture_output=True, text=True, check=False, timeout=GOLDEN_SECONDS
+                command, cwd=elsewhere, capture_output=True, text=True, check=False, timeout=seconds
             )
         except subprocess.TimeoutExpired:
-            what = f"has no probabilities after {GOLDEN_SECONDS:,} seconds in a fresh process"
+            what = f"has no probabilities after {seconds:,.1f} seconds in a fresh process"
             return [
                 PackageError(
                     LAYOUT.code, what, "check on a machine that has the backbone in its Hub cache, or export again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterable
@@ -11,12 +12,12 @@ from pathlib import Path
 from PIL import Image
 
 from hub_release.package import LAYOUT, OPTIONAL, package_files, sha256
-from modeling.infer import MAX_TOKENIZER_BYTES, PackageError, read_json, unsafe_entries
+from modeling.infer import MAX_ADAPTER_BYTES, MAX_TOKENIZER_BYTES, PackageError, read_json, unsafe_entries
 
 _BINARY = (".safetensors", ".pt", ".png")
 _MAX_BYTES = 2**24
-_MAX_WEIGHT_BYTES = 2**32
-"""A head and an adapter of a model of 24 billion parameters have 0.4 GB; its frozen weights have 48."""
+_SEARCHED_BYTES = 2**22
+"""Names and notes are in the first and last bytes of a file of weights; the numbers between are not searched."""
 _MAX_PIXELS = 2**25
 _LAST_CHUNK = b"IEND\xaeB`\x82"
 _SECRETS = {
@@ -49,7 +50,7 @@ def unreadable_problems(package: Path) -> list[PackageError]:
     problems = list(unsafe_entries(package))
     unsafe = {problem.file for problem in problems}
     for name, path in package_files(package).items():
-        limit = _MAX_WEIGHT_BYTES if name.endswith((".safetensors", ".pt")) else _MAX_BYTES
+        limit = MAX_ADAPTER_BYTES if name.endswith((".safetensors", ".pt")) else _MAX_BYTES
         limit = MAX_TOKENIZER_BYTES if name == LAYOUT.tokenizer else limit
         if name not in unsafe and (size := path.stat().st_size) > limit:
             problems.append(
@@ -155,7 +156,7 @@ def text_problems(package: Path) -> list[PackageError]:
     for name, path in package_files(package).items():
         if name in (LAYOUT.code, LAYOUT.handler):
             continue
-        content = path.read_bytes()
+        content = _searched(path)
         patterns = [
             (kind, pattern, "delete it, and revoke it where it was issued") for kind, pattern in _SECRETS.items()
         ]
@@ -173,3 +174,13 @@ def text_problems(package: Path) -> list[PackageError]:
                 where = "" if name.endswith(_BINARY) else f" in line {line}"
                 problems.append(PackageError(name, f"contains {kind}{where}", remedy))
     return problems
+
+
+def _searched(path: Path) -> bytes:
+    """The bytes of a file in which a text can be."""
+    if path.suffix not in (".safetensors", ".pt") or path.stat().st_size <= 2 * _SEARCHED_BYTES:
+        return path.read_bytes()
+    with path.open("rb") as file:
+        start = file.read(_SEARCHED_BYTES)
+        file.seek(-_SEARCHED_BYTES, os.SEEK_END)
+        return start + file.read()

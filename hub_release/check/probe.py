@@ -1,4 +1,4 @@
-"""Reproduce a package's golden probabilities: ``python -I probe.py FOLDER MODULES DISTRIBUTIONS``.
+"""Reproduce a package's golden probabilities: ``python -I probe.py FOLDER MODULES DISTRIBUTIONS BYTES``.
 
 The check runs this file in its own process. Only the package, the standard library and the named modules can be
 imported there. Everything else that is installed, this project included, is out of reach.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.metadata
+import importlib.util
 import json
 import re
 import sys
@@ -45,6 +46,18 @@ def declare(folder: str, modules: set[str], distributions: set[str]) -> None:
     sys.dont_write_bytecode = True
 
 
+def limit_memory(most: int) -> None:
+    """End this process, not the machine, if it needs more than ``most`` bytes; a GPU's driver reserves what it wants."""
+    import torch
+
+    if importlib.util.find_spec("resource") and not torch.cuda.is_available():
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
 def measure(folder: str) -> float:
     """The largest difference between the golden probabilities and the package's."""
     import numpy as np
@@ -60,4 +73,5 @@ def measure(folder: str) -> float:
 
 if __name__ == "__main__":
     declare(sys.argv[1], set(sys.argv[2].split()), set(sys.argv[3].split()))
+    limit_memory(int(sys.argv[4]))
     sys.stdout.write(json.dumps({"difference": measure(sys.argv[1])}) + "\n")

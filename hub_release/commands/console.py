@@ -13,11 +13,12 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from hub_release.hub.client import HubError, describe_local_error
+from hub_release.hub.client import HubError
 from hub_release.package import RefusedError, ReleaseError
 from modeling.infer.quiet import silence_libraries
+from modeling.infer.stops import catch_sigterm, describe_local_error, describe_stop
 
-REFUSED, WRONG_USE, HUB_FAILED, INTERRUPTED = 1, 2, 3, 130
+REFUSED, WRONG_USE, HUB_FAILED = 1, 2, 3
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Package = Annotated[Path, typer.Argument(metavar="PACKAGE", help="Package folder, such as packages/goemotions.")]
@@ -48,16 +49,24 @@ def errors(as_json: bool) -> Iterator[None]:
     silence_libraries()
     escape_unencodable()
     try:
-        yield
-    except ReleaseError as error:
+        with catch_sigterm():
+            yield
+    except (Exception, KeyboardInterrupt) as error:
+        _end(as_json, error)
+
+
+def _end(as_json: bool, error: BaseException) -> NoReturn:
+    if (stop := describe_stop(error)) is not None:
+        again = command("hub_release", *sys.argv[1:])
+        fail(as_json, stop[0], f"{stop[1]}; nothing is left half done. Remedy: to go on, run {again}")
+    if isinstance(error, ReleaseError):
         problems = error.problems if isinstance(error, RefusedError) else []
         codes = {HubError: HUB_FAILED, RefusedError: REFUSED}
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), WRONG_USE)
         fail(as_json, code, str(error), problems)
-    except OSError as error:  # from the file system: the Hub client's errors are ReleaseErrors by now
+    if isinstance(error, OSError):  # from the file system: the Hub client's errors are ReleaseErrors by now
         fail(as_json, WRONG_USE, describe_local_error(error))
-    except KeyboardInterrupt:
-        fail(as_json, INTERRUPTED, "interrupted. Remedy: run the same command again; nothing is left half done")
+    raise error
 
 
 def fail(as_json: bool, code: int, error: str, problems: Sequence[str] = (), **result: Any) -> NoReturn:

@@ -23,6 +23,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, retry_if
 from tenacity.wait import wait_exponential_jitter
 
 from hub_release.package import ReleaseError
+from modeling.infer.stops import describe_local_error
 
 TRIES = 5
 LONGEST_WAIT = 60
@@ -45,8 +46,8 @@ def connect() -> HfApi:
     api = HfApi()
     if not re.fullmatch(r"https?://[\w.:\[\]-]+(?:/\S*)?", api.endpoint):
         raise ReleaseError(
-            f"HF_ENDPOINT is {api.endpoint!r}, not an address. Remedy: unset it, or set one such as "
-            "https://huggingface.co"
+            f"HF_ENDPOINT is {re.sub('.*@', '…@', api.endpoint)!r}, not an address. Remedy: unset it, or set one "
+            "without a password, such as https://huggingface.co"
         )
     for logger in (logging.getLogger("huggingface_hub"), logging.getLogger("httpx2")):
         for place in (logger, *logger.handlers):  # a logger's filter does not see the records of its children
@@ -58,9 +59,10 @@ def connect() -> HfApi:
 
 
 def redact(text: str) -> str:
-    """Remove the token, and the query of every address: signed addresses have their secret there."""
+    """Remove the token, and the password and the query of every address: signed addresses have their secret there."""
     if token := get_token():
         text = text.replace(token, "…")
+    text = re.sub(r"://[^\s/?#@:]*:\S*@", "://…@", text)
     return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?…", text)
 
 
@@ -188,14 +190,6 @@ def translated_errors() -> Iterator[None]:
             f"the Hub's answer cannot be used ({type(error).__name__}: {redact(str(error))}). Remedy: check that "
             "HF_ENDPOINT is a Hub and that no proxy answers for it, and run again"
         ) from error
-
-
-def describe_local_error(error: OSError) -> str:
-    """What this machine's file system refused, with the remedy."""
-    return (
-        f"{error.filename or 'a file'}: {error.strerror or error}. Remedy: name a place that exists, has space and can "
-        "be read and written"
-    )
 
 
 def describe_refusal(error: HfHubHTTPError) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, RepoFile
@@ -12,6 +12,10 @@ from huggingface_hub import HfApi, RepoFile
 from hub_release.hub.client import HubError, translated_errors
 from hub_release.hub.diff import same_content
 from hub_release.package import OF_THE_HUB, RefusedError, require_free
+from modeling.infer import publish, staging
+
+_NOT_PULLED = [*sorted(OF_THE_HUB), "__pycache__/*"]
+"""Files of the Hub, and compiled code: Python would run it in place of ``infer.py``."""
 
 
 def pull(
@@ -39,16 +43,12 @@ def pull(
         HubError: the Hub or the network failed, a name leads out of the folder, or a file is not what the Hub lists.
     """
     require_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".pull-"))
-    try:
+    with staging(folder.parent, ".pull-") as temporary:
         with translated_errors():
             commit = _download(api, repo_id, revision, temporary)
         if problems := find_problems(temporary / "package"):
             raise RefusedError(f"{repo_id} at {commit} fails the check, and {folder} is not written", problems)
-        (temporary / "package").replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        publish(temporary / "package", folder)
     return commit
 
 
@@ -56,7 +56,8 @@ def _download(api: HfApi, repo_id: str, revision: str | None, temporary: Path) -
     commit = api.repo_info(repo_id, revision=revision).sha
     assert commit is not None
     tree = api.list_repo_tree(repo_id, recursive=True, revision=commit)
-    files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile) and entry.path not in OF_THE_HUB}
+    listed = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    files = {name: entry for name, entry in listed.items() if not any(fnmatch(name, x) for x in _NOT_PULLED)}
     for name in files:
         _refuse_hostile_name(name)
     package = temporary / "package"
@@ -65,7 +66,7 @@ def _download(api: HfApi, repo_id: str, revision: str | None, temporary: Path) -
         revision=commit,
         local_dir=package,
         cache_dir=temporary / "cache",  # empty, as for a stranger
-        ignore_patterns=sorted(OF_THE_HUB),
+        ignore_patterns=_NOT_PULLED,
     )
     shutil.rmtree(package / ".cache")
     # The client compares sizes only.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from hub_release.hub.client import HubError, translated_errors
 from hub_release.hub.commit import Destination, Pushed, plan_files, push_files, require_reference
 from hub_release.hub.diff import CommitPlan
 from hub_release.hub.pull import pull
-from hub_release.package import LAYOUT, RefusedError, ReleaseError, package_files, printable, require_folder
+from hub_release.package import LAYOUT, RefusedError, ReleaseError, package_files, printable, require_folder, scratch
 
 
 @dataclass(frozen=True)
@@ -153,10 +152,11 @@ def _require_usable(options: PushOptions) -> None:
 def _files_of_space(package: Path, model: Destination) -> Iterator[dict[str, Path]]:
     from hub_release.demo.serve import space_files  # imports torch
 
-    with tempfile.TemporaryDirectory() as temporary:
+    with scratch() as temporary:
+        (temporary / "space").mkdir()
         for name, content in space_files(package, model.repo_id).items():
-            Path(temporary, name).write_bytes(content)
-        yield package_files(Path(temporary))
+            (temporary / "space" / name).write_bytes(content)
+        yield package_files(temporary / "space")
 
 
 @contextmanager
@@ -171,8 +171,8 @@ def _after(pushed: Pushed, what: str) -> Iterator[None]:
 @contextmanager
 def _package_of(source: Path, destination: Destination) -> Iterator[Path]:
     """A package that nobody else can change, so that what was checked is what is pushed."""
-    with tempfile.TemporaryDirectory() as temporary:
-        package = Path(temporary) / "package"
+    with scratch() as temporary:
+        package = temporary / "package"
         if (source / LAYOUT.config).is_file():
             problems = unreadable_problems(source) or copy_files(source, package, package_files(source))
             if problems:
@@ -187,8 +187,8 @@ def _package_of(source: Path, destination: Destination) -> Iterator[Path]:
 
 
 def _verify(api: HfApi, destination: Destination, pushed: Pushed, allow_contaminated: bool) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "package"
+    with scratch() as temporary:
+        folder = temporary / "package"
         pull(api, destination.repo_id, folder, pushed.commit)
         problems = check(folder, allow_contaminated)
     if problems:

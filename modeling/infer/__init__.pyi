@@ -1,4 +1,4 @@
-from .adapter import read_adapter as read_adapter
+from .adapter import MAX_ADAPTER_BYTES as MAX_ADAPTER_BYTES, read_adapter as read_adapter
 from .backbone import (
     attention_kernel as attention_kernel,
     build_backbone as build_backbone,
@@ -9,29 +9,37 @@ from .bundled import (
     bundled_tokenizer as bundled_tokenizer,
     cache_folder as cache_folder,
     convert_bundled_backbone as convert_bundled_backbone,
+    require_writable as require_writable,
 )
 from .classifier import EmotionClassifier as EmotionClassifier
 from .config import (
     AUTO_MAP as AUTO_MAP,
     CUSTOM_PIPELINES as CUSTOM_PIPELINES,
     SCHEMA_VERSION as SCHEMA_VERSION,
+    VERSION_KEY as VERSION_KEY,
     EmotionConfig as EmotionConfig,
     read_config as read_config,
 )
+from .decoding import describe_encoding as describe_encoding
 from .encoders import (
     ENCODERS as ENCODERS,
     LoadedEncoder as LoadedEncoder,
     encode_in_batches as encode_in_batches,
     load_encoder as load_encoder,
 )
-from .errors import PackageError as PackageError
+from .errors import (
+    CacheError as CacheError,
+    PackageError as PackageError,
+    TableError as TableError,
+    as_package_error as as_package_error,
+)
 from .features import (
     Features as Features,
     cut_into_windows as cut_into_windows,
     pool_windows as pool_windows,
     tokenize as tokenize,
 )
-from .files import HUB_ID as HUB_ID, read_json as read_json, unsafe_entries as unsafe_entries
+from .files import HUB_ID as HUB_ID, entries as entries, read_json as read_json, unsafe_entries as unsafe_entries
 from .fused import (
     FEWEST_ROWS as FEWEST_ROWS,
     FusedOneTokenMistral as FusedOneTokenMistral,
@@ -54,13 +62,36 @@ from .predict import (
     to_tensors as to_tensors,
 )
 from .quantization import check_quantized as check_quantized
-from .weights import (
-    HEAD_FILES as HEAD_FILES,
+from .separated import quote_names as quote_names
+from .stops import (
+    EXHAUSTED as EXHAUSTED,
+    INTERRUPTED as INTERRUPTED,
+    TERMINATED as TERMINATED,
+    catch_sigterm as catch_sigterm,
+    describe_stop as describe_stop,
+)
+from .storage import (
+    find_damage as find_damage,
+    publish as publish,
+    seal as seal,
+    staging as staging,
+)
+from .tables import (
+    ROW_SUFFIXES as ROW_SUFFIXES,
+    read_rows as read_rows,
+    read_texts as read_texts,
+    split_suffix as split_suffix,
+)
+from .tokenizer import (
     MAX_TOKENIZER_BYTES as MAX_TOKENIZER_BYTES,
     TOKENIZER_FILE as TOKENIZER_FILE,
+    build_tokenizer as build_tokenizer,
+    read_tokenizer as read_tokenizer,
+)
+from .weights import (
+    HEAD_FILES as HEAD_FILES,
     read_head as read_head,
     read_head_file as read_head_file,
-    read_tokenizer as read_tokenizer,
     refuse_different_heads as refuse_different_heads,
     refuse_large_header as refuse_large_header,
 )

@@ -1,7 +1,6 @@
 """The LoRA adapter of a package, read as data."""
 
 import logging
-import math
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -11,16 +10,19 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from modeling.infer.config import EmotionConfig
-from modeling.infer.errors import PackageError
-from modeling.infer.files import read_json
+from modeling.infer.errors import PackageError, as_package_error
+from modeling.infer.files import read_bytes, read_json
 from modeling.infer.one_token import OneTokenMistral
 from modeling.infer.quiet import silence_libraries
-from modeling.infer.weights import load_safetensors, refuse_other_tensors
+from modeling.infer.weights import load_safetensors, most_bytes, refuse_other_tensors
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_FILES = ("lora_adapter/adapter_model.safetensors", "lora_adapter/adapter_config.json")
+MAX_ADAPTER_BYTES = 3 * 2**29
+"""A 24B model with rank 64 has 1.5 GB in float32."""
 _MAX_RANK = 2**12
+_MAX_ALPHA = 2**16
 _PLAIN_PATTERN = r"(?:[A-Za-z0-9_|()]|\\\.|\\[dw]\+?)+"
 """Regular expressions that always end soon: no repeated group, and (see below) few repetitions."""
 _ADAPTER_FIELDS = {
@@ -59,18 +61,17 @@ def read_adapter(folder: Path, config: EmotionConfig, backbone: nn.Module) -> tu
     """
     peft, name = _import_peft(), ADAPTER_FILES[0]
     settings = _read_adapter_config(folder, config)
-    try:
-        tensors = load_safetensors(folder / name)
-    except Exception as error:  # a hostile file can make its parser raise anything
-        raise PackageError(name, f"is missing or damaged ({type(error).__name__})") from None
+    # Twice what all linear layers need: an adapter may also have tensors for queries, keys and a vision tower.
+    widths = sum(part.in_features + part.out_features for part in backbone.modules() if isinstance(part, nn.Linear))
+    content = read_bytes(folder, name, min(most_bytes(2 * settings.r * widths), MAX_ADAPTER_BYTES))
+    with as_package_error(name, "is damaged"):
+        tensors = load_safetensors(content)
     # Check before layers of that rank are made: only the configuration says how large they would be.
     if {tuple(value.shape)[:1] for key, value in tensors.items() if ".lora_A." in key} != {(settings.r,)}:
         raise PackageError(name, f"has no tensors, or their rank is not r {settings.r} as in {ADAPTER_FILES[1]}")
-    try:
+    with as_package_error(ADAPTER_FILES[1], f"does not fit the backbone {config.model_name}"):
         model = peft.get_peft_model(cast(PreTrainedModel, backbone), settings)
         expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    except (ValueError, TypeError) as error:
-        raise PackageError(ADAPTER_FILES[1], f"does not fit the backbone {config.model_name}: {error}") from None
     vision = r"base_model\.model\.(?:model\.)?(?:vision_tower|multi_modal_projector)\."
     found = {
         re.sub(r"^(base_model\.model\.)(?:model\.)?language_model\.(?:model\.)?", r"\1", key): value
@@ -111,8 +112,8 @@ def _read_adapter_config(folder: Path, config: EmotionConfig) -> Any:
     rank, alpha, targets = settings.get("r"), settings.get("lora_alpha"), settings.get("target_modules")
     if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
         raise PackageError(name, f"has rank r {rank!r}, not between 1 and {_MAX_RANK}")
-    if type(alpha) not in (int, float) or not math.isfinite(cast(float, alpha)):
-        raise PackageError(name, f"has lora_alpha {alpha!r}, not a finite number")
+    if type(alpha) not in (int, float) or not abs(cast(float, alpha)) <= _MAX_ALPHA:
+        raise PackageError(name, f"has lora_alpha {alpha!r:.80}, not between {-_MAX_ALPHA:,} and {_MAX_ALPHA:,}")
     names = [targets] if isinstance(targets, str) else targets
     if (
         not isinstance(names, list)

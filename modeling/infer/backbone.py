@@ -1,20 +1,27 @@
 """The frozen language model: loaded by name, or built from its configuration."""
 
 import logging
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, MistralConfig, MistralModel, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from modeling.infer.bundled import BUNDLED_BACKBONE, convert_bundled_backbone
-from modeling.infer.config import EmotionConfig
-from modeling.infer.errors import PackageError
+from modeling.infer.config import MAX_LAYERS, EmotionConfig, oversized
+from modeling.infer.errors import as_package_error
 from modeling.infer.one_token import OneTokenMistral
 from modeling.infer.quantization import LANGUAGE_MODEL, check_quantized, quantization_options, refuse_unsupported
 
 logger = logging.getLogger(__name__)
+
+_SHAPE = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+"""Settings that a package records of its backbone, and that another backbone may have otherwise."""
 
 
 class _LowerMistral(MistralModel):
@@ -37,6 +44,7 @@ def load_backbone(
     device: str | torch.device = "cpu",
     one_token: bool = False,
     num_hidden_layers: int | None = None,
+    expected: Mapping[str, Any] = MappingProxyType({}),
 ) -> PreTrainedModel:
     """Load the language model ``name`` without its output layer, in ``dtype`` or quantized.
 
@@ -52,17 +60,19 @@ def load_backbone(
         device: where to load it.
         one_token: load an :class:`OneTokenMistral`.
         num_hidden_layers: number of layers to load, from the first; None loads all.
+        expected: settings that the checkpoint's configuration must have; compared before any weights are downloaded.
 
     Raises:
         ImportError: quantization needs bitsandbytes.
         ValueError: the quantization is unknown, not supported on the device, or not the checkpoint's; the checkpoint
-            lacks weights; or, with ``one_token`` or fewer layers, its architecture is not Mistral's.
+            lacks weights, is not the expected one or does not fit in memory; or, with ``one_token`` or fewer layers,
+            its architecture is not Mistral's.
         RuntimeError: weights are not quantized as requested.
     """
     device = torch.device(device)
     refuse_unsupported(quantization, device)
     source = str(convert_bundled_backbone()) if name == BUNDLED_BACKBONE else name
-    whole = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    whole = _read_backbone_config(name, source, revision, expected)
     config = whole.get_text_config()
     kind: Any = OneTokenMistral if one_token else AutoModel
     if num_hidden_layers not in (None, config.num_hidden_layers):
@@ -72,6 +82,8 @@ def load_backbone(
         raise ValueError(
             f"{name} has architecture {config.model_type}, not mistral. Remedy: use one_token false, and all layers"
         )
+    bits = {"nf4": 4, "8bit": 8}.get(quantization, 8 * dtype.itemsize)
+    _refuse_larger_than_memory(name, kind, config, bits, device)
     baked = getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None)
     config._attn_implementation = attention_kernel(device.type)
     options: dict[str, Any] = {"dtype": dtype}
@@ -100,14 +112,59 @@ def load_backbone(
     return cast(PreTrainedModel, model)
 
 
+def _read_backbone_config(
+    name: str, source: str, revision: str | None, expected: Mapping[str, Any]
+) -> PreTrainedConfig:
+    """The configuration of a checkpoint, refused before it can fill the memory, or if it is not the expected one."""
+    for problem in oversized(PreTrainedConfig.get_config_dict(source, revision=revision)[0]):
+        raise ValueError(f"{name} {problem}. Remedy: use another backbone")
+    whole = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    for key, value in expected.items():
+        if (found := getattr(whole.get_text_config(), key, None)) != value:
+            raise ValueError(f"its {key} is {found!r:.80}, but the package was trained on one with {value!r:.80}")
+    return whole
+
+
+def _refuse_larger_than_memory(name: str, kind: Any, config: PreTrainedConfig, bits: int, device: torch.device) -> None:
+    """Refuse a backbone whose weights alone do not fit, before they are downloaded; ``bits`` is the size of one value.
+
+    Raises:
+        ValueError: the message has both sizes.
+    """
+    if config.num_hidden_layers > MAX_LAYERS:
+        raise ValueError(
+            f"{name} has {config.num_hidden_layers:,} layers, more than {MAX_LAYERS:,}. Remedy: use another backbone"
+        )
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, trust_remote_code=False) if kind is AutoModel else kind(config)
+    needed = sum(parameter.numel() for parameter in model.parameters()) * bits // 8
+    if device.type == "cuda":
+        available = torch.cuda.mem_get_info(device)[1]
+    elif hasattr(os, "sysconf"):
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return
+    if needed > available:
+        raise ValueError(
+            f"the weights of {name} need {needed / 1e9:,.1f} GB, but {device.type} has {available / 1e9:,.1f} GB of "
+            "memory. Remedy: use quantization nf4, fewer layers, or a larger machine"
+        )
+
+
 def fetch_backbone(config: EmotionConfig, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:
     """The frozen backbone that a package's configuration names.
 
     Raises:
-        PackageError: it cannot be loaded, or has a different width.
+        PackageError: it cannot be loaded, is too large, or is not the one that the package was trained on.
+        CacheError: the bundled backbone cannot be cached.
     """
-    try:
-        backbone = load_backbone(
+    recorded = config.backbone_config or {}
+    expected = {key: recorded[key] for key in _SHAPE if recorded.get(key) is not None} | {
+        "hidden_size": config.hidden_size
+    }
+    what = f"names the backbone {config.model_name}, which cannot be loaded"
+    with as_package_error("config.json", what, "check model_name, base_model_revision and the network"):
+        return load_backbone(
             config.model_name,
             config.base_model_revision,
             config.quantization,
@@ -115,18 +172,8 @@ def fetch_backbone(config: EmotionConfig, dtype: torch.dtype, device: str | torc
             device,
             config.reads_one_token,
             config.num_hidden_layers,
+            expected,
         )
-    except (OSError, ValueError) as error:
-        raise PackageError(
-            "config.json",
-            f"names the backbone {config.model_name}, which cannot be loaded: {error}",
-            "check model_name, base_model_revision and the network",
-        ) from error
-    if backbone.config.hidden_size != config.hidden_size:
-        raise PackageError(
-            "config.json", f"has hidden_size {config.hidden_size}, but its backbone has {backbone.config.hidden_size}"
-        )
-    return backbone
 
 
 def build_backbone(config: EmotionConfig) -> nn.Module:

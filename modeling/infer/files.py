@@ -13,8 +13,12 @@ from modeling.infer.errors import PackageError
 
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 """Pattern of ``user/model``."""
+HUB_OPTIONS = ("token", "cache_dir", "force_download", "local_files_only")
+"""Options of ``from_pretrained`` that say how to download."""
 _MAX_JSON_BYTES = 2**24
 _MAX_JSON_DEPTH = 32
+_MAX_FOLDERS = 16
+"""Folders in folders; the Hub client's own records have five."""
 
 
 def local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None, **hub: Any) -> Path:
@@ -44,26 +48,61 @@ def refuse_unsafe_entries(folder: Path) -> None:
 
 
 def unsafe_entries(folder: Path) -> Iterator[PackageError]:
-    """Links that leave the folder, and entries that are neither file nor folder: pipes, sockets, devices, broken links.
+    """Entries that must not be opened.
 
-    Links from a snapshot in the Hub's cache to its blobs are allowed.
+    They are links that leave the folder or lead to a folder, folders that are nested too deeply, and entries that are
+    neither file nor folder: pipes, sockets, devices, broken links. Links from a snapshot in the Hub's cache to its
+    blobs are allowed.
     """
     root = folder.resolve()
     homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(entries(folder)):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() and not any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes):
             yield PackageError(name, "is a link that leaves the package", "delete it")
+        elif path.is_symlink() and path.is_dir():
+            yield PackageError(name, "is a link to a folder", "delete it")
         elif not path.is_file() and not path.is_dir():
             yield PackageError(name, "is not a plain file", "delete it")
+        elif path.is_dir() and name.count("/") >= _MAX_FOLDERS:
+            yield PackageError(name[:80], f"is nested deeper than {_MAX_FOLDERS} folders", "delete it")
 
 
-def read_json(folder: Path, name: str) -> dict[str, Any]:
+def entries(folder: Path) -> Iterator[Path]:
+    """Everything in a folder, down to the deepest folders that a package may have. Links are not followed."""
+    waiting = [(folder, 0)]
+    while waiting:
+        parent, depth = waiting.pop()
+        with os.scandir(parent) as found:
+            for entry in found:
+                yield parent / entry.name
+                if entry.is_dir(follow_symlinks=False) and depth < _MAX_FOLDERS:
+                    waiting.append((parent / entry.name, depth + 1))
+
+
+def read_bytes(folder: Path, name: str, most: int) -> bytes:
+    """The content of a file of a package. Read a file once: then what is validated is what is used.
+
+    Raises:
+        PackageError: it is missing, cannot be read, or has more than ``most`` bytes.
+    """
+    try:
+        with (folder / name).open("rb") as file:
+            if (size := os.fstat(file.fileno()).st_size) > most:
+                raise PackageError(name, f"has {size:,} bytes, more than {most:,}")
+            return file.read(size)
+    except FileNotFoundError:
+        raise PackageError(name, "is missing") from None
+    except OSError as error:
+        raise PackageError(name, f"cannot be read: {error.strerror}") from None
+
+
+def read_json(folder: Path, name: str, most: int = _MAX_JSON_BYTES) -> dict[str, Any]:
     """The object in a JSON file of a package.
 
     Raises:
-        PackageError: it is missing, huge, not UTF-8 or not strict JSON; or a key appears twice, which readers resolve
-            differently.
+        PackageError: it is missing, has more than ``most`` bytes, is not UTF-8 or not strict JSON; or a key appears
+            twice, which readers resolve differently.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -75,19 +114,15 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     def no_number(text: str) -> None:
         raise ValueError(f"{text} is not a JSON number")
 
+    text = read_bytes(folder, name, most)
     try:
-        if (folder / name).stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError(f"more than {_MAX_JSON_BYTES:,} bytes")
-        text = (folder / name).read_bytes().decode("utf-8")
-        content = json.loads(text, object_pairs_hook=unique, parse_constant=no_number)
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_number)
         level = [content]
         for _ in range(_MAX_JSON_DEPTH):
             level = [part for whole in level for part in _parts(whole)]
         if level:
             raise ValueError(f"nested deeper than {_MAX_JSON_DEPTH} levels")
-    except FileNotFoundError:
-        raise PackageError(name, "is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise PackageError(name, f"cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise PackageError(name, "is not a JSON object")

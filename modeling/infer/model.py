@@ -13,13 +13,13 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from modeling.infer.adapter import load_adapter
 from modeling.infer.backbone import build_backbone, fetch_backbone
 from modeling.infer.config import EmotionConfig, read_config
-from modeling.infer.files import local_folder, refuse_unsafe_entries
+from modeling.infer.files import HUB_OPTIONS, local_folder, refuse_unsafe_entries
 from modeling.infer.fused import FusedOneTokenMistral
 from modeling.infer.heads import build_heads
 from modeling.infer.settings import Quantization
-from modeling.infer.weights import BASELINE_FILE, read_head, read_head_file, read_tokenizer
+from modeling.infer.tokenizer import read_tokenizer
+from modeling.infer.weights import BASELINE_FILE, read_head, read_head_file
 
-_HUB_OPTIONS = ("token", "cache_dir", "force_download", "local_files_only")
 _AUTO_MODEL_OPTIONS = ("trust_remote_code", "code_revision", "adapter_kwargs")
 """Options that the Auto classes pass on and a package does not use."""
 
@@ -161,7 +161,7 @@ class EmotionModel(PreTrainedModel):
         Raises:
             PackageError: a file is broken, hostile or does not fit the others; nothing in it was executed.
         """
-        hub = {key: kwargs.pop(key) for key in _HUB_OPTIONS if key in kwargs}
+        hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         folder = local_folder(pretrained_model_name_or_path, revision, **hub)
         refuse_unsafe_entries(folder)
         found = read_config(folder)

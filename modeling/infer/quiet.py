@@ -1,4 +1,4 @@
-"""Silence library messages that nobody can act on."""
+"""Library messages: silence those that nobody can act on, and show the others once."""
 
 import logging
 import warnings
@@ -15,3 +15,14 @@ def silence_libraries() -> None:
     """Hide two messages, by PEFT and bitsandbytes, that do not help a user; all others still come through."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_actionable)
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
+def join_library_logs() -> None:
+    """Leave libraries' messages to the root logger's handlers: each once, and all of the same form.
+
+    A library with a handler of its own prints another kind of line, and the same message twice if it also passes it on.
+    """
+    for library in list(logging.root.manager.loggerDict.values()):
+        if isinstance(library, logging.Logger) and library.handlers:
+            library.handlers.clear()
+            library.propagate = True

@@ -13,43 +13,21 @@ adapter; the frozen backbone is fetched by name.
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from modeling.infer.classifier import EmotionClassifier
 from modeling.infer.features import check_texts
+from modeling.infer.stops import catch_sigterm, describe_stop
+from modeling.infer.tables import ROW_SUFFIXES, TEXT_SUFFIX, read_texts
 
-
-def _read_texts(path: Path) -> list[str]:
-    """Texts of a JSONL file (each line a string, or an object with "text"), or the lines of any other file."""
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}). Remedy: give --input a file of texts") from None
-    except UnicodeDecodeError as error:
-        number = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {number} is not UTF-8. Remedy: save the file as UTF-8") from None
-    # Not splitlines: a text may have any line separator except the newline.
-    lines = [line.rstrip("\r") for line in content.rstrip("\n").split("\n")] if content else []
-    if path.suffix != ".jsonl":
-        return lines
-    return [_read_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _read_row(line: str, place: str) -> str:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f'{place} is not JSON ({error}). Remedy: write {{"text": "…"}} or name the file .txt'
-        ) from None
-    text = row.get("text") if isinstance(row, dict) else row
-    if not isinstance(text, str):
-        raise ValueError(f'{place} has no text: {line!r:.80}. Remedy: write {{"text": "…"}} or a string')
-    return text
+_TEXTS_PER_WRITE = 1024
+"""Results are written after so many texts: a stop loses no more."""
 
 
 def _refuse_unwritable(path: Path) -> None:
@@ -62,44 +40,81 @@ def _refuse_unwritable(path: Path) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """``python infer.py "text" …`` or ``python infer.py --input texts.jsonl --output scores.jsonl``."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Classify texts by emotion: one JSON line per text.")
     parser.add_argument("texts", nargs="*", help="texts to classify")
-    parser.add_argument("--input", type=Path, help='a .jsonl file with "text" on each line, or a text file')
+    parser.add_argument(
+        "--input",
+        type=Path,
+        help=f"a file of texts: {', '.join(ROW_SUFFIXES)} with a column of texts, or {TEXT_SUFFIX} with one per line; "
+        "it may be compressed by gzip, bzip2 or xz",
+    )
+    parser.add_argument("--text_column", default="text", help="column of the texts in --input (default: text)")
     parser.add_argument("--output", type=Path, help="where to write the JSON lines (default: the screen)")
     parser.add_argument("--model", default=str(Path(__file__).resolve().parent), help="package folder or Hub id")
     parser.add_argument("--threshold", type=float, help="one threshold for all labels; 0 gives every label")
     parser.add_argument("--top_k", type=int, help="at most this many labels per text")
     parser.add_argument("--exclude_unreliable", action="store_true", help="leave out labels with too few test rows")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …")
+    return parser
+
+
+def _batches(arguments: argparse.Namespace) -> Iterator[tuple[list[str], list[dict[str, float]]]]:
+    """Texts and their emotions, batch by batch."""
+    texts = iter(arguments.texts)
+    if arguments.input:
+        texts = itertools.chain(texts, read_texts(arguments.input, arguments.text_column))
+    batch = check_texts(itertools.islice(texts, _TEXTS_PER_WRITE))  # a bad file is refused before the model is loaded
+    classifier = EmotionClassifier(arguments.model, device=arguments.device)
+    while batch:
+        yield (
+            batch,
+            classifier.predict(batch, arguments.threshold, arguments.exclude_unreliable, arguments.top_k),
+        )
+        batch = check_texts(itertools.islice(texts, _TEXTS_PER_WRITE))
+
+
+def _write(arguments: argparse.Namespace) -> Iterator[int]:
+    """Write the results as they come; yields how many are written."""
+    written, batches = 0, _batches(arguments)
+    first = next(batches)  # what is in the output stays until there is something to write
+    with arguments.output.open("w", encoding="utf-8") if arguments.output else nullcontext(sys.stdout) as file:
+        # JSON's own escapes lose nothing on a screen that is not UTF-8.
+        escape = (file.encoding or "").lower().replace("-", "") != "utf8"
+        for texts, results in itertools.chain([first], batches):
+            for text, emotions in zip(texts, results, strict=True):
+                file.write(json.dumps({"text": text, "emotions": emotions}, ensure_ascii=escape) + "\n")
+            file.flush()
+            written += len(texts)
+            yield written
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python infer.py "text" …`` or ``python infer.py --input texts.csv --output scores.jsonl``."""
+    parser, written = _parser(), 0
     arguments = parser.parse_args(argv)
+    if not arguments.texts and not arguments.input:
+        parser.error("no text given: write texts after the command, or use --input FILE")
     try:
         if arguments.output:
             _refuse_unwritable(arguments.output)
-        texts = check_texts(arguments.texts + (_read_texts(arguments.input) if arguments.input else []))
-        if not texts:
-            parser.error("no text given: write texts after the command, or use --input FILE")
-        classifier = EmotionClassifier(arguments.model, device=arguments.device)
-        results = classifier.predict(texts, arguments.threshold, arguments.exclude_unreliable, arguments.top_k)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    lines = [
-        json.dumps({"text": text, "emotions": emotions}, ensure_ascii=False)
-        for text, emotions in zip(texts, results, strict=True)
-    ]
-    content = "\n".join(lines) + "\n"
-    if arguments.output:
-        try:
-            arguments.output.write_text(content, encoding="utf-8")
-            return 0
-        except OSError as error:
-            sys.stderr.write(
-                f"error: {arguments.output} cannot be written ({error.strerror}); printing the results instead\n"
-            )
-    sys.stdout.write(content)
-    return 2 if arguments.output else 0
+        with catch_sigterm():
+            for written in _write(arguments):  # noqa: B007  # needed after an error
+                pass
+    except BrokenPipeError:  # the reader of the results has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (Exception, KeyboardInterrupt) as error:
+        stop = describe_stop(error)
+        if stop is None and not isinstance(error, (OSError, ValueError, TypeError, ImportError)):
+            raise
+        code, reason = stop or (2, f"error: {error}")
+        sys.stderr.write(f"{reason}{_what_is_kept(arguments.output, written)}\n")
+        return code
+    return 0
+
+
+def _what_is_kept(output: Path | None, written: int) -> str:
+    return f" ({written:,} results are in {output or 'the output'})" if written else ""
 
 
 if __name__ == "__main__":

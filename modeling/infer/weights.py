@@ -1,5 +1,7 @@
-"""Weights and tokenizer of a package, read as data."""
+"""Weights of a package, read as data."""
 
+import io
+import math
 import pickletools
 import re
 import zipfile
@@ -8,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
+from safetensors.torch import load
 
 from modeling.infer.config import EmotionConfig
-from modeling.infer.errors import PackageError
+from modeling.infer.errors import PackageError, as_package_error
+from modeling.infer.files import read_bytes
 from modeling.infer.heads import build_heads
 
 HEAD_FILES = ("head.safetensors", "head_weights.pt")
@@ -26,9 +28,7 @@ _MAX_PICKLE = 10_000
 """Operations; the pickle of a head has about 270."""
 _MAX_HEADER_BYTES = 2**22
 """The header of a 24B model's adapter has 0.1 MB."""
-
-TOKENIZER_FILE = "tokenizer.json"
-MAX_TOKENIZER_BYTES = 2**26
+_ACCEPTED_PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def read_head(folder: Path, config: EmotionConfig) -> dict[str, torch.Tensor]:
@@ -64,38 +64,40 @@ def read_head_file(folder: Path, name: str, config: EmotionConfig) -> dict[str, 
             are not a head's.
     """
     with torch.device("meta"):
-        head = build_heads(config)
-    try:
-        read = load_safetensors if name.endswith(".safetensors") else _load_tensors_of_pickle
-        tensors = read(folder / name)
-    except Exception as error:  # a hostile file can make its parser raise anything
-        kind = type(error).__name__
-        raise PackageError(
-            name, f"is missing or damaged, or holds something other than plain tensors ({kind})"
-        ) from None
-    refuse_other_tensors(name, tensors, {key: value.shape for key, value in head.state_dict().items()})
+        shapes = {key: value.shape for key, value in build_heads(config).state_dict().items()}
+    content = read_bytes(folder, name, most_bytes(sum(map(math.prod, shapes.values()))))
+    with as_package_error(name, "is damaged, or holds something other than plain tensors"):
+        tensors = load_safetensors(content) if name.endswith(".safetensors") else _load_tensors_of_pickle(content)
+    refuse_other_tensors(name, tensors, shapes)
     return tensors
 
 
-def refuse_large_header(path: Path) -> None:
+def most_bytes(values: int) -> int:
+    """The largest size of a file with this many values, in the widest precision that is accepted."""
+    return values * torch.float64.itemsize + _MAX_HEADER_BYTES
+
+
+def refuse_large_header(start: bytes) -> None:
     """Refuse a safetensors file that names far more tensors than a package has; a million take 20 s and 2 GB to read.
+
+    Args:
+        start: the file's content, or the start of it.
 
     Raises:
         ValueError: its header is larger than any package's.
     """
-    with path.open("rb") as file:
-        if (size := int.from_bytes(file.read(8), "little")) > _MAX_HEADER_BYTES:
-            raise ValueError(f"the header has {size:,} bytes, more than {_MAX_HEADER_BYTES:,}")
+    if (size := int.from_bytes(start[:8], "little")) > _MAX_HEADER_BYTES:
+        raise ValueError(f"the header has {size:,} bytes, more than {_MAX_HEADER_BYTES:,}")
 
 
-def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def load_safetensors(content: bytes) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file whose header has a sane size."""
-    refuse_large_header(path)
-    return load_file(path)
+    refuse_large_header(content)
+    return load(content)
 
 
-def _load_tensors_of_pickle(path: Path) -> dict[str, torch.Tensor]:
-    with zipfile.ZipFile(path) as archive:
+def _load_tensors_of_pickle(content: bytes) -> dict[str, torch.Tensor]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("compressed")  # torch.save never compresses, and expanding could fill the memory
@@ -103,7 +105,7 @@ def _load_tensors_of_pickle(path: Path) -> dict[str, torch.Tensor]:
         if len(names) < len(entries) or len(set(names.values())) != 1:
             raise ValueError("an entry appears twice, or is not one of torch.save's")
         _refuse_other_pickle(archive.read(f"{names.popitem()[1]}/data.pkl"))
-    nested = torch.load(path, map_location="cpu", weights_only=True)
+    nested = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return {f"{part}.{key}": value for part, weights in nested.items() for key, value in weights.items()}
 
 
@@ -145,26 +147,6 @@ def refuse_other_tensors(file: str, tensors: Mapping[str, Any], shapes: Mapping[
             raise PackageError(file, f"does not hold a plain tensor under {key}")
         if tensor.shape != tuple(shapes[key]):
             raise PackageError(file, f"has {key} with shape {[*tensor.shape]}, not {[*shapes[key]]}")
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
+        # Float8, for one, has no operators to look at it.
+        if tensor.dtype not in _ACCEPTED_PRECISIONS or not tensor.isfinite().all():
             raise PackageError(file, f"has values in {key} that are not finite floating-point numbers")
-
-
-def read_tokenizer(folder: Path, config: EmotionConfig) -> Tokenizer:
-    """The tokenizer of a package whose backbone reads words.
-
-    Raises:
-        PackageError: it is missing, huge, damaged, or has tokens that the backbone does not have.
-    """
-    try:
-        if (folder / TOKENIZER_FILE).stat().st_size > MAX_TOKENIZER_BYTES:
-            raise ValueError(f"more than {MAX_TOKENIZER_BYTES:,} bytes")
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-    except Exception as error:  # the library raises bare exceptions
-        raise PackageError(TOKENIZER_FILE, f"is missing or damaged: {error}") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    known = (config.backbone_config or {}).get("vocab_size", 0)
-    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=known)
-    if highest >= known:
-        raise PackageError(TOKENIZER_FILE, f"has token {highest}, but the backbone has {known} tokens, counted from 0")
-    return tokenizer

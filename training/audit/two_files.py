@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from modeling.infer import quote_names
 from training.data.copies import KINDS, Copy, find_copies, summarize
-from training.data.reading import label_text, read_goemotions, split_labels
-from training.data.tables import SUFFIXES, CorpusError, read_table
+from training.data.label_cells import LabelReading, LabelSet, read_label_cells
+from training.data.reading import read_goemotions
+from training.data.tables import CorpusError, read_table, refuse
 
 
 @dataclass(frozen=True)
@@ -46,29 +48,27 @@ def _read_file(path: Path, text_column: str, label_column: str | None, dataset: 
     if dataset == "goemotions":
         rows = read_goemotions(path)
         return _File(path, [r.place for r in rows], [r.text for r in rows], [set(map(str, r.labels)) for r in rows])
-    if path.suffix not in SUFFIXES:
-        raise CorpusError(f"{path}: unknown file type. Remedy: use one of {', '.join(SUFFIXES)}")
-    table, places = read_table(path)
+    table, places = read_table(path, text_column)
     for column in (text_column, label_column):
         if column is not None and column not in table.columns:
             raise CorpusError(
-                f"{path}: no column {column!r}, only {', '.join(map(str, table.columns))}. Remedy: set --text_column "
+                f"{path}: no column {column!r}, only {quote_names(table.columns)}. Remedy: set --text_column "
                 "or --label_column; for the TSV files of GoEmotions, use --dataset goemotions"
             )
-    texts = table[text_column].tolist()
+    texts, problems = table[text_column].tolist(), []
     for place, text in zip(places, texts, strict=True):
         if not isinstance(text, str) or not text.strip():
-            raise CorpusError(
+            problems.append(
                 f"{place}, column {text_column!r}: the text is {text!r}. Remedy: delete the row or fill it in"
             )
     column = label_column or "labels"
-    if column not in table.columns:
-        return _File(path, places, texts, None)
-    cells = zip(table[column], places, strict=True)
-    labels = [
-        {label_text(label) for label in split_labels(cell, f"{place}, column {column!r}")} for cell, place in cells
-    ]
-    return _File(path, places, texts, labels)
+    labels = None
+    if column in table.columns:
+        cells = [f"{place}, column {column!r}" for place in places]
+        any_label = LabelSet((), is_closed=False)
+        labels = read_label_cells(table[column].tolist(), cells, any_label, LabelReading(), problems)
+    refuse(problems)
+    return _File(path, places, texts, None if labels is None else [set(names) for names in labels])
 
 
 def _lines(first: _File, second: _File, copies: Sequence[Copy], examples: int) -> list[str]:

@@ -6,19 +6,16 @@ import dataclasses
 import hashlib
 import itertools
 import re
-import shutil
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 import yaml
 from accelerate import PartialState
 
 from modeling.recipe import CONTAMINATED, Recipe
-from modeling.records import AUDIT, LOG_LOSSES, METRICS, PREDICTIONS, RECIPE, THRESHOLDS, TIMING
+from modeling.records import AUDIT, PREDICTIONS, RECIPE, TIMING
 from training.commands.train import train
 from training.commands.verbs import CompareOptions, CompareRunsOptions, TrainOptions
 from training.fit.distillation import hash_inputs
@@ -26,8 +23,8 @@ from training.fit.prepare import Corpora
 from training.options import override
 from training.recipe import RecipeError
 from training.run_folder import RunFolder
+from training.scores.comparison import Cell, macro_f1_of, summarize, to_markdown
 from training.scores.plots import plot_comparison
-from training.scores.scoring import DRAWS, bootstrap_weights, weighted_scores
 
 LOSSES = {
     "bce": {"alpha": "uniform", "gamma": "0"},
@@ -39,15 +36,6 @@ LOSSES = {
 _LONGEST_NAME = 120
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One setting of the grid: its name, its overrides, and a run folder for each seed."""
-
-    name: str
-    overrides: dict[str, Any]
-    runs: dict[int, RunFolder]
-
-
 def compare(recipe: Recipe, options: CompareOptions) -> int:
     """Run the grid and write ``comparison.md``, ``.csv`` and ``.png``.
 
@@ -55,12 +43,13 @@ def compare(recipe: Recipe, options: CompareOptions) -> int:
     ``--overwrite`` runs everything again.
 
     Raises:
-        RecipeError: an axis or a value that is not valid in a recipe.
+        RecipeError: an axis or a value that is not valid in a recipe; or a finished run with other settings or rows.
     """
     _refuse_several_processes()
     folder, corpora = Path(str(options.output_dir)), Corpora()
     cells = build_cells(options.axes, options.seeds or [recipe.seed], folder)
     settings = {(cell.name, seed): _settings(recipe, cell, seed) for cell in cells for seed in cell.runs}
+    _refuse_other_test_rows(cells, settings)
     inputs = {
         key: hash_inputs(setting, corpora) for key, setting in settings.items()
     }  # all before the first run: an input may be missing
@@ -70,20 +59,38 @@ def compare(recipe: Recipe, options: CompareOptions) -> int:
         for seed in cell.runs
         if options.overwrite or not _is_done(cell.runs[seed], settings[cell.name, seed], inputs[cell.name, seed])
     ]
+    other = [str(cell.runs[seed].path) for cell, seed in todo if cell.runs[seed].is_finished]
+    if other and not options.overwrite:
+        raise RecipeError(
+            f"compare: {', '.join(other)}: finished with other settings or rows. Remedy: use --overwrite to run "
+            "everything again, or another --output_dir"
+        )
     sys.stdout.write(f"{len(todo)} of {len(settings)} runs to do\n")
     for number, (cell, seed) in enumerate(todo, start=1):
         run = cell.runs[seed]
         code = train(
             settings[cell.name, seed],
-            TrainOptions(output_dir=str(run.path), overwrite=True, co2_country=options.co2_country),
+            TrainOptions(
+                output_dir=str(run.path), overwrite=True, remove_checkpoints=True, co2_country=options.co2_country
+            ),
             corpora,
         )
         if code:
             return code
-        shutil.rmtree(run.checkpoints)
         sys.stdout.write(f"{number} of {len(todo)} done: {cell.name}, seed {seed}\n")
     _report(cells, folder)
     return 0
+
+
+def _refuse_other_test_rows(cells: list[Cell], settings: dict[tuple[str, int], Recipe]) -> None:
+    """The seeds of a setting are averaged row by row, so they must be tested on the same rows."""
+    for cell in cells:
+        pooled = [settings[cell.name, seed] for seed in cell.runs if settings[cell.name, seed].split == CONTAMINATED]
+        if len(pooled) > 1 and pooled[0].neutral_keep != 1:
+            raise RecipeError(
+                f"compare: with split {CONTAMINATED} and neutral_keep {pooled[0].neutral_keep:g}, each seed is tested on "
+                "other rows, which cannot be averaged. Remedy: give one seed, or neutral_keep 1"
+            )
 
 
 def _refuse_several_processes() -> None:
@@ -141,7 +148,7 @@ def _report(cells: list[Cell], folder: Path | None) -> None:
     result.write_text("comparison.csv", table.round(5).to_csv(index=False))
     result.write_text("comparison.md", to_markdown(table))
     with result.replacing("comparison.png") as path:
-        plot_comparison(path, table, {cell.name: _scores(cell, "test") for cell in cells})
+        plot_comparison(path, table, {cell.name: macro_f1_of(cell, "test") for cell in cells})
     sys.stdout.write(f"the comparison is in {folder}\n")
 
 
@@ -217,124 +224,3 @@ def _is_done(run: RunFolder, recipe: Recipe, inputs: dict[str, str]) -> bool:
     stored = yaml.safe_load((run.path / RECIPE).read_text(encoding="utf-8"))
     # A field that the run's version did not have was at its default.
     return dataclasses.asdict(Recipe()) | stored == dataclasses.asdict(recipe) and run.inputs_sha256() == inputs
-
-
-def summarize(cells: list[Cell]) -> pd.DataFrame:
-    """One row for each cell: log loss and macro F1 over the seeds, and their paired differences from the first cell.
-
-    Each run uses its own thresholds from validation (so the validation score is tuned on itself); the validation log
-    loss is cross-fitted. Intervals are for the mean over the seeds, from 1,000 bootstrap samples of the rows, the same
-    samples for every cell. A difference is paired by rows, and given only if both cells have the same labels.
-    """
-    first, first_references = _draws(cells[0], "test")
-    first_losses, first_rows = _log_losses(cells[0])
-    rows: list[dict[str, Any]] = []
-    for cell in cells:
-        metrics = [run.read(METRICS) for run in cell.runs.values()]
-        test = np.array(_scores(cell, "test"))
-        draws, references = _draws(cell, "test")
-        validation = _interval(_draws(cell, "validation")[0])
-        losses, losses_rows = _log_losses(cell)
-        row = {
-            "setting": cell.name,
-            "seeds": len(test),
-            "log_loss": np.nan if losses is None else losses.mean(),
-            **_no_difference("log_loss_difference"),
-            "validation": np.mean(_scores(cell, "validation")),
-            "validation_low": validation[0],
-            "validation_high": validation[1],
-            "test": test.mean(),
-            "test_sd": test.std(ddof=1) if len(test) > 1 else np.nan,
-            **dict(zip(("test_low", "test_high"), _interval(draws), strict=True)),
-            "test_at_0.5": np.mean([entry["test"]["fixed"]["macro_f1"] for entry in metrics]),
-            "contaminated": any(entry["protocol"] == CONTAMINATED for entry in metrics),
-            **_no_difference("difference"),
-        }
-        if rows and np.array_equal(references, first_references):
-            row |= _with_interval("difference", test.mean() - rows[0]["test"], draws - first)
-        if rows and losses is not None and first_losses is not None and np.array_equal(losses_rows, first_rows):
-            paired = losses - first_losses
-            drawn = bootstrap_weights(len(paired)) @ paired / len(paired)
-            row |= _with_interval("log_loss_difference", paired.mean(), drawn)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _log_losses(cell: Cell) -> tuple[np.ndarray | None, np.ndarray]:
-    """Cross-fitted log loss of each validation row, averaged over the seeds, [N], and the rows' labels.
-
-    The first is None if a run did not record it.
-    """
-    arrays = [run.read_arrays(PREDICTIONS) for run in cell.runs.values()]
-    found = (
-        np.mean([each[LOG_LOSSES] for each in arrays], axis=0) if all(LOG_LOSSES in each for each in arrays) else None
-    )
-    return found, arrays[0]["validation_references"]
-
-
-def _no_difference(name: str) -> dict[str, float]:
-    return dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
-
-
-def _with_interval(name: str, value: float, draws: np.ndarray) -> dict[str, float]:
-    low, high = _interval(draws)
-    return {name: float(value), f"{name}_low": low, f"{name}_high": high}
-
-
-def _scores(cell: Cell, split: Literal["validation", "test"]) -> list[float]:
-    return [run.read(METRICS)[split]["per_label"]["macro_f1"] for run in cell.runs.values()]
-
-
-def _interval(draws: np.ndarray) -> list[float]:
-    return [float(value) for value in np.percentile(draws, [2.5, 97.5])]
-
-
-def _draws(cell: Cell, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Macro F1 of bootstrap samples, averaged over the seeds, [draws], and the labels of the split."""
-    draws = []
-    for run in cell.runs.values():
-        arrays = run.read_arrays(PREDICTIONS)
-        references = arrays[f"{split}_references"]
-        own = run.read(THRESHOLDS)["per_label"]
-        predictions = arrays[f"{split}_probabilities"] >= np.array(list(own.values()))
-        whole, _ = weighted_scores(predictions, references, bootstrap_weights(len(references)))
-        draws.append(whole["macro_f1"])
-    return np.mean(draws, axis=0), references
-
-
-def to_markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown; a difference is bold if its interval excludes 0."""
-    fewest, most = table["seeds"].min(), table["seeds"].max()
-    seeds = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    lines = [
-        f"Cross-fitted log loss of validation, which decides, and macro F1, mean over {seeds} "
-        f"{'seed' if most == 1 else 'seeds'}. Intervals come from {DRAWS:,} bootstrap samples of "
-        "the rows with these seeds: they do not say how much other seeds would differ"
-        + ("; the standard deviation (sd) over the seeds does." if most > 1 else ", and one seed cannot."),
-        "",
-        "| setting | seeds | validation log loss | against the first [95 %] | validation macro F1 [95 %] | "
-        "test (sd) [95 %] | test at 0.5 | against the first [95 %] |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in table.to_dict("records"):
-        spread = "" if np.isnan(row["test_sd"]) else f" ({row['test_sd']:.3f})"
-        cells = [
-            row["setting"] + (" (contaminated)" if row["contaminated"] else ""),
-            str(row["seeds"]),
-            "–" if np.isnan(row["log_loss"]) else f"{row['log_loss']:.4f}",
-            _difference(row, "log_loss_difference", 4),
-            f"{row['validation']:.3f} [{row['validation_low']:.3f}, {row['validation_high']:.3f}]",
-            f"{row['test']:.3f}{spread} [{row['test_low']:.3f}, {row['test_high']:.3f}]",
-            f"{row['test_at_0.5']:.3f}",
-            _difference(row, "difference", 3),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _difference(row: dict[Any, Any], name: str, digits: int) -> str:
-    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    if np.isnan(value):
-        return "–"
-    text = f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text

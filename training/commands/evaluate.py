@@ -20,12 +20,14 @@ from accelerate import PartialState
 from sklearn.metrics import roc_auc_score
 
 from modeling.infer import EmotionClassifier, Features, LoadedEncoder, cache_folder, predict_probabilities
+from modeling.infer.quiet import join_library_logs
 from modeling.records import Record
 from training.commands.verbs import EvaluateOptions
 from training.data.encoding import encode
+from training.data.label_cells import LabelReading
 from training.data.label_mapping import LabelMatch, match_labels, read_mapping
-from training.data.labeled_file import LabeledRow, read_rows
-from training.data.tables import SUFFIXES, CorpusError
+from training.data.labeled_file import FileOptions, LabeledRow, read_labeled_file
+from training.data.tables import refuse_file
 from training.run_folder import RunFolder
 from training.scores.plots import plot_evaluation
 from training.scores.scoring import scores_with_intervals
@@ -49,17 +51,15 @@ def evaluate(options: EvaluateOptions) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in ("training", "modeling"):
         logging.getLogger(name).setLevel(logging.INFO)
+    join_library_logs()
     path = Path(str(options.data))
     output = Path(options.output_dir) if options.output_dir else None
-    if not path.is_file() or path.suffix not in SUFFIXES:
-        raise CorpusError(
-            f"--data {path}: no such file, or an unknown file type. Remedy: name a file that ends in {', '.join(SUFFIXES)}"
-        )
+    refuse_file(path)
     chosen = read_mapping(options.mapping) if options.mapping else None
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     classifier = load_classifier(options.model)
-    rows = read_rows(path, chosen, classifier.labels, options.text_column, options.label_column, options.dataset)
+    rows = read_labeled_file(path, chosen, classifier.labels, _file_options(options))
     counts = Counter(label for row in rows for label in row.labels)
     match = match_labels(chosen, classifier.labels, counts, str(options.data))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -69,6 +69,11 @@ def evaluate(options: EvaluateOptions) -> int:
     if output is not None:
         write(result, RunFolder(output))
     return 0
+
+
+def _file_options(options: EvaluateOptions) -> FileOptions:
+    reading = LabelReading(options.label_format, options.label_separator)
+    return FileOptions(options.text_column, options.label_column, options.ignore_columns, reading, options.dataset)
 
 
 # Scores

@@ -58,16 +58,30 @@ def run_null_tests(recipe: Recipe, options: NullTestOptions) -> int:
     """Run the recipe on noise and on shuffled training labels; return 1 if a score is above chance.
 
     The two runs and ``null_test.json`` go to ``null_test/`` in the run folder.
+
+    Raises:
+        RecipeError: there are several processes, or an earlier null test that ``overwrite`` does not allow to replace.
     """
     if PartialState(cpu=not torch.cuda.is_available()).num_processes > 1:
         raise RecipeError("a null test is two single-process runs. Remedy: launch one process")
     folder, corpora = Path(str(options.output_dir)) / "null_test", Corpora()
+    if (folder / NULL_TEST).exists() and not options.overwrite:
+        raise RecipeError(
+            f"{folder} already holds a null test. Remedy: use --overwrite to replace it, or another --output_dir"
+        )
+    with RunFolder(folder).locked():
+        return _run(recipe, options, folder, corpora)
+
+
+def _run(recipe: Recipe, options: NullTestOptions, folder: Path, corpora: Corpora) -> int:
     outcome: dict[str, Any] = {"protocol": recipe.split, "chance": describe_chance()}
     for name in NULL_TESTS:
         run = RunFolder(folder / name)
         train(
             recipe,
-            TrainOptions(output_dir=str(run.path), overwrite=True, co2_country=options.co2_country),
+            TrainOptions(
+                output_dir=str(run.path), overwrite=True, remove_checkpoints=True, co2_country=options.co2_country
+            ),
             corpora,
             name,
         )

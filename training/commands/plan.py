@@ -1,10 +1,13 @@
-"""``plan``: the memory that a recipe needs, part by part, what each saving is worth, and which GPU is enough."""
+"""``plan``: the memory that a recipe needs, what each saving is worth, which GPU is enough; minutes on this machine."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import torch
+from accelerate import PartialState
 
 from modeling.memory import (
     GIB,
@@ -19,7 +22,9 @@ from modeling.memory import (
     smallest_gpu,
 )
 from modeling.recipe import Recipe
-from training.fit.batch import read_setting
+from training.errors import TrainingError
+from training.fit.batch import free_memory, read_setting
+from training.fit.trial import STEPS, is_at_hand, time_steps
 from training.options import override
 from training.recipe import RecipeError
 
@@ -95,7 +100,29 @@ def describe_plan(recipe: Recipe) -> str:
     except ValueError as error:
         raise RecipeError(str(error)) from None
     plan = next(iter(plans.values()))
-    return "\n".join([*_parts_table(recipe, plan), "", *_savings_table(plans), *_references(recipe)])
+    here = _this_machine(recipe, read_setting(recipe))
+    return "\n".join([*_parts_table(recipe, plan), "", *_savings_table(plans), *_references(recipe), "", *here])
+
+
+def _this_machine(recipe: Recipe, setting: Setting) -> list[str]:
+    """The memory that the recipe needs where the command runs, and the minutes, from a few real steps."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    plan, free = plan_memory(dataclasses.replace(setting, device=state.device.type)), free_memory(state)
+    lines = [
+        f"On this machine ({state.device.type}, {torch.get_num_threads()} CPU threads, {_gib(free - RESERVE)} GiB free): "
+        f"training needs {_gib(plan.training_peak)} GiB, classifying {_gib(plan.inference_peak)} GiB, without the encoder."
+    ]
+    if not is_at_hand(recipe):
+        return [*lines, f"Minutes: not estimated, because {recipe.model_name} is not on this machine."]
+    try:
+        trial = time_steps(recipe, state)
+    except TrainingError as error:
+        return [*lines, f"Minutes: not estimated: {error}"]
+    return [
+        *lines,
+        f"A step takes {trial.seconds:.2f} s (median of {STEPS}). {recipe.epochs} epochs of {trial.rows:,} rows, {trial.steps:,} "
+        f"steps each, with their evaluations: about {trial.minutes:,.1f} min, and the time to encode the texts.",
+    ]
 
 
 def _parts_table(recipe: Recipe, plan: MemoryPlan) -> list[str]:

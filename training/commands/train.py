@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
+from modeling.infer.quiet import join_library_logs
 from modeling.recipe import Recipe
 from modeling.records import AUDIT, ENVIRONMENT, LABEL_FREQUENCIES_PLOT, LOG, RECIPE, Environment, TrainingTime
 from training.commands.verbs import TrainOptions
@@ -19,7 +23,7 @@ from training.fit.distillation import distill, hash_inputs
 from training.fit.emissions import start_tracking, stop_tracking
 from training.fit.prepare import Corpora, Prepared, prepare
 from training.fit.results import finish, warning_of
-from training.run_folder import RunFolder, describe_environment
+from training.run_folder import RunFolder, RunFolderError, describe_environment
 from training.scores.plots import plot_label_frequencies
 
 logger = logging.getLogger(__name__)
@@ -37,12 +41,18 @@ def train(recipe: Recipe, options: TrainOptions, corpora: Corpora, null_test: st
     run = RunFolder(str(options.output_dir))
     # The others wait while the main process prepares; teachers may take longer than the ten minutes that torch allows.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+    with run.locked() if state.is_main_process else nullcontext():
+        _train(recipe, options, corpora, null_test, run, state)
+    return 0
+
+
+def _train(
+    recipe: Recipe, options: TrainOptions, corpora: Corpora, null_test: str | None, run: RunFolder, state: PartialState
+) -> None:
     opened, tracker = time.perf_counter(), start_tracking(options.co2_country if state.is_main_process else None)
     with state.main_process_first():
         if state.is_main_process:
-            if options.resume and (run.path / RECIPE).exists():
-                run.refuse_other_recipe(dataclasses.asdict(recipe))
-            run.open(options.resume, options.overwrite)
+            refuse_to_replace(run, recipe, options, corpora)
         log_to(run, state)
         if recipe.head == "mlp":
             logger.info(
@@ -56,23 +66,71 @@ def train(recipe: Recipe, options: TrainOptions, corpora: Corpora, null_test: st
     started = time.perf_counter()
     fitted = fit_batch(fitted, state)
     trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
+    checkpoint: list[str | None] = [None]
     if state.is_main_process:  # only now: bad data or a bad setting must not cost the existing run
         run.clear(checkpoints=options.overwrite)
         describe_run(run, recipe, data, describe_environment(recipe.seed, state.num_processes, fitted.bf16))
-    checkpoint = run.last_checkpoint() if options.resume else None
-    if options.resume:
-        logger.info("resuming from %s", checkpoint or "the start: there is no complete checkpoint")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        checkpoint = [find_checkpoint(run) if options.resume else None]
+    [resumed] = broadcast_object_list(checkpoint)
+    trainer.train(resume_from_checkpoint=resumed)
     if state.is_main_process:
         timing: TrainingTime = {
             "seconds_of_preparation": round(started - opened, 1),
             "seconds_of_training": round(time.perf_counter() - started, 1),
-            "resumed": checkpoint is not None,
+            "resumed": resumed is not None,
         }
         if emissions := stop_tracking(tracker):
             timing["emissions"] = emissions
         finish(run, trainer, data, recipe, null_test, timing)
-    return 0
+        if options.remove_checkpoints:
+            shutil.rmtree(run.checkpoints)
+
+
+def refuse_to_replace(run: RunFolder, recipe: Recipe, options: TrainOptions, corpora: Corpora) -> None:
+    """Refuse a folder with a run that this command must not replace or cannot continue.
+
+    Raises:
+        RunFolderError: see :meth:`RunFolder.refuse_finished` and :meth:`RunFolder.refuse_other_recipe`.
+        CorpusError: the rows are bad, too; with another folder they would be the next mistake.
+    """
+    try:
+        if options.resume and (run.path / RECIPE).exists():
+            run.refuse_other_recipe(dataclasses.asdict(recipe))
+        run.refuse_finished(options.resume, options.overwrite)
+    except RunFolderError:
+        corpora.rows(recipe)
+        raise
+
+
+def find_checkpoint(run: RunFolder) -> str | None:
+    """The checkpoint to continue from; those from which a run cannot continue are named and deleted."""
+    checkpoint, damaged = run.inspect_checkpoints()
+    for path, what in damaged.items():
+        logger.warning("%s is deleted: %s", path.name, what)
+        shutil.rmtree(path)
+    logger.info("resuming from %s", checkpoint or "the start: there is no usable checkpoint")
+    return str(checkpoint) if checkpoint else None
+
+
+def describe_kept(recipe: Recipe, options: TrainOptions) -> tuple[str, bool]:
+    """What a stopped run has kept, and whether ``--resume`` continues it."""
+    run = RunFolder(str(options.output_dir))
+    try:
+        run.refuse_other_recipe(dataclasses.asdict(recipe))
+    except (OSError, RunFolderError):
+        return "nothing was trained yet", False
+    if run.is_finished:
+        return f"the finished run in {run.path} is as it was", options.resume
+    checkpoint, _ = run.inspect_checkpoints()
+    return f"{run.path} keeps {checkpoint.name if checkpoint else 'no checkpoint yet'}", True
+
+
+class LogFile(logging.FileHandler):
+    """A log that cannot be written stops the run; logging itself would print a traceback for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Raise the error of writing a line."""
+        raise  # logging calls this while it handles the error
 
 
 def log_to(run: RunFolder, state: PartialState) -> None:
@@ -82,11 +140,12 @@ def log_to(run: RunFolder, state: PartialState) -> None:
         handler.close()
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if state.is_main_process:
-        handlers = [logging.StreamHandler(), logging.FileHandler(run.path / LOG, encoding="utf-8")]
+        handlers = [logging.StreamHandler(), LogFile(run.path / LOG, encoding="utf-8")]
     logging.captureWarnings(True)  # warnings become log lines too
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
     for name in ("training", "modeling"):
         logging.getLogger(name).setLevel(logging.INFO)
+    join_library_logs()
 
 
 def describe_run(run: RunFolder, recipe: Recipe, data: Prepared, environment: Environment) -> None:

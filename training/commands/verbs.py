@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-from modeling.recipe import Recipe
+from modeling.recipe import LabelFormat, Recipe
 
 
 def _option(default: Any, help: str) -> Any:
@@ -44,6 +44,7 @@ class TrainOptions(TrackedOptions):
     output_dir: str | None = _option(None, "run folder (default: runs/<recipe>)")
     resume: bool = _option(False, "continue from the last complete checkpoint")
     overwrite: bool = _option(False, "train again in a folder that already holds a run")
+    remove_checkpoints: bool = _option(False, "delete the checkpoints once the run is finished")
 
 
 @dataclass
@@ -52,7 +53,7 @@ class CompareOptions(TrackedOptions):
 
     seeds: list[int] = _option([], "seeds of every setting (default: the recipe's)")
     output_dir: str | None = _option(None, "folder of the grid (default: runs/compare-<recipe>)")
-    overwrite: bool = _option(False, "run everything again")
+    overwrite: bool = _option(False, "run everything again, also over runs with other settings or rows")
     axes: list[str] = _option([], "field=value,value for any setting, or loss=bce,focal-uniform,focal-r2")
 
 
@@ -68,18 +69,30 @@ class NullTestOptions(TrackedOptions):
     """Where the two runs go."""
 
     output_dir: str | None = _option(None, "folder of the two runs and their verdict (default: runs/<recipe>)")
+    overwrite: bool = _option(False, "replace an earlier null test in that folder")
 
 
 @dataclass
 class EvaluateOptions(OutputOptions):
     """What to score, and on which rows."""
 
-    data: str | None = _option(None, "labeled file: CSV, TSV, JSONL or Parquet")
+    data: str | None = _option(
+        None, "labeled file: .csv, .tsv, .jsonl, .ndjson, .json or .parquet; all but the last may end in .gz"
+    )
     mapping: str | None = _option(
         None, "from the model's labels to the file's: ekman, plutchik, sentiment or a YAML file"
     )
     text_column: str = _option("text", "column of the texts")
-    label_column: str = _option("labels", "column with names, ids or lists; without it, one 0/1 column per label")
+    label_column: str = _option("labels", "column with the labels of each row; without it, one 0/1 column per label")
+    label_format: LabelFormat = _option(
+        "auto",
+        "what label_column has: names, multi-hot vectors, or ids in the order of the model's labels; auto finds out, but "
+        "takes numbers for ids only if the mapping declares them",
+    )
+    label_separator: str | None = _option(
+        None, "what separates the labels of a cell; by default the one of , ; | tab and line break that fits"
+    )
+    ignore_columns: list[str] = _option([], "columns of zeros and ones that are not labels")
     dataset: Literal["files", "goemotions"] = _option("files", "goemotions for its own TSV files, which have no header")
     model: str = _option("", "a package folder, a Hub id or the folder of a finished run")
 
@@ -122,7 +135,9 @@ VERBS: dict[str, Verb[Any]] = {
     "compare": Verb("train a grid of settings and compare them", CompareOptions, positional="axes"),
     "compare-runs": Verb("compare finished runs by paired bootstrap", CompareRunsOptions, False, "runs"),
     "null-test": Verb("train on noise and on shuffled labels; fail if a score is above chance", NullTestOptions),
-    "plan": Verb("print the memory that a recipe needs, part by part, and which GPU is enough", RecipeOptions),
+    "plan": Verb(
+        "print the memory that a recipe needs, which GPU is enough, and the minutes on this machine", RecipeOptions
+    ),
     "evaluate": Verb("score a package or a run on a labeled file", EvaluateOptions, False, "model"),
     "audit": Verb(
         "look for copies of one file's texts in another file",

@@ -110,6 +110,29 @@ def imbalance(labels: np.ndarray) -> dict[str, float | list[float | None]]:
     }
 
 
+def labels_to_oversample(
+    labels: np.ndarray, label_names: Sequence[str], method: str, only: Sequence[str] = ()
+) -> set[str]:
+    """Names of the labels that :func:`oversample` may add rows for; its arguments, with the rows' labels [N, L].
+
+    Raises:
+        BalanceError: a label without positives, or an unknown name in ``only``.
+    """
+    unknown = sorted(set(only) - set(label_names))
+    if unknown:
+        raise BalanceError(
+            f"balance_labels: {', '.join(unknown)} is not a label of this run. Remedy: use {', '.join(label_names)}"
+        )
+    targets = set(only or set(label_names) - {"neutral"}) if method != "none" else set()
+    for name, count in zip(label_names, labels.sum(axis=0), strict=True):
+        if name in targets and not count:
+            raise BalanceError(
+                f"oversampling: no training row has the label {name!r}. Remedy: add rows, or remove the label from "
+                "labels"
+            )
+    return targets
+
+
 def oversample(
     rows: Rows,
     label_names: Sequence[str],
@@ -154,25 +177,15 @@ def oversample(
     Raises:
         BalanceError: a label without positives, or an unknown name in ``only``.
     """
-    unknown = sorted(set(only) - set(label_names))
-    if unknown:
-        raise BalanceError(
-            f"balance_labels: {', '.join(unknown)} is not a label of this run. Remedy: use {', '.join(label_names)}"
-        )
+    targets = labels_to_oversample(rows.labels, label_names, method, only)
     generator = np.random.default_rng(seed)
     counts = rows.labels.sum(axis=0, dtype=np.int64)
     goal = target or math.ceil(counts.max() / (ratio or float(np.nanmean(imbalance_ratios(counts)))))
     made: list[Rows] = []
-    for label in np.argsort(counts, kind="stable") if method != "none" else ():
-        name = label_names[label]
-        if name not in (only or set(label_names) - {"neutral"}) or counts[label] >= goal:
+    for label in np.argsort(counts, kind="stable"):
+        if label_names[label] not in targets or counts[label] >= goal:
             continue
         positives = rows.take(np.flatnonzero(rows.labels[:, label]))
-        if not len(positives):
-            raise BalanceError(
-                f"oversampling: no training row has the label {name!r}. Remedy: add rows, or remove the label from "
-                "labels"
-            )
         new = _make(positives, int(goal - counts[label]), method, neighbors, mlsmote_labels, generator)
         if method != "ismote-r2":
             counts = counts + new.labels.sum(axis=0, dtype=np.int64)

@@ -17,6 +17,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from modeling.recipe import LabelFormat
+from training.data.label_cells import LabelReading, LabelSet
 from training.data.reading import (
     SPLITS,
     Columns,
@@ -25,9 +27,6 @@ from training.data.reading import (
     file_rows,
     goemotions_rows,
     hub_rows,
-    label_text,
-    out_of_range,
-    refuse_bad_texts,
 )
 from training.data.tables import CorpusError
 from training.data.taxonomy import GOEMOTIONS_28, Taxonomy, build_taxonomy
@@ -111,43 +110,48 @@ def load_corpus(
     label_column: str = "labels",
     id_column: str | None = None,
     unlabelled: str = "keep",
+    label_format: LabelFormat = "auto",
+    label_separator: str | None = None,
 ) -> Corpus:
     """Load a corpus.
 
     Args:
-        dataset: ``starter``, ``goemotions``, ``files`` (train, validation and test as CSV, TSV, JSONL or Parquet in
-            the folder ``data_dir``, or one such file with all rows), or a dataset id on the Hub.
+        dataset: ``starter``, ``goemotions``, ``files`` (train, validation and test files in the folder ``data_dir``, or
+            one file with all rows), or a dataset id on the Hub.
         labels: a label set's name or your own labels.
         data_dir: folder; for GoEmotions it defaults to the environment variable ``GOEMOTIONS_DIR``, and without
             either the rows come from the Hub.
         dataset_revision: revision of a Hub dataset.
         dataset_config: configuration (subset) of a Hub dataset.
         text_column: column of the texts.
-        label_column: column with names, ids or lists of them (in text: separated by commas); without it, one 0/1
-            column per label.
+        label_column: column with the labels; without it, one 0/1 column per label.
         id_column: column of the row ids, which must then be unique over all splits.
         unlabelled: ``keep`` rows without a label of the run as all-zero rows, or ``drop`` them.
+        label_format: what the cells of ``label_column`` are, see :mod:`training.data.label_cells`.
+        label_separator: what separates the labels of a cell; None finds out.
 
     Raises:
         CorpusError: bad data.
     """
-    columns = Columns(text_column, label_column, id_column)
-    own = None if len(labels) == 1 else tuple(labels)
+    columns, reading = Columns(text_column, label_column, id_column), LabelReading(label_format, label_separator)
     if dataset == "starter":
-        return _build(
-            dataset, "1", labels, GOEMOTIONS_28, file_rows(STARTER_FOLDER, None, Columns(id="id")), unlabelled
-        )
+        taxonomy = _taxonomy(labels, GOEMOTIONS_28)
+        rows = file_rows(STARTER_FOLDER, _label_set(taxonomy), Columns(id="id"), LabelReading("names", ","))
+        return _build(dataset, "1", taxonomy, rows, unlabelled)
     if dataset == "files":
         if data_dir is None:
             raise CorpusError(
                 "dataset files has no rows. Remedy: give --data_dir with train, validation and test files"
             )
-        return _build("files", "", labels, None, file_rows(Path(data_dir), own, columns), unlabelled)
+        taxonomy = _taxonomy(labels)
+        return _build(
+            "files", "", taxonomy, file_rows(Path(data_dir), _label_set(taxonomy), columns, reading), unlabelled
+        )
     if dataset == "goemotions":
         folder = data_dir or os.environ.get("GOEMOTIONS_DIR")
         if folder:
-            rows = goemotions_rows(Path(folder))
-            return _build(GOEMOTIONS_HUB, "official simplified TSV", labels, GOEMOTIONS_28, rows, unlabelled)
+            taxonomy, rows = _taxonomy(labels, GOEMOTIONS_28), goemotions_rows(Path(folder))
+            return _build(GOEMOTIONS_HUB, "official simplified TSV", taxonomy, rows, unlabelled)
         dataset, dataset_revision, dataset_config = GOEMOTIONS_HUB, GOEMOTIONS_REVISION, "simplified"
         columns = Columns(id="id")
     try:
@@ -155,8 +159,20 @@ def load_corpus(
     except (OSError, ValueError) as error:
         remedy = "give the folder with --data_dir, or check the id and the network"
         raise CorpusError(f"dataset {dataset!r} cannot be loaded ({error}). Remedy: {remedy}") from error
-    names = declared_labels(loaded, label_column)
-    return _build(dataset, dataset_revision or "", labels, names, hub_rows(dataset, loaded, own, columns), unlabelled)
+    taxonomy = _taxonomy(labels, declared_labels(next(iter(loaded.values())).features, columns.labels))
+    rows = hub_rows(dataset, loaded, _label_set(taxonomy), columns, reading)
+    return _build(dataset, dataset_revision or "", taxonomy, rows, unlabelled)
+
+
+def _taxonomy(labels: Sequence[str], corpus_labels: Sequence[str] | None = None) -> Taxonomy:
+    try:
+        return build_taxonomy(labels, corpus_labels)
+    except ValueError as error:
+        raise CorpusError(str(error)) from None
+
+
+def _label_set(taxonomy: Taxonomy) -> LabelSet:
+    return LabelSet(taxonomy.ids, frozenset({*taxonomy.sources, *taxonomy.labels, *taxonomy.ignored}))
 
 
 # Rows → splits
@@ -165,15 +181,10 @@ def load_corpus(
 def _build(
     name: str,
     revision: str,
-    labels: Sequence[str],
-    corpus_labels: Sequence[str] | None,
+    taxonomy: Taxonomy,
     rows: dict[str, list[RawRow]],
     unlabelled: str,
 ) -> Corpus:
-    try:
-        taxonomy = build_taxonomy(labels, corpus_labels)
-    except ValueError as error:
-        raise CorpusError(str(error)) from None
     _refuse_duplicate_ids(itertools.chain.from_iterable(rows.values()))
     splits = {split: _build_split(f"{name}, {split}", rows[split], taxonomy, unlabelled) for split in rows}
     for split, content in splits.items():
@@ -185,8 +196,7 @@ def _build(
 def _build_split(split: str, rows: list[RawRow], taxonomy: Taxonomy, unlabelled: str) -> Split:
     if not rows:
         raise CorpusError(f"{split}: no rows. Remedy: add some, or use --split stratified to split one file")
-    vectors = np.array([_vector(row, taxonomy) for row in rows], dtype=np.int8)
-    refuse_bad_texts(rows)
+    vectors = np.array([taxonomy.vector(row.labels) for row in rows], dtype=np.int8)
     has_label = vectors.any(axis=1)
     without = int((~has_label).sum())
     kept = np.flatnonzero(has_label) if unlabelled == "drop" else np.arange(len(rows))
@@ -198,25 +208,6 @@ def _build_split(split: str, rows: list[RawRow], taxonomy: Taxonomy, unlabelled:
             "other --labels, or use --unlabelled keep"
         )
     return Split([rows[i].id for i in kept], [rows[i].text for i in kept], vectors[kept], without)
-
-
-def _vector(row: RawRow, taxonomy: Taxonomy) -> list[int]:
-    names: list[str] = []
-    place = f"{row.place}, column {row.columns.labels!r}"
-    for label in row.labels:
-        name = label_text(label)
-        if name not in taxonomy.sources and name.lstrip("-").isdigit():
-            if not 0 <= int(name) < len(taxonomy.ids):
-                raise CorpusError(out_of_range(place, name, len(taxonomy.ids)))
-            name = taxonomy.ids[int(name)]
-        names.append(name)
-    try:
-        return taxonomy.vector(names)
-    except KeyError as error:
-        known = ", ".join([*taxonomy.sources, *sorted(taxonomy.ignored)])
-        raise CorpusError(
-            f"{place}: unknown label {error}. Remedy: correct it, or add it to labels ({known})"
-        ) from None
 
 
 def _refuse_duplicate_ids(rows: Iterable[RawRow]) -> None:

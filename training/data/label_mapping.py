@@ -204,7 +204,7 @@ def match_labels(
             raise MappingError(
                 f"{source}: the model has no label {', '.join(unknown[:20])}{more}; it has {', '.join(model_labels)}. "
                 f"Remedy: give --mapping a built-in one ({', '.join(shipped_mappings())}) or your own YAML file, as "
-                "shown in training/data/label_mapping.py"
+                "shown in training/data/label_mapping.py; leave 0/1 columns that are not labels out with --ignore_columns"
             )
         mapping = identity(model_labels)
         if counts:  # the label sets are the same: a label that no row has can still be predicted wrongly

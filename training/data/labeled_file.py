@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
+from training.data.label_cells import LabelReading, LabelSet, is_zero_or_one
 from training.data.label_mapping import LabelMapping
-from training.data.reading import (
-    Columns,
-    RawRow,
-    label_text,
-    out_of_range,
-    read_goemotions,
-    refuse_bad_texts,
-    table_rows,
-)
-from training.data.tables import CorpusError, read_table, tsv_cells
+from training.data.reading import Columns, Table, read_goemotions, table_rows
+from training.data.tables import read_table
 
 logger = logging.getLogger(__name__)
-
-_ZERO_OR_ONE = {"0", "1", "0.0", "1.0", "True", "False"}
 
 
 @dataclass(frozen=True, order=True)
@@ -35,87 +23,86 @@ class LabeledRow:
     labels: tuple[str, ...]
 
 
-def read_rows(
-    path: Path,
-    mapping: LabelMapping | None,
-    model_labels: Sequence[str],
-    text_column: str,
-    label_column: str,
-    dataset: str = "files",
+@dataclass(frozen=True)
+class FileOptions:
+    """How a labeled file is read.
+
+    Attributes:
+        text_column: column of the texts.
+        label_column: column with the labels; without it, one 0/1 column per label.
+        ignored_columns: columns that are not labels, although they have zeros and ones.
+        reading: how the cells of ``label_column`` are read.
+        dataset: ``files``, or ``goemotions`` for its own TSV files.
+    """
+
+    text_column: str = "text"
+    label_column: str = "labels"
+    ignored_columns: Sequence[str] = ()
+    reading: LabelReading = LabelReading()
+    dataset: str = "files"
+
+
+def read_labeled_file(
+    path: Path, mapping: LabelMapping | None, model_labels: Sequence[str], options: FileOptions
 ) -> list[LabeledRow]:
     """The rows of a file, sorted, so that their order in the file does not change any digit of a score or an interval.
 
     Raises:
         CorpusError: bad data.
     """
-    if dataset == "goemotions":
-        goemotions = read_goemotions(path)
-        return sorted(LabeledRow(row.text, tuple(sorted(map(str, row.labels)))) for row in goemotions)
-    columns: tuple[str, ...] = ()
-    if mapping is not None and mapping.columns and not _has_header(path, text_column):
-        columns = mapping.columns
-        logger.info("%s has no header with %r: its columns are %s", path, text_column, ", ".join(columns))
-    table, places = read_table(path, columns)
-    own = None if label_column in table.columns else _label_columns(path, table, mapping, model_labels, text_column)
-    raw = table_rows(str(path), table, places, own or None, Columns(text_column, label_column))
-    refuse_bad_texts(raw)
-    long = [row for row in raw if "\n" in row.text]
-    if long:
-        longest = max(long, key=lambda row: row.text.count("\n"))
-        logger.warning(
-            "%d texts span several lines; the longest, %s, spans %d: an unclosed quote swallows rows",
-            *(len(long), longest.place, longest.text.count("\n") + 1),
-        )
-    return sorted(LabeledRow(row.text, _names(row, mapping, model_labels, ids_only=bool(columns))) for row in raw)
+    if options.dataset == "goemotions":
+        rows = read_goemotions(path)
+    else:
+        names = mapping.columns if mapping else ()
+        table = Table(str(path), *read_table(path, options.text_column, names))
+        columns = Columns(options.text_column, options.label_column)
+        if options.label_column in table.rows:
+            labels = _label_set(mapping, model_labels)
+        else:
+            labels = LabelSet(tuple(_label_columns(table, mapping, model_labels, options)))
+        rows = table_rows({"file": table}, labels, columns, options.reading)["file"]
+        for row in rows:
+            if _has_swallowed_rows(row.text, len(table.rows.columns), labels):
+                logger.warning("%s: %r: an unclosed quote swallows rows", row.place, row.text[:80])
+    return sorted(LabeledRow(row.text, tuple(sorted(set(row.labels)))) for row in rows)
+
+
+def _label_set(mapping: LabelMapping | None, model_labels: Sequence[str]) -> LabelSet:
+    """The labels that a file may have; others are counted as not mapped, except in a file of declared ids."""
+    if mapping is None:
+        return LabelSet(tuple(model_labels), is_closed=False)
+    return LabelSet(tuple(model_labels), frozenset(mapping.names()), mapping.ids, is_closed=False)
 
 
 def _label_columns(
-    path: Path, table: pd.DataFrame, mapping: LabelMapping | None, model_labels: Sequence[str], text_column: str
+    table: Table, mapping: LabelMapping | None, model_labels: Sequence[str], options: FileOptions
 ) -> list[str]:
     """Columns of known labels and, if there are any, all other columns of 0 and 1: an unknown label is a label too.
 
-    A column of other values is not a label; the log names it.
+    A column of other values is not a label. The log names the columns of both kinds.
     """
-    known = {*model_labels, *(mapping.names() if mapping else ())} & set(table.columns)
-    if not known:
+    known = {*model_labels, *(mapping.names() if mapping else ())}
+    candidates = [name for name in table.rows if name not in (options.text_column, *options.ignored_columns)]
+    if not known & set(candidates):
         return []
-    taken: list[str] = []
-    left: list[str] = []
-    for column in table.columns.drop(text_column, errors="ignore"):
-        values = {str(value) for value in table[column]} - {"", "nan", "None"}
-        (taken if column in known or (values and values <= _ZERO_OR_ONE) else left).append(column)
+    taken = [name for name in candidates if name in known or _has_zeros_and_ones(table.rows[name])]
+    left = [name for name in table.rows if name not in taken and name != options.text_column]
+    logger.info("%s: columns taken as labels: %s", table.source, ", ".join(taken))
     if left:
-        logger.info("%s: not a label, because its values are not 0 and 1: column %s", path, ", ".join(map(str, left)))
+        logger.info("%s: columns not taken as labels: %s", table.source, ", ".join(left))
     return taken
 
 
-def _has_header(path: Path, text_column: str) -> bool:
-    if path.suffix not in (".csv", ".tsv"):
-        return True
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        first = file.readline().rstrip("\r\n")
-    return text_column in (tsv_cells(first) if path.suffix == ".tsv" else next(csv.reader([first]), []))
+def _has_zeros_and_ones(values: Collection[object]) -> bool:
+    present = [value for value in values if str(value) not in ("", "nan", "None")]
+    return bool(present) and all(map(is_zero_or_one, present))
 
 
-def _model_label(name: str, model_labels: Sequence[str], row: RawRow) -> str:
-    """A label as is; an id becomes the model's label at that index, as in training."""
-    if name in model_labels or not name.lstrip("-").isdigit():
-        return name
-    if not 0 <= int(name) < len(model_labels):
-        raise CorpusError(out_of_range(f"{row.place}, column {row.columns.labels!r}", name, len(model_labels)))
-    return model_labels[int(name)]
-
-
-def _names(row: RawRow, mapping: LabelMapping | None, model_labels: Sequence[str], ids_only: bool) -> tuple[str, ...]:
-    names = {label_text(label) for label in row.labels}
-    if mapping is None:
-        return tuple(sorted({_model_label(name, model_labels, row) for name in names}))
-    if not mapping.ids:
-        return tuple(sorted(names))
-    for name in names - set(mapping.ids):
-        if ids_only or (name.lstrip("-").isdigit() and name not in mapping.names()):
-            raise CorpusError(
-                f"{row.place}: label {name!r} is not one of the ids {', '.join(mapping.ids)}. Remedy: correct it, or "
-                f"add it to ids in {mapping.source}"
-            )
-    return tuple(sorted({mapping.ids.get(name, name) for name in names}))
+def _has_swallowed_rows(text: str, width: int, labels: LabelSet) -> bool:
+    """Does a text of several lines look like rows, each with a label? Then a quote before it was not closed."""
+    lines = text.split("\n")[:-1]
+    rows = [row for separator in ",;\t|" for row in [[line.strip().split(separator) for line in lines]]]
+    return bool(lines) and any(
+        all(len(cells) == width and any(labels.find(c) or c.strip() in labels.ids for c in cells) for cells in row)
+        for row in rows
+    )

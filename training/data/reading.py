@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import re
-from collections.abc import Iterable, Iterator, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +11,11 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 
-from training.data.tables import SUFFIXES, CorpusError, read_table, read_text
+from modeling.infer import ROW_SUFFIXES, describe_encoding, quote_names
+from training.data.label_cells import LabelReading, LabelSet, one_hot_labels, read_label_cells
+from training.data.tables import CorpusError, read_table, refuse, refuse_file
 from training.data.taxonomy import GOEMOTIONS_28
 
 SPLITS = ("train", "validation", "test")
@@ -32,37 +34,36 @@ GOEMOTIONS_COLUMNS = Columns(id="id")
 """Names for the columns of GoEmotions' files, which have no header, in messages."""
 
 
+class Table(NamedTuple):
+    """A table as read: its name for messages, its N rows, and the place of each."""
+
+    source: str
+    rows: pd.DataFrame
+    places: list[str]
+
+
 @dataclass(frozen=True)
 class RawRow:
-    """One row as read: its place, its id, its text, its labels as written, and their columns."""
+    """One row as read: its place, its id, its text, the names of its labels, and their columns."""
 
     place: str
     id: str
-    text: Any
-    labels: Sequence[str | int]
+    text: str
+    labels: Sequence[str]
     columns: Columns
 
 
-def label_text(label: Any) -> str:
-    """A label as written, but 3.0, which a table made of the whole number 3, becomes 3 again."""
-    return re.sub(r"^(-?\d+)\.0$", r"\1", str(label).strip())
-
-
-def refuse_bad_texts(rows: Iterable[RawRow]) -> None:
-    """Refuse texts that are empty, not text, or not UTF-8.
-
-    Raises:
-        CorpusError: the message names the place of the first.
-    """
+def bad_texts(rows: Iterable[RawRow]) -> Iterator[str]:
+    """What is wrong with texts that are empty, not text, or not UTF-8."""
     for row in rows:
         place = f"{row.place}, column {row.columns.text!r}"
         if isinstance(row.text, str) and not row.text.isascii() and any("\ud800" <= c <= "\udfff" for c in row.text):
-            raise CorpusError(
+            yield (
                 f"{place}: {row.text!r:.80} has half a character (a lone surrogate). Remedy: write the whole one, or "
                 "delete it"
             )
         if not isinstance(row.text, str) or not row.text.strip():
-            raise CorpusError(f"{place}: the text is {row.text!r:.80}. Remedy: delete the row or fill it in")
+            yield f"{place}: the text is {row.text!r:.80}. Remedy: delete the row or fill it in"
 
 
 # Sources
@@ -79,6 +80,7 @@ def read_goemotions(path: Path) -> list[RawRow]:
     Raises:
         CorpusError: bad data.
     """
+    refuse_file(path)
     names_file = path.parent / "labels.txt"
     if not names_file.is_file():
         raise CorpusError(f"{names_file} is missing. Remedy: put it next to train.tsv, dev.tsv and test.tsv")
@@ -89,153 +91,163 @@ def read_goemotions(path: Path) -> list[RawRow]:
             "that comes with the TSV files, or --dataset files for other labels"
         )
     rows: list[RawRow] = []
-    # A text may contain any line separator except the newline itself.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line:
-            continue
-        place = f"{path}, line {number}"
-        cells = line.rstrip("\r").split("\t")
-        if len(cells) != 3:
-            raise CorpusError(
+    problems: list[str] = []
+    for number, line in enumerate(_lines(path), start=1):
+        cells, place = line.split("\t"), f"{path}, line {number}"
+        if len(cells) == 3:
+            labels = _parse_ids(cells[1], names, f"{place}, column {GOEMOTIONS_COLUMNS.labels!r}", problems)
+            rows.append(RawRow(place, cells[2], cells[0], labels, GOEMOTIONS_COLUMNS))
+        elif line:
+            problems.append(
                 f"{place}: {len(cells)} cells for the 3 columns text, labels, id: {line!r:.80}. Remedy: write text, "
                 "label ids and comment id, separated by tabs; for a file with a header, use --dataset files"
             )
-        labels = _parse_ids(cells[1], names, f"{place}, column {GOEMOTIONS_COLUMNS.labels!r}")
-        rows.append(RawRow(place, cells[2], cells[0], labels, GOEMOTIONS_COLUMNS))
+    refuse([*problems, *bad_texts(rows)])
     return rows
 
 
-def out_of_range(place: str, label_id: Any, labels: int) -> str:
-    """The message for a label id at ``place`` that is not in 0 to ``labels`` - 1."""
-    return f"{place}: label id {label_id} is out of range. Remedy: use an id from 0 to {labels - 1}"
-
-
-def _parse_ids(cell: str, names: Sequence[str], place: str) -> list[str]:
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file; a text may contain any line separator except the newline itself."""
     try:
-        ids = [int(part) for part in cell.split(",") if part.strip()]
-    except ValueError:
-        raise CorpusError(f"{place}: {cell!r} is not a list of ids. Remedy: write ids such as 3,17") from None
-    for label_id in ids:
-        if not 0 <= label_id < len(names):
-            raise CorpusError(out_of_range(place, label_id, len(names)))
-    return [names[label_id] for label_id in ids]
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for line in file:
+                yield line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        with path.open("rb") as content:
+            raise CorpusError(f"{path}, {describe_encoding(path, content, error)}") from None
 
 
-def file_rows(folder: Path, own: Sequence[str] | None, columns: Columns) -> dict[str, list[RawRow]]:
-    """Rows of the train, validation and test files of a folder; all rows of a single file are ``train``."""
-    result = {}
-    for split in ("train",) if folder.is_file() else SPLITS:
-        path = folder if folder.is_file() else _find_file(folder, split, SUFFIXES)
-        table, places = read_table(path)
-        result[split] = table_rows(str(path), table, places, own, columns)
-    return result
+def _parse_ids(cell: str, names: Sequence[str], place: str, problems: list[str]) -> list[str]:
+    found = []
+    for part in filter(None, map(str.strip, cell.split(","))):
+        if not part.lstrip("-").isdigit():
+            problems.append(f"{place}: {cell!r} is not a list of ids. Remedy: write ids such as 3,17")
+        elif not 0 <= int(part) < len(names):
+            problems.append(f"{place}: label id {part} is out of range. Remedy: use an id from 0 to {len(names) - 1}")
+        else:
+            found.append(names[int(part)])
+    return found
+
+
+def file_rows(folder: Path, labels: LabelSet, columns: Columns, reading: LabelReading) -> dict[str, list[RawRow]]:
+    """Rows of the train, validation and test files of a folder; all rows of a single file are ``train``.
+
+    Raises:
+        CorpusError: bad data.
+    """
+    if not folder.is_dir():
+        refuse_file(folder)
+    tables = {}
+    for split in SPLITS if folder.is_dir() else ("train",):
+        path = _find_file(folder, split, ROW_SUFFIXES) if folder.is_dir() else folder
+        rows, places = read_table(path, columns.text)
+        if path.suffix.lower() == ".parquet" and columns.labels in rows:
+            features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
+            _name_ids(rows, columns.labels, declared_labels(features, columns.labels))
+        tables[split] = Table(str(path), rows, places)
+    return table_rows(tables, labels, columns, reading)
 
 
 def hub_rows(
-    name: str, loaded: datasets.DatasetDict, own: Sequence[str] | None, columns: Columns
+    name: str, loaded: datasets.DatasetDict, labels: LabelSet, columns: Columns, reading: LabelReading
 ) -> dict[str, list[RawRow]]:
-    """Rows of a dataset that ``datasets`` has loaded."""
-    result = {}
+    """Rows of a dataset that ``datasets`` has loaded.
+
+    Raises:
+        CorpusError: bad data.
+    """
+    tables = {}
     for split in SPLITS:
         found = next((alias for alias in _FILE_NAMES[split] if alias in loaded), None)
         if found is None:
             raise CorpusError(
                 f"{name} has no {split} split, only {', '.join(loaded)}. Remedy: save three splits as files"
             )
-        table = loaded[found].to_pandas()
-        if declared_labels(loaded, columns.labels) is not None:
-            table[columns.labels] = [np.atleast_1d(value).tolist() for value in table[columns.labels]]
-        places = [f"{name}, {found}, row {index}" for index in range(len(table))]
-        result[split] = table_rows(f"{name}, {found}", table, places, own, columns)
-    return result
+        rows = loaded[found].to_pandas()
+        _name_ids(rows, columns.labels, declared_labels(loaded[found].features, columns.labels))
+        places = [f"{name}, {found}, row {index}" for index in range(len(rows))]
+        tables[split] = Table(f"{name}, {found}", rows, places)
+    return table_rows(tables, labels, columns, reading)
 
 
-def declared_labels(loaded: datasets.DatasetDict, label_column: str) -> list[str] | None:
+def declared_labels(features: datasets.Features, label_column: str) -> list[str] | None:
     """Label names of a ``ClassLabel`` column, single or in a list."""
-    feature: Any = next(iter(loaded.values())).features.get(label_column)
+    feature: Any = features.get(label_column)
     feature = getattr(feature, "feature", feature)
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
-def table_rows(
-    source: str, table: pd.DataFrame, places: list[str], own: Sequence[str] | None, columns: Columns
-) -> list[RawRow]:
-    """Rows of a table.
-
-    Args:
-        source: what the table was read from, for messages.
-        table: the N rows.
-        places: where each row is.
-        own: the 0/1 columns to use if the table has no column of labels.
-        columns: names of the columns.
-
-    Raises:
-        CorpusError: a column is missing, or a cell has no labels.
-    """
-    there = list(table.columns)
-    listed = ", ".join(map(str, there))
-    for flag, column in (("--text_column", columns.text), ("--id_column", columns.id)):
-        if column is not None and column not in there:
-            raise CorpusError(f"{source}: no column {column!r}, only {listed}. Remedy: set {flag} to one of these")
-    if columns.labels in there:
-        at = f"column {columns.labels!r}"
-        labels = [
-            split_labels(value, f"{place}, {at}") for value, place in zip(table[columns.labels], places, strict=True)
+def _name_ids(rows: pd.DataFrame, column: str, names: Sequence[str] | None) -> None:
+    """Put names in place of the ids that a dataset declares."""
+    if names is not None:
+        rows[column] = [
+            # Datasets write -1 for an unknown label; it must not become the last one.
+            None if cell is None else [names[i] if 0 <= i < len(names) else str(i) for i in np.atleast_1d(cell)]
+            for cell in rows[column]
         ]
-    elif own is not None and set(own) <= set(there):
-        labels = [list(row) for row in _one_hot_rows(table, places, own)]
-    else:
-        raise CorpusError(
-            f"{source}: no column {columns.labels!r}, only {listed}. Remedy: set --label_column to one of these, or, "
-            "in training, --labels to the names of 0/1 columns, one per label"
-        )
-    ids = [str(value) for value in table[columns.id]] if columns.id else [str(index) for index in range(len(table))]
-    cells = zip(places, ids, table[columns.text].tolist(), labels, strict=True)
-    return [RawRow(place, row_id, text, found, columns) for place, row_id, text, found in cells]
 
 
-def _one_hot_rows(table: pd.DataFrame, places: list[str], own: Sequence[str]) -> Iterator[list[str]]:
-    for place, values in zip(places, table[list(own)].itertuples(index=False), strict=True):
-        names = []
-        for name, value in zip(own, values, strict=True):
-            if str(value) not in ("0", "1", "0.0", "1.0", "True", "False"):
-                raise CorpusError(f"{place}, column {name!r}: {value!r} is not 0 or 1. Remedy: write 0 or 1")
-            if str(value) in ("1", "1.0", "True"):
-                names.append(name)
-        yield names
+def table_rows(
+    tables: Mapping[str, Table], labels: LabelSet, columns: Columns, reading: LabelReading
+) -> dict[str, list[RawRow]]:
+    """Rows of tables whose labels are written in the same way; all their errors come at once.
 
-
-def split_labels(value: Any, place: str) -> list[Any]:
-    """The labels of one cell: a list, or text such as ``joy, love`` or ``['joy']``.
+    A table without a column of labels must have a 0/1 column for each label.
 
     Raises:
-        CorpusError: the cell is empty, or not a list; the message names ``place``.
+        CorpusError: a column is missing, a cell cannot be read, or a text is not one.
     """
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return list(value)
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        raise CorpusError(
-            f"{place}: {value!r}, no labels. Remedy: fill them in; an empty list or cell means that there are none"
-        )
-    text = str(value).strip()
-    if text.startswith("["):
-        try:
-            return list(ast.literal_eval(text))
-        except (ValueError, SyntaxError):
-            raise CorpusError(
-                f"{place}: {text!r:.80} is not a list. Remedy: write ['joy', 'love'] or joy, love"
-            ) from None
-    return [part.strip() for part in text.split(",") if part.strip()]
+    refuse(problem for table in tables.values() for problem in _missing_columns(table, labels, columns))
+    problems: list[str] = []
+    listed = [table for table in tables.values() if columns.labels in table.rows]
+    cells = [cell for table in listed for cell in table.rows[columns.labels]]
+    places = [f"{place}, column {columns.labels!r}" for table in listed for place in table.places]
+    found = iter(read_label_cells(cells, places, labels, reading, problems) if listed else [])
+    result = {}
+    for split, (_, rows, row_places) in tables.items():
+        ids = map(str, rows[columns.id] if columns.id else range(len(rows)))
+        if columns.labels in rows:
+            named = [next(found) for _ in row_places]
+        else:
+            values = rows[list(labels.names)].itertuples(index=False)
+            named = [
+                one_hot_labels(row, labels.names, place, problems)
+                for row, place in zip(values, row_places, strict=True)
+            ]
+        parts = zip(row_places, ids, rows[columns.text].tolist(), named, strict=True)
+        result[split] = [RawRow(*part, columns) for part in parts]
+    refuse([*problems, *(problem for rows in result.values() for problem in bad_texts(rows))])
+    return result
+
+
+def _missing_columns(table: Table, labels: LabelSet, columns: Columns) -> Iterator[str]:
+    there = [str(name) for name in table.rows.columns]
+    wanted = {"--text_column": columns.text, "--id_column": columns.id, "--label_column": columns.labels}
+    missing = {flag: name for flag, name in wanted.items() if name is not None and name not in there}
+    own = [name for name in labels.names if name not in there]
+    if not own and labels.names:
+        missing.pop("--label_column", None)
+    for flag, name in missing.items():
+        close = difflib.get_close_matches(name, there, n=1)
+        hint = f" Did you mean {quote_names(close)}?" if close else ""
+        remedy = f"set {flag} to one of these"
+        if flag == "--label_column":
+            some = f"; {quote_names(own)} would be missing" if len(own) < len(labels.names) else ""
+            remedy += f", or, in training, --labels to the names of 0/1 columns, one per label{some}"
+        yield f"{table.source}: no column {quote_names([name])}, only {quote_names(there)}.{hint} Remedy: {remedy}"
 
 
 def _find_file(folder: Path, split: str, suffixes: Sequence[str]) -> Path:
-    found = [folder / f"{name}{suffix}" for name in _FILE_NAMES[split] for suffix in suffixes]
-    found = [path for path in found if path.is_file()]
+    names = [f"{name}{suffix}" for name in _FILE_NAMES[split] for suffix in suffixes]
+    found = [path for path in sorted(folder.iterdir()) if _without_compression(path.name.lower()) in names]
     if len(found) != 1:
-        names = [f"{name}{suffix}" for name in _FILE_NAMES[split] for suffix in suffixes]
         what = f"found {', '.join(path.name for path in found)}" if found else "found none"
         raise CorpusError(
             f"{folder}: expected exactly one {split} file, {what}. Remedy: give --data_dir a folder with one of "
             f"{', '.join(names)}"
         )
     return found[0]
+
+
+def _without_compression(name: str) -> str:
+    return name.removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz")

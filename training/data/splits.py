@@ -52,6 +52,8 @@ def stratified(corpus: Corpus, seed: int) -> Corpus:
     groups = np.unique([match_key(text) for text in rows.texts], return_inverse=True)[1]
     labels = np.zeros((groups.max() + 1, rows.labels.shape[1]), dtype=np.int8)
     np.maximum.at(labels, groups, rows.labels)
+    if labels.shape[1] == 1:  # the stratifier takes one column for classes
+        labels = np.concatenate([labels, 1 - labels], axis=1)
     if len(labels) < _FOLDS:
         raise CorpusError(f"{len(labels)} different texts cannot be split. Remedy: give at least {_FOLDS}")
     folds = MultilabelStratifiedKFold(_FOLDS, shuffle=True, random_state=seed).split(labels, labels)

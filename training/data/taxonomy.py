@@ -5,11 +5,15 @@ The groupings of the 28 are in ``mappings/``, which evaluation reads too.
 
 from __future__ import annotations
 
+import difflib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
+from modeling.infer import quote_names
 
 GOEMOTIONS_28 = (
     "admiration",
@@ -110,29 +114,27 @@ def build_taxonomy(labels: Sequence[str], corpus_labels: Sequence[str] | None = 
     """The taxonomy of a recipe.
 
     Args:
-        labels: one name of :data:`TAXONOMIES`, or two or more of your own label names.
+        labels: one name of :data:`TAXONOMIES`, or your own label names, which are put into Unicode's normal form C.
         corpus_labels: all label names of the corpus, if it declares them; those outside your own list are ignored.
 
     Raises:
-        ValueError: unknown taxonomy, a label given twice, or one of your own labels that the corpus does not have.
+        ValueError: a misspelled taxonomy, a label given twice, or one of your own labels that the corpus does not have.
     """
-    if len(labels) == 1:
-        if labels[0] not in TAXONOMIES:
-            raise ValueError(
-                f"labels: unknown label set {labels[0]!r}. Remedy: use one of {', '.join(TAXONOMIES)}, or list yours"
-            )
+    if len(labels) == 1 and labels[0] in TAXONOMIES:
         return TAXONOMIES[labels[0]]
-    own = tuple(labels)
+    if len(labels) == 1 and (close := difflib.get_close_matches(labels[0], TAXONOMIES, n=1)):
+        raise ValueError(
+            f"labels: {labels[0]!r} is not a label set. Did you mean {close[0]!r}? Remedy: use one of "
+            f"{', '.join(TAXONOMIES)}, or list yours"
+        )
+    own = tuple(unicodedata.normalize("NFC", label) for label in labels)
     twice = sorted({label for label in own if own.count(label) > 1})
     if twice:
         raise ValueError(f"labels: {', '.join(twice)} is listed twice. Remedy: list each label once")
-    if corpus_labels is None:
-        return Taxonomy(own, {label: label for label in own}, own)
-    missing = sorted(set(own) - set(corpus_labels))
+    known = own if corpus_labels is None else tuple(corpus_labels)
+    missing = sorted(set(own) - set(known))
     if missing:
         raise ValueError(
-            f"labels: the corpus has no {', '.join(missing)}. Remedy: use labels that it has: {', '.join(corpus_labels)}"
+            f"labels: the corpus has no {quote_names(missing)}. Remedy: use labels that it has: {', '.join(known)}"
         )
-    return Taxonomy(
-        own, {label: label for label in own}, tuple(corpus_labels), frozenset(corpus_labels) - frozenset(own)
-    )
+    return Taxonomy(own, {label: label for label in own}, known, frozenset(known) - frozenset(own))

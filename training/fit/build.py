@@ -19,13 +19,20 @@ from modeling.adapters import attach_lora, count_parameters
 from modeling.backbones import compile_layers, load_frozen_backbone, load_unsloth_backbone, read_backbone_config
 from modeling.focal import alpha_per_label
 from modeling.fused_layer import fuse_layers
-from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, has_onednn_layout, multiplies_bfloat16
+from modeling.infer import (
+    BUNDLED_BACKBONE,
+    CacheError,
+    EmotionConfig,
+    EmotionModel,
+    has_onednn_layout,
+    multiplies_bfloat16,
+)
 from modeling.memory import evaluation_rows
 from modeling.projection import standardize_projection
 from modeling.recipe import Recipe, model_settings
 from training.errors import first_line
 from training.fit.prepare import Prepared
-from training.fit.trainer import CheckpointByTime, FeatureDataset, FocalTrainer
+from training.fit.trainer import CheckpointByTime, FeatureDataset, FocalTrainer, SealedCheckpoints
 from training.recipe import RecipeError
 from training.run_folder import RunFolder
 from training.scores.scoring import build_compute_metrics
@@ -42,6 +49,8 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     try:
         config = _build_config(recipe, data)
         backbone = _load_backbone(recipe, config, state) if recipe.head == "backbone" else None
+    except CacheError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
         raise RecipeError(
             f"model_name: {recipe.model_name!r} cannot be loaded ({first_line(error)}). Remedy: use "
@@ -181,7 +190,6 @@ def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepare
         metric_for_best_model=recipe.metric_for_best_model,
         greater_is_better=True,
         restore_callback_states_from_checkpoint=recipe.early_stopping_patience > 0,
-        save_total_limit=recipe.save_total_limit,
         logging_steps=50,
         report_to=recipe.report_to,
         disable_tqdm=not sys.stderr.isatty(),
@@ -191,7 +199,7 @@ def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepare
     )
     rows, labels, validation = data.rows, data.corpus.labels, data.features("validation")
     by_length = np.argsort(-validation.lengths, kind="stable")  # so that batches need little padding
-    callbacks: list[TrainerCallback] = []
+    callbacks: list[TrainerCallback] = [SealedCheckpoints(run, recipe.save_total_limit)]
     if recipe.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
     if recipe.checkpoint_minutes:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from scipy.special import expit
 
-from modeling.infer import LoadedEncoder, cache_folder, predict_logits
+from modeling.infer import CacheError, LoadedEncoder, cache_folder, predict_logits
 from modeling.recipe import Recipe
 from modeling.records import AUDIT, METRICS, MODEL
 from training.data.encoding import encode
@@ -126,6 +126,8 @@ def _read(teacher: str, version: str, dtype: torch.dtype, texts: list[str]) -> n
 
     try:
         return encode(texts, LoadedEncoder("teacher", version, ask), cache_folder() / "teachers")
+    except CacheError:
+        raise
     except (OSError, ValueError, SafetensorError, RunFolderError) as error:
         raise RecipeError(
             f"teachers: {teacher} cannot be run ({first_line(error)}). Remedy: use another teacher, or export or "

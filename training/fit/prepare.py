@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from modeling.backbones import read_backbone_config, read_tokenizer
-from modeling.infer import ENCODERS, Features, cache_folder, load_encoder, tokenize
-from modeling.recipe import CONTAMINATED, AuditPolicy, Recipe, marked
+from modeling.infer import ENCODERS, CacheError, Features, cache_folder, load_encoder, tokenize
+from modeling.recipe import CONTAMINATED, Recipe, marked
 from modeling.records import Audit
 from training.audit.label_order import suspect_labels
 from training.audit.rows import CorpusAudit, apply_policy, audit_corpus, audit_rows
-from training.data.balance import Rows, imbalance, oversample, real_rows, thin_label
+from training.data.balance import Rows, imbalance, labels_to_oversample, oversample, real_rows, thin_label
 from training.data.corpus import Corpus, load_corpus
 from training.data.encoding import encode
 from training.data.reading import SPLITS
@@ -121,7 +121,10 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
         corpus = _shuffle_labels(corpus, SPLITS if contaminated else ("train",), recipe.seed)
     if contaminated:
         corpus, vectors, rows = pooled_r2(
-            corpus, vectors, lambda embeddings, labels: balance(embeddings, labels, corpus.labels, recipe), recipe.seed
+            corpus,
+            vectors,
+            lambda embeddings, labels: balance(embeddings, labels, corpus.labels, recipe),
+            recipe.split_seed,
         )
         audit = audit_corpus(corpus)
     else:
@@ -139,7 +142,7 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
     }
     tokenizer, tokens = None, None
     if recipe.input != "embedding":
-        tokenizer, tokens = _read_words(recipe, corpus, null_test)
+        tokenizer, tokens = read_words(recipe, corpus, null_test)
         report["truncation"] = _truncation(tokens, recipe.window_length)
     return Prepared(
         corpus,
@@ -154,10 +157,19 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
     )
 
 
-def _read_words(recipe: Recipe, corpus: Corpus, null_test: str | None) -> tuple[Tokenizer, dict[str, list[np.ndarray]]]:
+def read_words(
+    recipe: Recipe, corpus: Corpus, null_test: str | None = None
+) -> tuple[Tokenizer, dict[str, list[np.ndarray]]]:
+    """The backbone's tokenizer, and the token ids of each split's texts.
+
+    Raises:
+        RecipeError: the tokenizer cannot be read.
+    """
     try:
         tokenizer = read_tokenizer(recipe.model_name, recipe.model_revision)
         config = read_backbone_config(recipe.model_name, recipe.model_revision)
+    except CacheError:
+        raise
     except (OSError, ValueError, AttributeError) as error:
         raise RecipeError(
             f"model_name: the tokenizer of {recipe.model_name!r} cannot be read ({first_line(error)}). Remedy: use a "
@@ -245,33 +257,35 @@ class Corpora:
             LeakError: train has a copy of an evaluation row, and the policy is ``fail``.
         """
         corpus = self.rows(recipe)
-        seed = recipe.seed if recipe.split == "stratified" else None
+        seed = recipe.split_seed if recipe.split == "stratified" else None
         key = (id(corpus), seed, recipe.audit_policy, recipe.encoder)
         if self._encoded is None or self._encoded[0] != key:
             self._encoded = None  # two at once could fill the memory
-            self._encoded = (key, _encode_corpus(corpus, seed, recipe.audit_policy, recipe.encoder))
+            self._encoded = (key, _encode_corpus(corpus, seed, recipe))
         return self._encoded[1]
 
 
-def _encode_corpus(corpus: Corpus, seed: int | None, audit_policy: AuditPolicy, encoder_name: str) -> EncodedCorpus:
+def _encode_corpus(corpus: Corpus, seed: int | None, recipe: Recipe) -> EncodedCorpus:
     if seed is not None:
         corpus = stratified(corpus, seed)
     corpus.require_splits()
     audit = audit_corpus(corpus)
-    kept = apply_policy(corpus, audit, audit_policy)
+    kept = apply_policy(corpus, audit, recipe.audit_policy)
     dropped = len(corpus["train"]) - len(kept["train"])
     before = audit.report["copies"]
     if dropped:
         corpus, audit = kept, audit_corpus(kept)
-    policy = {"policy": audit_policy, "rows_dropped": dropped}
+    policy = {"policy": recipe.audit_policy, "rows_dropped": dropped}
     audit.report["audit_policy"] = {**policy, "copies_before": before} if dropped else policy
     sizes = ", ".join(f"{split} {len(corpus[split]):,}" for split in SPLITS)
     logger.info("corpus %s, %d labels: %s", corpus.name, len(corpus.labels), sizes)
+    # Before the texts are encoded, which may take long.
+    labels_to_oversample(corpus["train"].labels, corpus.labels, recipe.balance, recipe.balance_labels)
     try:
-        encoder = load_encoder(encoder_name)
+        encoder = load_encoder(recipe.encoder)
     except (OSError, ValueError, SafetensorError) as error:
         raise RecipeError(
-            f"encoder: {encoder_name!r} cannot be loaded ({first_line(error)}). Remedy: use one of "
+            f"encoder: {recipe.encoder!r} cannot be loaded ({first_line(error)}). Remedy: use one of "
             f"{', '.join(ENCODERS)}, or sentence-transformers/<Hub id or folder> of an existing model"
         ) from error
     texts = [text for split in SPLITS for text in corpus[split].texts]

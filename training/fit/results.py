@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -296,12 +297,11 @@ def print_results(run: RunFolder, found: Report, seconds: float, recipe: Recipe)
     logger.info("trained in %.1f min; everything is in %s\n%s", seconds / 60, run.path, "\n".join(lines))
     if warning_of(recipe):
         logger.warning("%s", warning_of(recipe))
-    package = Path("packages") / run.path.name
     if recipe.head == "backbone":
-        logger.info(
-            'next:\n  hub_release export %s %s\n  hub_release check %s\n  python %s/infer.py "Thank you so much, this made my day!"',
-            run.path,
-            package,
-            package,
-            package,
+        package = Path("packages") / run.path.name
+        commands = (
+            ["hub_release", "export", run.path, package],
+            ["hub_release", "check", package],
+            ["python", package / "infer.py", "Thank you so much, this made my day!"],
         )
+        logger.info("next:\n%s", "\n".join(f"  {shlex.join(map(str, words))}" for words in commands))

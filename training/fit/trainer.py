@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import nn
@@ -28,7 +30,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling.adapters import learning_rate_groups
 from modeling.focal import IGNORED_LABEL, focal_loss
-from modeling.infer import EmotionModel, Features, at_most, suits_one_thread, to_tensors
+from modeling.infer import EmotionModel, Features, at_most, seal, suits_one_thread, to_tensors
+from training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +190,34 @@ class FocalTrainer(Trainer):
         return batches, self._get_num_items_in_batch(batches, device)
 
 
+class SealedCheckpoints(TrainerCallback):
+    """Seal each checkpoint, and only then delete older ones, by their step.
+
+    Trainer itself deletes them before the new one is on the disk, and by the clock, which may be set back.
+
+    Args:
+        run: the run folder.
+        limit: how many checkpoints to keep.
+    """
+
+    def __init__(self, run: RunFolder, limit: int) -> None:
+        self.run, self.limit = run, limit
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Name the best checkpoint by where it is now: a run folder may have moved before it was resumed."""
+        if state.best_global_step:
+            state.best_model_checkpoint = str(self.run.checkpoint(state.best_global_step))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Seal the new checkpoint when all processes have written their part of it."""
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            seal(self.run.checkpoint(state.global_step))
+            self.run.rotate(self.limit)
+
+
 class CheckpointByTime(TrainerCallback):
     """Save a checkpoint ``minutes`` after the last one, so that a stopped run loses no more than that."""
 
@@ -248,13 +279,19 @@ class PlainLog(TrainerCallback):
         wanted = ("loss", "eval_loss", "eval_macro_f1", "eval_macro_f1_tuned", "eval_micro_f1", "eval_exact_accuracy")
         values = "  ".join(f"{name} {logs[name]:.4f}" for name in wanted if name in logs)
         if values:
-            done = max(state.global_step - self._first_step, 1)
-            left = (time.perf_counter() - self._started) / done * (state.max_steps - state.global_step)
             logger.info(
-                "epoch %.2f  step %d/%d  %s  about %.0f min of training left",
+                "epoch %.2f  step %d/%d  %s%s",
                 state.epoch or 0,
                 state.global_step,
                 state.max_steps,
                 values,
-                left / 60,
+                self._describe_rest(state),
             )
+
+    def _describe_rest(self, state: TrainerState) -> str:
+        rest = state.max_steps - state.global_step
+        if not rest:
+            return ""
+        seconds = (time.perf_counter() - self._started) / max(state.global_step - self._first_step, 1) * rest
+        left = f"{math.ceil(seconds)} s" if seconds < 120 else f"{math.ceil(seconds / 60)} min"
+        return f"  about {left} of training left"

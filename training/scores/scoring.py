@@ -31,6 +31,9 @@ def scores(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
         predictions: 0/1 [N, L].
         references: 0/1 [N, L].
     """
+    if references.shape[1] == 1:  # scikit-learn takes one column for classes
+        whole, _ = weighted_scores(predictions, references, np.ones((1, len(references))))
+        return {name: float(values[0]) for name, values in whole.items()}
     result = {"exact_accuracy": float(accuracy_score(references, predictions))}
     for average in AVERAGES:
         values = precision_recall_fscore_support(references, predictions, average=average, zero_division=0)
