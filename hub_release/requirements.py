@@ -13,7 +13,6 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from hub_release.bundle import bundle
 from hub_release.package import ReleaseError
 from modeling.infer import BUNDLED_BACKBONE
 
@@ -27,15 +26,15 @@ _WHEEL_NOTE = """\
 """
 
 
-def requirements_of(model_name: str, encoder: str, quantization: str) -> str:
-    """The ``requirements.txt`` of a package: what ``infer.py``, the encoder and the backbone need.
+def requirements_of(code: str, model_name: str, encoder: str, quantization: str) -> str:
+    """The ``requirements.txt`` of a package: what its ``infer.py`` (``code``), the encoder and the backbone need.
 
     Each lower bound is the project's own, the version that its tests ran with.
 
     Raises:
         ReleaseError: ``infer.py`` imports something that the project does not declare.
     """
-    needed, extras = third_party_imports(bundle()), set()
+    needed, extras = third_party_imports(code), set()
     if model_name == BUNDLED_BACKBONE:
         needed.add("gguf")
     if quantization != "none":

@@ -43,6 +43,8 @@ TEXTS = [
     "  ",
     "sunny slammed dark",
 ]
+SAYING = [text for text in TEXTS if text.strip()]
+"""A text without a visible character carries no label."""
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +191,9 @@ def test_auto_classes_pipeline_and_endpoint_in_a_process_of_a_stranger(
             np.testing.assert_allclose(scores(found[way]), probabilities, atol=1e-5)
         assert found["two"] == [row[:2] for row in found["list"]]
     everything, one, own = said["endpoint"]
-    np.testing.assert_allclose(scores(everything), probabilities, atol=1e-5)
+    saying = [bool(text.strip()) for text in texts]
+    assert [bool(rows) for rows in everything] == saying
+    np.testing.assert_allclose(scores(list(filter(None, everything))), probabilities[saying], atol=1e-5)
     assert len(one) == 1 and len(one[0]) == 1
     assert [[row["label"] for row in rows] for rows in own] == [list(row) for row in classifier.predict(texts)]
     fields = ("inputs", "inputs", "parameters", "is 2. Remedy", "is nan. Remedy", "is False. Remedy", "request must be")
@@ -199,32 +203,32 @@ def test_auto_classes_pipeline_and_endpoint_in_a_process_of_a_stranger(
 
 
 def test_thresholds(classifier: EmotionClassifier) -> None:
-    probabilities = classifier.predict_proba(TEXTS)
-    assert probabilities.shape == (len(TEXTS), 3) and probabilities.dtype == np.float32
-    everything = classifier.predict(TEXTS, threshold=0.0)
+    probabilities = classifier.predict_proba(SAYING)
+    assert probabilities.shape == (len(SAYING), 3) and probabilities.dtype == np.float32
+    everything = classifier.predict(SAYING, threshold=0.0)
     for row, result in zip(probabilities, everything, strict=True):
         assert set(result) == set(LABELS)
         assert list(result.values()) == sorted(result.values(), reverse=True)
         assert [result[label] for label in LABELS] == [float(value) for value in row]
-    assert classifier.predict(TEXTS, threshold=1) == [{}] * len(TEXTS)
-    assert classifier.predict(TEXTS, threshold=0) == everything
+    assert classifier.predict(SAYING, threshold=1) == [{}] * len(SAYING)
+    assert classifier.predict(SAYING, threshold=0) == everything
     for kind in (np.float32, np.float64):
-        half = classifier.predict(TEXTS, threshold=kind(0.5), top_k=np.int64(2))
-        assert half == classifier.predict(TEXTS, threshold=0.5, top_k=2)
-        assert half == classifier.predict(TEXTS, threshold=dict.fromkeys(LABELS, kind(0.5)), top_k=2)
+        half = classifier.predict(SAYING, threshold=kind(0.5), top_k=np.int64(2))
+        assert half == classifier.predict(SAYING, threshold=0.5, top_k=2)
+        assert half == classifier.predict(SAYING, threshold=dict.fromkeys(LABELS, kind(0.5)), top_k=2)
     own = classifier.config.thresholds
-    for row, result in zip(probabilities, classifier.predict(TEXTS), strict=True):
+    for row, result in zip(probabilities, classifier.predict(SAYING), strict=True):
         assert set(result) == {label for label, value in zip(LABELS, row, strict=True) if value >= own[label]}
-    for row, result in zip(probabilities, classifier.predict(TEXTS, threshold={"joy": 0.0}), strict=True):
+    for row, result in zip(probabilities, classifier.predict(SAYING, threshold={"joy": 0.0}), strict=True):
         assert "joy" in result
         assert ("fear" in result) == (row[2] >= own["fear"])
-    reached = {"joy": float(classifier.predict_proba(TEXTS[:1])[0, 0])}
-    assert "joy" in classifier.predict(TEXTS[:1], threshold=reached)[0]  # reaching the threshold is enough
-    assert all(len(result) == 1 for result in classifier.predict(TEXTS, threshold=0.0, top_k=1))
+    reached = {"joy": float(classifier.predict_proba(SAYING[:1])[0, 0])}
+    assert "joy" in classifier.predict(SAYING[:1], threshold=reached)[0]  # reaching the threshold is enough
+    assert all(len(result) == 1 for result in classifier.predict(SAYING, threshold=0.0, top_k=1))
     assert set(classifier.config.unreliable_labels) == set(LABELS)  # 18 test rows
-    assert classifier.predict(TEXTS, threshold=0.0, exclude_unreliable=True) == [{}] * len(TEXTS)
+    assert classifier.predict(SAYING, threshold=0.0, exclude_unreliable=True) == [{}] * len(SAYING)
     with pytest.raises(ValueError, match="unknown labels in threshold: hope"):
-        classifier.predict(TEXTS, threshold={"hope": 0.1})
+        classifier.predict(SAYING, threshold={"hope": 0.1})
 
 
 @pytest.mark.parametrize("wrong", [math.nan, 7, -0.01, 1.01, math.inf, True, np.True_, "0.5", [0.5], np.float32("nan")])
@@ -249,8 +253,6 @@ def test_odd_input(classifier: EmotionClassifier, package: Path) -> None:
     assert classifier.predict_proba(["half " + chr(0xD83D)]).shape == (1, 3)
     with pytest.raises(TypeError, match=r"texts\[1\] is NoneType"):
         classifier.predict(["a", None])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="one string"):
-        classifier.predict("a")
     alone = np.concatenate([classifier.predict_proba([text]) for text in TEXTS])
     np.testing.assert_allclose(classifier.predict_proba(TEXTS), alone, atol=1e-5)
     own = EmotionClassifier(package, encoder=lambda texts: np.ones((len(texts), 7), np.float32))
@@ -291,8 +293,8 @@ def test_shell(package: Path, tmp_path: Path, classifier: EmotionClassifier) -> 
     subprocess.run([*command, "--threshold", "0"], cwd=tmp_path, check=True, capture_output=True)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["text"] for row in rows] == TEXTS
-    found = [[row["emotions"][label] for label in LABELS] for row in rows]
-    np.testing.assert_allclose(found, classifier.predict_proba(TEXTS), atol=1e-5)
+    found = [[row["emotions"][label] for label in LABELS] for row in rows if row["text"] in SAYING]
+    np.testing.assert_allclose(found, classifier.predict_proba(SAYING), atol=1e-5)
 
 
 def test_shell_ends_with_a_message(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -489,10 +491,10 @@ def test_a_baseline_is_not_exported(finished_run: Path, tiny_backbone: str, tmp_
 
 
 def test_a_whole_model_with_a_backbone_is_not_a_package(package: Path, tmp_path: Path) -> None:
-    """The output of save_pretrained is not loaded: its backbone weights could not be checked."""
+    """Weights of a whole model are not loaded: those of its backbone could not be checked."""
     copy = shutil.copytree(package, tmp_path / "package")
-    EmotionClassifier(copy).model.save_pretrained(tmp_path / "whole")
-    shutil.copyfile(tmp_path / "whole" / "model.safetensors", copy / "model.safetensors")
+    weights = EmotionClassifier(copy, fuse=False).model.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, copy / "model.safetensors")
     shutil.rmtree(copy / "lora_adapter")
     with pytest.raises(infer.PackageError, match=r"lora_adapter/adapter_config\.json is missing\. Remedy: "):
         EmotionClassifier(copy)

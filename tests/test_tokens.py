@@ -472,7 +472,7 @@ def test_its_classifier_and_pipeline_give_the_golden_probabilities(words_package
         np.testing.assert_allclose(classifier.predict_proba(texts), wanted, atol=1e-5)
     assert not any("lora" in name for name, _ in EmotionClassifier(words_package).model.named_parameters())
     pipe = pipeline("text-classification", model=str(words_package), trust_remote_code=True, top_k=None)
-    with pytest.raises(TypeError, match=r"got a mapping of \['text'\]. Remedy: write mapping\['text'\]"):
+    with pytest.raises(TypeError, match=r"texts is a mapping of \['text'\]. Remedy: give its texts alone"):
         pipe({"text": "sunny cake"})
     for said, row in zip(pipe(texts, batch_size=3), wanted, strict=True):
         found = {entry["label"]: entry["score"] for entry in said}

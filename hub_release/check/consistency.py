@@ -149,7 +149,9 @@ def origin_problems(package: Path, config: EmotionConfig) -> Findings:
         found.append(
             PackageError(LAYOUT.config, f"names the local encoder {encoder}", "train with an encoder from the Hub")
         )
-    expected = requirements_of(config.model_name, config.encoder, config.quantization)
+    own = package / LAYOUT.code
+    code = own.read_text(encoding="utf-8") if own.is_file() and is_earlier_code(own) else bundle()
+    expected = requirements_of(code, config.model_name, config.encoder, config.quantization)
     if not (package / LAYOUT.requirements).is_file():
         return found
     if (package / LAYOUT.requirements).read_bytes() != expected.encode():

@@ -1,21 +1,23 @@
 """``EmotionClassifier``: texts → labels and probabilities."""
 
 import logging
-import numbers
 import os
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from modeling.infer.config import EmotionConfig, is_probability
+from modeling.infer.config import EmotionConfig
+from modeling.infer.decisions import read_thresholds, read_top_k
 from modeling.infer.encoders import Encoder, LoadedEncoder, encode_in_batches, load_encoder
-from modeling.infer.features import Features, check_texts, tokenize
+from modeling.infer.features import Features, tokenize
 from modeling.infer.files import local_folder
 from modeling.infer.model import EmotionModel
 from modeling.infer.predict import predict_probabilities
 from modeling.infer.settings import Quantization
+from modeling.infer.texts import check_texts, is_blank
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class EmotionClassifier:
         self.device, device_reason = _choose_device(device)
         self.dtype, dtype_reason = _choose_dtype(dtype, self.device)
         logger.info("device %s (%s), dtype %s (%s)", self.device, device_reason, self.dtype, dtype_reason)
+        self.source = str(folder_or_hub_id)
         folder = local_folder(folder_or_hub_id, revision)
         self.model = EmotionModel.from_pretrained(
             folder, dtype=self.dtype, device=self.device, fuse=fuse, quantization=quantization
@@ -91,12 +94,22 @@ class EmotionClassifier:
     ) -> "EmotionClassifier":
         """Classify with an already loaded model, on its own device and in its own precision."""
         classifier = cls.__new__(cls)
+        classifier.source = "a loaded model"
         parameter = next(model.parameters())
         classifier.device, classifier.dtype = parameter.device, parameter.dtype
         classifier.config, classifier.model = cast(EmotionConfig, model.config), model.eval()
         classifier.labels = list(classifier.config.emotion_labels)
         classifier.batch_size, classifier._encoder = batch_size, encoder
         return classifier
+
+    def __repr__(self) -> str:
+        config = self.config
+        reads = f"input {config.input}, {'no backbone' if config.head == 'mlp' else f'backbone {config.model_name}'}"
+        encoder = f", encoder {config.encoder}" if config.reads_embedding else ""
+        return (
+            f"<EmotionClassifier of {self.source}: {len(self.labels)} labels ({reprlib.repr(self.labels)[1:-1]}), "
+            f"{reads}{encoder}, on {self.device} in {self.dtype}>"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the package's own encoder, which may not pickle and loads on first use."""
@@ -151,7 +164,13 @@ class EmotionClassifier:
         return tokenize(self.model.tokenizer, texts, self.model.backbone.config.bos_token_id)
 
     def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
-        """Probability of every label, float32 [N, L], in the order of ``labels``."""
+        """Probability of every label, float32 [N, L], in the order of ``labels``.
+
+        It is the model's own output, also for a text without a visible character, which :meth:`predict` gives no label.
+
+        Raises:
+            TypeError: an item is not a string; the message names its index.
+        """
         return predict_probabilities(self.model, self.features(texts), self.batch_size)
 
     def predict(
@@ -163,8 +182,10 @@ class EmotionClassifier:
     ) -> list[dict[str, float]]:
         """Labels that reach their threshold, with their probabilities, highest first; one dict per text.
 
+        A text without a visible character carries no label, whatever the thresholds are.
+
         Args:
-            texts: the texts.
+            texts: the texts: a list, a column, a series, an array … of strings; one string is one text.
             threshold: None for the package's thresholds; one probability for all labels (0.0 gives every label);
                 or a mapping that overrides single labels.
             exclude_unreliable: leave out the labels whose test scores rest on too few rows.
@@ -175,51 +196,35 @@ class EmotionClassifier:
                 number from 1; the message has the value. It is raised before anything is computed.
             TypeError: an item is not a string; the message names its index.
         """
-        cutoffs = self._thresholds(threshold)
-        if top_k is not None and (not isinstance(top_k, numbers.Integral) or isinstance(top_k, bool) or top_k < 1):
-            raise ValueError(f"top_k is {top_k!r:.80}. Remedy: use a whole number from 1, or None for all")
-        probabilities = self.predict_proba(texts)
+        cutoffs, most, checked = read_thresholds(self.config, threshold), read_top_k(top_k), check_texts(texts)
         allowed = np.array(
             [not (exclude_unreliable and label in self.config.unreliable_labels) for label in self.labels]
         )
-        results = []
-        for row in probabilities:
-            order = np.argsort(-row, kind="stable")
-            chosen = [i for i in order if allowed[i] and row[i] >= cutoffs[i]][:top_k]
+        results: list[dict[str, float]] = []
+        for text, row in zip(checked, self.predict_proba(checked), strict=True):
+            order = [] if is_blank(text) else np.argsort(-row, kind="stable").tolist()
+            chosen = [i for i in order if allowed[i] and row[i] >= cutoffs[i]][:most]
             results.append({self.labels[i]: float(row[i]) for i in chosen})
         return results
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Add ``emotions`` (names) and ``probabilities`` [N, L] to a dict of columns that has ``text``.
+        """Add ``emotions`` (names) and ``probabilities`` to columns that have ``text``, or to one row.
 
-        Works with ``datasets.Dataset.map(classifier, batched=True)`` and ``ray.data.Dataset.map_batches(classifier)``.
+        Works with ``datasets.Dataset.map(classifier)``, with or without ``batched=True``, and with
+        ``ray.data.Dataset.map_batches(classifier)``. N texts get N lists of names and float32 [N, L]; one text, in a
+        row, gets its names and float32 [L].
         """
         if "text" not in batch:
             raise KeyError(
                 f"the batch has no column 'text', only {sorted(batch)}. Remedy: rename the column of the texts to text"
             )
-        probabilities = self.predict_proba(batch["text"])
-        reached = probabilities >= self._thresholds(None)
-        emotions = [[self.labels[i] for i in np.flatnonzero(row)] for row in reached]
+        checked = check_texts(batch["text"])
+        probabilities = self.predict_proba(checked)
+        reached = probabilities >= read_thresholds(self.config, None)
+        emotions = [
+            [] if is_blank(text) else [self.labels[i] for i in np.flatnonzero(row)]
+            for text, row in zip(checked, reached, strict=True)
+        ]
+        if isinstance(batch["text"], str):
+            return {**batch, "emotions": emotions[0], "probabilities": probabilities[0]}
         return {**batch, "emotions": emotions, "probabilities": probabilities}
-
-    def _thresholds(self, threshold: float | Mapping[str, float] | None) -> np.ndarray:
-        if threshold is None or isinstance(threshold, Mapping):
-            overrides = threshold or {}
-        else:
-            overrides = dict.fromkeys(self.labels, threshold)
-        unknown = sorted(map(str, set(overrides) - set(self.labels)))
-        if unknown:
-            raise ValueError(
-                f"unknown labels in threshold: {', '.join(unknown)}. Remedy: use labels of the package: "
-                f"{', '.join(self.labels)}"
-            )
-        for label, value in overrides.items():
-            if not is_probability(value):
-                of = f" of {label}" if isinstance(threshold, Mapping) else ""
-                raise ValueError(
-                    f"the threshold{of} is {value!r:.80}. Remedy: use a number from 0 to 1, a mapping of labels to "
-                    "such numbers, or None for the package's own"
-                )
-        values = {**self.config.thresholds, **overrides}
-        return np.array([values.get(label, self.config.threshold) for label in self.labels])

@@ -34,6 +34,8 @@ _REDIRECTIONS = {
 }
 """Keys by which a ``config.json`` makes transformers 5 or PEFT read other files, repositories or code."""
 _PRECISIONS = (None, "auto", "float32", "float16", "bfloat16", "float64")
+_OTHER_NAME = "sentiment-analysis"
+"""What transformers also calls text-classification."""
 _MAX_LABELS = 2**14
 _MAX_SIZE = 2**20
 _MAX_POSITION = 2**40
@@ -97,6 +99,24 @@ class EmotionConfig(ModelSettings, PreTrainedConfig):
             self.label2id = {name: index for index, name in enumerate(self.emotion_labels)}
             kwargs.pop("num_labels", None)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the parent lists every option by name
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> "EmotionConfig":
+        """Read a ``config.json``, as transformers does.
+
+        Raises:
+            ValueError: it is read for a pipeline of another task.
+        """
+        task = kwargs.get("_from_pipeline")
+        if task not in (None, _OTHER_NAME, *CUSTOM_PIPELINES):
+            raise ValueError(f"a package has no pipeline {task!r:.80}. Remedy: use pipeline('text-classification', …)")
+        config = cast(Any, super().from_pretrained(pretrained_model_name_or_path, **kwargs))
+        if task == _OTHER_NAME:
+            found = config[0] if isinstance(config, tuple) else config  # with return_unused_kwargs there are two parts
+            found.custom_pipelines = {task: dict(CUSTOM_PIPELINES["text-classification"])}
+        return cast(EmotionConfig, config)
 
     def validate_schema_version(self) -> None:
         """Refuse a package of a later version."""

@@ -1,6 +1,6 @@
 """A model's input: sentence embeddings, tokens, and windows of long texts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -8,26 +8,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from modeling.infer.config import EmotionConfig
-
-
-def check_texts(texts: Iterable[str]) -> list[str]:
-    """The texts as a list of strings that UTF-8 can encode.
-
-    Raises:
-        TypeError: an item is not a string; the message names its index.
-    """
-    if isinstance(texts, str):
-        raise TypeError("texts must be a list of strings, got one string. Remedy: write [text]")
-    if isinstance(texts, Mapping):
-        raise TypeError(f"texts must be a list of strings, got a mapping of {[*texts]}. Remedy: write mapping['text']")
-    checked = list(texts)
-    for index, text in enumerate(checked):
-        if not isinstance(text, str):
-            raise TypeError(
-                f"texts[{index}] is {type(text).__name__}, not a string: {text!r:.80}. Remedy: leave it out, or convert it"
-            )
-    # Half an emoji (a lone surrogate, legal in JSON) is not valid UTF-8: it becomes a question mark.
-    return [text.encode("utf-8", "replace").decode() for text in checked]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The model: backbone and heads."""
 
 import os
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
@@ -13,17 +14,27 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from modeling.infer.adapter import load_adapter
 from modeling.infer.backbone import build_backbone, fetch_backbone
 from modeling.infer.config import EmotionConfig, read_config
+from modeling.infer.decisions import read_thresholds
 from modeling.infer.files import HUB_OPTIONS, local_folder, refuse_unsafe_entries
 from modeling.infer.fused import FusedOneTokenMistral
 from modeling.infer.heads import build_heads
+from modeling.infer.inherited import COPY, LOADING_REMEDIES, REFUSED_METHODS, refusal, refuse, refuse_arguments
 from modeling.infer.settings import Quantization
 from modeling.infer.tokenizer import read_tokenizer
 from modeling.infer.weights import BASELINE_FILE, read_head, read_head_file
 
 _AUTO_MODEL_OPTIONS = ("trust_remote_code", "code_revision", "adapter_kwargs")
 """Options that the Auto classes pass on and a package does not use."""
+_OWN_CHOICE = frozenset(
+    {"architectures", "dtype", "transformers_version"}  # of no effect
+    | {"threshold", "thresholds", "threshold_source", "unreliable_labels"}
+    | {"window_length", "window_overlap", "windows", "embedding_noise", "head_dropout"}
+    | {"model_name", "base_model_revision", "one_token", "quantization"}  # which copy of the backbone, in which form
+)
+"""Fields of a configuration that may differ from the package's; its weights were trained with all others."""
 
 
+@refuse(REFUSED_METHODS)
 class EmotionModel(PreTrainedModel):
     """Backbone and heads: sentence embeddings [B, E], tokens [B, T] or both → logits [B, L].
 
@@ -53,6 +64,44 @@ class EmotionModel(PreTrainedModel):
         self.backbone: Any = backbone if backbone is not None else build_backbone(config)
         for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # PEFT chooses its layers by it, here as in a package
             setattr(self, flag, getattr(self.backbone, flag, False))
+
+        self.main_input_name = "embeddings" if config.reads_embedding else "input_ids"
+        self.loss_type = "ForSequenceClassification"
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """Three rows of zeros that :meth:`forward` accepts."""
+        words = {name: torch.zeros(3, 5, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+        found = words if self.config.reads_words else {}
+        return found | ({"embeddings": torch.zeros(3, self.config.embed_dim)} if self.config.reads_embedding else {})
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's table of tokens; one that reads a single projected embedding has none."""
+        try:
+            return cast(nn.Module, self.backbone.get_input_embeddings())
+        except (AttributeError, NotImplementedError):
+            raise refusal("get_input_embeddings", "give the model embeddings: it reads no tokens") from None
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of weights, those of fused layers included."""
+        own = super().num_parameters(only_trainable, exclude_embeddings)
+        return own if only_trainable else own + sum(matrix.numel() for matrix in self._fused_matrices())
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the weights, those of fused layers included."""
+        fused = sum(matrix.numel() * matrix.element_size() for matrix in self._fused_matrices())
+        return super().get_memory_footprint(return_buffers) + fused
+
+    def _fused_matrices(self) -> list[torch.Tensor]:
+        """Matrices that are neither parameters nor buffers."""
+        layers = self.backbone.matrices if isinstance(self.backbone, FusedOneTokenMistral) else []
+        return [matrix for layer in layers for matrix in layer]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:  # type: ignore[override]
+        """Save a baseline without a backbone; a package is its folder, and is copied."""
+        if self.config.head != "mlp":
+            raise refusal("save_pretrained", COPY)
+        super().save_pretrained(save_directory, **options)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -162,20 +211,18 @@ class EmotionModel(PreTrainedModel):
             PackageError: a file is broken, hostile or does not fit the others; nothing in it was executed.
         """
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        odd = sorted(key for key in kwargs if not key.startswith("_") and key not in _AUTO_MODEL_OPTIONS)
+        refuse_arguments(
+            ["a second positional argument"] * bool(model_args) + odd,
+            LOADING_REMEDIES,
+            f"config, dtype, device, revision, fuse, quantization, {', '.join(HUB_OPTIONS)}",
+        )
         folder = local_folder(pretrained_model_name_or_path, revision, **hub)
         refuse_unsafe_entries(folder)
         found = read_config(folder)
-        unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in _AUTO_MODEL_OPTIONS)
-        if unknown:
-            raise TypeError(
-                f"a package does not take {', '.join(unknown)}. Remedy: give only dtype, device and revision"
-            )
-        config = config or found
+        config = found if config is None else _accept(config, found)
         config.quantization = quantization or config.quantization
-        if dtype is None or dtype == "auto":
-            dtype = torch.float32
-        elif isinstance(dtype, str):
-            dtype = cast(torch.dtype, getattr(torch, dtype))
+        dtype = _read_dtype(dtype)
         if config.head == "mlp":
             weights = read_head_file(folder, BASELINE_FILE, config)
             baseline = cast(Any, cls(config)).to(device)
@@ -193,3 +240,33 @@ class EmotionModel(PreTrainedModel):
             one_token = config.reads_one_token
             model.backbone = FusedOneTokenMistral(model.backbone) if one_token else model.backbone.merge_and_unload()
         return model.eval()
+
+
+def _accept(config: EmotionConfig, found: EmotionConfig) -> EmotionConfig:
+    """The configuration that a caller gives instead of the package's own.
+
+    Raises:
+        TypeError: it is not an :class:`EmotionConfig`.
+        ValueError: it differs in a field with which the weights were trained, or has a wrong threshold.
+    """
+    if not isinstance(found, type(config)):
+        raise TypeError(f"config is {config!r:.80}. Remedy: leave it out, or give an EmotionConfig")
+    names = [field.name for field in fields(cast(Any, EmotionConfig)) if field.name not in _OWN_CHOICE]
+    for name in [*names, "num_labels", "_attn_implementation"]:
+        asked, own = getattr(config, name), getattr(found, name)
+        if asked != own:
+            raise ValueError(
+                f"{name} is {asked!r:.80}, but the package has {own!r:.80}. Remedy: leave {name.strip('_')} out; other "
+                "labels or another form need a new training"
+            )
+    read_thresholds(found, config.thresholds)
+    return config
+
+
+def _read_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    if dtype is None or dtype == "auto":
+        return torch.float32
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"dtype is {dtype!r:.80}. Remedy: use float32, bfloat16 or float16")
+    return cast(torch.dtype, found)

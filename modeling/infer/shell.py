@@ -22,9 +22,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from modeling.infer.classifier import EmotionClassifier
-from modeling.infer.features import check_texts
 from modeling.infer.stops import catch_sigterm, describe_stop
 from modeling.infer.tables import ROW_SUFFIXES, TEXT_SUFFIX, read_texts
+from modeling.infer.texts import check_texts
 
 _TEXTS_PER_WRITE = 1024
 """Results are written after so many texts: a stop loses no more."""

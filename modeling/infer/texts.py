@@ -1,0 +1,63 @@
+"""Texts: whatever is iterable and holds strings, one by one; pieces of long texts; texts without a visible character."""
+
+import reprlib
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
+"""Unicode's categories of control and format characters and of white space."""
+
+
+def iterate_texts(texts: Iterable[str]) -> Iterator[str]:
+    """Each text as a string that UTF-8 can encode; a string is one text.
+
+    Args:
+        texts: a string; or lists, tuples, generators, columns, series, Arrow arrays … of strings, in one dimension.
+
+    Raises:
+        TypeError: it holds something else, at the first such item; the message names its index and what to write.
+    """
+    for index, text in enumerate(_items(texts)):
+        value = text.as_py() if hasattr(text, "as_py") else text  # an Arrow array gives scalars of its own
+        if not isinstance(value, str):
+            raise TypeError(f"texts[{index}] is {_describe(value)}. Remedy: {_remedy(value)}")
+        # Half an emoji (a lone surrogate, legal in JSON) is not valid UTF-8: it becomes a question mark.
+        yield value.encode("utf-8", "replace").decode()
+
+
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """All of :func:`iterate_texts` as a list."""
+    return list(iterate_texts(texts))
+
+
+def _items(texts: Any) -> Iterable[Any]:
+    if isinstance(texts, str):
+        return [texts]
+    if not hasattr(texts, "__iter__") and hasattr(texts, "__len__") and hasattr(texts, "__getitem__"):
+        return (texts[index] for index in range(len(texts)))  # a dataset of torch, which may not end by itself
+    odd = isinstance(texts, Mapping | bytes | bytearray | memoryview) or getattr(texts, "ndim", 1) != 1
+    if odd or not hasattr(texts, "__iter__"):
+        raise TypeError(f"texts is {_describe(texts)}. Remedy: {_remedy(texts)}")
+    return texts
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a mapping of {reprlib.repr([*value])}"
+    return f"{type(value).__name__}, not a string: {reprlib.repr(value)}"
+
+
+def _remedy(value: Any) -> str:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return "decode it to a string, for example with .decode('utf-8')"
+    if isinstance(value, Mapping) or hasattr(value, "columns"):
+        return "give its texts alone, for example the column ['text']"
+    if hasattr(value, "__iter__"):
+        return "give one flat list of strings"
+    return "leave it out, or give a string"
+
+
+def is_blank(text: str) -> bool:
+    """Has the text no visible character?"""
+    return all(unicodedata.category(character) in _INVISIBLE for character in text.lstrip())
