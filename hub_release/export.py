@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import difflib
 import json
-import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,55 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from hub_release.bundle import bundle
+from hub_release.card.facts import read_facts
+from hub_release.card.own import (
+    CardDetails,
+    change_details,
+    choose_examples,
+    model_name,
+    read_details,
+    to_json,
+    without_own_words,
+)
 from hub_release.card.render import render_card, replace_file, write_card
 from hub_release.check.integrity import hash_problems, layout_problems, unreadable_problems
-from hub_release.package import HANDLER, LAYOUT, RefusedError, ReleaseError, printable, require_free
+from hub_release.package import (
+    HANDLER,
+    LAYOUT,
+    RefusedError,
+    ReleaseError,
+    printable,
+    read_record,
+    require_folder,
+    require_free,
+    sha256,
+)
 from hub_release.requirements import project_version, requirements_of
 from modeling.adapters import split_trained_weights
-from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES, VERSION_KEY, publish, staging
+from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES, VERSION_KEY, EmotionClassifier, publish, staging
 from modeling.recipe import hide_local_paths
-from modeling.records import ADAPTER_WEIGHTS, BASELINE_WEIGHTS, MODEL, MODEL_CONFIG, RECORDED
+from modeling.records import ADAPTER_WEIGHTS, BASELINE_WEIGHTS, GOLDEN, MODEL, MODEL_CONFIG, RECORDED, GoldenRow
 
 
-def export(run: Path, package: Path) -> None:
+def export(run: Path, package: Path, **details: Any) -> None:
     """Write the package of a finished run; the folder appears whole or not at all.
 
+    Args:
+        run: folder of the run.
+        package: folder to write; must be new or empty.
+        details: fields of :class:`hub_release.card.own.CardDetails`; the name is by default the folder's.
+
     Raises:
-        ReleaseError: the run is not finished, or the package folder is a file or not empty.
+        ReleaseError: the run is not finished, the package folder is a file or not empty, or the card cannot show a
+            detail.
     """
+    details["name"] = details.get("name") or model_name(package.resolve().name)
+    said = change_details(None, details)
+    require_folder(run)
     if (run / BASELINE_WEIGHTS).is_file():
         raise ReleaseError(
-            f"{run} is a baseline without a backbone, for comparison only. Remedy: train with head backbone"
+            f"{run} is a baseline without a backbone, which no package can hold. Remedy: train with --head backbone, or "
+            "score this run on other rows with training/run.py evaluate"
         )
     missing = [name for name in (*RECORDED, MODEL_CONFIG) if not (run / name).is_file()]
     if missing:
@@ -43,12 +73,12 @@ def export(run: Path, package: Path) -> None:
     require_free(package)
     with staging(package.parent, ".export-") as temporary:
         (temporary / "package").mkdir()
-        _write(run, temporary / "package")
+        _write(run, temporary / "package", said)
         require_free(package)  # still: another export may have been faster
         publish(temporary / "package", package)
 
 
-def _write(run: Path, package: Path) -> None:
+def _write(run: Path, package: Path, details: CardDetails) -> None:
     for name in RECORDED:
         shutil.copyfile(run / name, package / name)
     _hide_local_paths(package / LAYOUT.recipe)
@@ -79,9 +109,23 @@ def _write(run: Path, package: Path) -> None:
     (package / LAYOUT.adapter).parent.mkdir()
     save_file({key: value.contiguous() for key, value in adapter.items()}, package / LAYOUT.adapter)
     _write_adapter_config(run, package, config["model_name"])
+    _write_details(package, details)
     write_card(package)
     for path in package.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors makes its files readable for their owner only
+
+
+def _write_details(package: Path, details: CardDetails) -> None:
+    """Record what the publisher says; examples get golden rows, so that the check reproduces what the card shows."""
+    golden = read_record(package, GOLDEN)
+    known = [row["text"] for row in golden["rows"]]
+    if new := [text for text in details.examples if text not in known]:
+        said = EmotionClassifier(package).predict_proba(new).tolist()
+        golden["rows"] += [GoldenRow(text=text, probabilities=row) for text, row in zip(new, said, strict=True)]
+        (package / GOLDEN).write_text(json.dumps(golden, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if not details.examples:
+        details = replace(details, examples=choose_examples(known, read_facts(package).about_emotions))
+    (package / LAYOUT.details).write_text(to_json(details), encoding="utf-8")
 
 
 def _write_adapter_config(run: Path, package: Path, model_name: str) -> None:
@@ -118,13 +162,19 @@ def _hide_local_paths(recipe: Path) -> None:
     recipe.write_text(yaml.safe_dump(hide_local_paths(fields), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def renew_card(package: Path) -> None:
-    """Render the card of a sealed package again. Only the card is sealed again; all other files must match the seal.
+def renew_card(package: Path, overwrite: bool = False, **changes: Any) -> None:
+    """Render the card of a sealed package again. Only the card and its details are sealed again.
+
+    Args:
+        package: folder of the package. All other files must match its seal.
+        overwrite: also drop edits of the card outside of its section for own words.
+        changes: fields of :class:`hub_release.card.own.CardDetails` to record.
 
     Raises:
         RefusedError: files other than the card do not match the seal.
-        ReleaseError: there is no package, or as :func:`render_card`.
+        ReleaseError: there is no package, the card has other edits, or as :func:`render_card`.
     """
+    require_folder(package)
     if not (package / LAYOUT.config).is_file():
         raise ReleaseError(
             f"{package} is not a package: {LAYOUT.config} is missing. Remedy: run hub_release export again"
@@ -138,9 +188,38 @@ def renew_card(package: Path) -> None:
             f"the card of {package} is left as it is: other files do not match the seal",
             [printable(problem) for problem in problems],
         )
-    card = render_card(package)
+    details = change_details(read_details(package), changes) if changes else None
+    card = render_card(package, details)
+    if not overwrite:
+        _refuse_edits(package, card)
+    if details:
+        replace_file(package, LAYOUT.details, to_json(details))
     replace_file(package, LAYOUT.card, card)
-    sums = (package / LAYOUT.sums).read_text(encoding="utf-8")
-    own_line = rf"^[0-9a-f]{{64}}(?= [ *]{re.escape(LAYOUT.card)}$)"
-    digest = hashlib.sha256(card.encode("utf-8")).hexdigest()
-    replace_file(package, LAYOUT.sums, re.sub(own_line, digest, sums, flags=re.MULTILINE))
+    _seal_again(package, LAYOUT.card, LAYOUT.details)
+
+
+def _refuse_edits(package: Path, card: str) -> None:
+    """Raise if the card was edited since it was sealed, and the new one would drop that."""
+    there = package / LAYOUT.card
+    if not there.is_file() or f"{sha256(there)}  {LAYOUT.card}" in (package / LAYOUT.sums).read_text().splitlines():
+        return
+    now, new = (without_own_words(text) for text in (there.read_text(encoding="utf-8"), card))
+    lost = [line for line in difflib.ndiff(new.splitlines(), now.splitlines()) if line.startswith(("+ ", "- "))]
+    if lost:
+        raise RefusedError(
+            f"{there} was edited outside of its section for own words, and is left as it is",
+            [
+                f"{line[:200]} (edited). Remedy: write it into that section, or give --overwrite to drop it"
+                if line.startswith("+ ")
+                else f"{line[:200]} (as recorded)"
+                for line in lost[:20]
+            ],
+        )
+
+
+def _seal_again(package: Path, *names: str) -> None:
+    lines = (package / LAYOUT.sums).read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line[66:] not in names]
+    new = [f"{sha256(package / name)}  {name}" for name in names if (package / name).is_file()]
+    ordered = sorted([*kept, *new], key=lambda line: line[66:])
+    replace_file(package, LAYOUT.sums, "".join(f"{line}\n" for line in ordered))

@@ -33,6 +33,20 @@ class RefusedError(ReleaseError):
         self.problems = problems
 
 
+def require_folder(path: Path) -> None:
+    """Refuse a path that is not a folder; it is never looked up on the Hub.
+
+    Raises:
+        ReleaseError: it is not a folder.
+    """
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "does not exist here"
+        raise ReleaseError(
+            f"{path} {what}, and the Hub was not asked. Remedy: check the path; for a model on the Hub, run hub_release "
+            "pull REPO_ID FOLDER first"
+        )
+
+
 def require_free(folder: Path) -> None:
     """Refuse a folder that cannot be written without loss.
 
@@ -87,6 +101,7 @@ class Layout:
     thresholds_plot: str = records.THRESHOLDS_PLOT
     confusions_plot: str = records.CONFUSIONS_PLOT
     reliability_plot: str = records.RELIABILITY_PLOT
+    details: str = "card.json"
     requirements: str = "requirements.txt"
     handler: str = "handler.py"
     sums: str = "SHA256SUMS"
@@ -97,6 +112,8 @@ class Layout:
 
 
 LAYOUT = Layout()
+OPTIONAL = frozenset({LAYOUT.details})
+"""Files that packages of earlier versions lack."""
 HANDLER = Path(__file__).with_name(LAYOUT.handler)
 """What ships as a package's ``handler.py``."""
 

@@ -16,13 +16,16 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, strategies as st
+from markdown_it import MarkdownIt
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from hub_release.card import render as card_module
+from hub_release.card import facts as facts_module, render as card_module
 from hub_release.card.facts import read_sources
+from hub_release.card.own import BEGIN, END
 from hub_release.card.render import render_card
-from hub_release.card.text import duration
+from hub_release.card.text import cells, code, duration, plain
 from hub_release.cli import app
 from hub_release.package import ReleaseError, seal, template_path
 from tests.cards import Change, put, read, score, tables_of
@@ -67,7 +70,7 @@ def test_the_tables_of_scores(carded: Path) -> None:
     ]
     golden = read(carded, "golden.json")
     said = tables["text", "labels that reach their threshold"]
-    assert len(said) >= 5
+    assert len(said) == 2, "those without feelings"
     for text, found in said:
         probabilities = next(row["probabilities"] for row in golden["rows"] if row["text"] == text)
         pairs = [pair for pair in zip(LABELS, probabilities, strict=True) if pair[1] >= thresholds[pair[0]]]
@@ -205,7 +208,7 @@ def test_no_figure_but_from_the_files(carded: Path) -> None:
         ("calibration", put(method="none")),
         ("context", put(bootstrap_draws=17)),
         ("context", put(unreliable={"positives_below": 41, "f1_interval_wider_than": 0.2})),
-        ("golden", lambda g: g["rows"][0].update(probabilities=[0.9871] * 3)),
+        ("golden", lambda g: g["rows"][2].update(probabilities=[0.9871] * 3)),
         ("config", put(unreliable_labels=[])),
         ("config", put(prefix="bos")),
         ("config", put(quantization="nf4")),
@@ -325,3 +328,63 @@ def test_odd_label_names(carded: Path, tmp_path: Path) -> None:
     header = ("label", "test rows", "threshold", "precision", "recall", "F1", "AP", "F1 at 0.5")
     assert tables[header][0][0] == "j|oy \\<b>\\*\\`"
     compile(re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[1], "block", "exec")
+
+
+TAG = '<img src="https://elsewhere.invalid/x.png" onerror=alert(1)>'
+PLACES: dict[str, tuple[str, Change]] = {
+    "encoder version": ("config", put(encoder_version=f"1 {TAG}")),
+    "exporter": ("config", put(goemotions_mistral_version=f"0.2.0{TAG}")),
+    "protocol": ("metrics", put(protocol=f"official` {TAG}")),
+    "policy": ("audit", lambda audit: audit["audit_policy"].update(policy=f"`{TAG}`")),
+    "split": ("audit", lambda audit: audit["splits"].update({TAG: audit["splits"]["test"]})),
+    "empty labels": ("audit", lambda audit: audit["labels_without_positives"].update({TAG: ["joy"]})),
+    "hash": ("audit", lambda audit: audit["splits"]["test"].update(sha256=f"``{TAG}")),
+    "teacher": ("audit", put(teachers={"a": f"`{TAG}`"})),
+    "commit": ("environment", put(git_commit=f"abc`{TAG}`")),
+    "cpu": ("environment", put(cpu=f"Xeon\n\n{TAG}")),
+    "threads": ("environment", put(cores=TAG)),
+    "package": ("environment", lambda found: found["packages"].update({TAG: "1"})),
+    "reason": ("calibration", put(reason=f"| {TAG} |")),
+    "system": (
+        "context",
+        put(published=[{"system": TAG, "protocol": "p", "macro_f1": 0.5, "micro_f1": None}]),
+    ),
+    "emissions": ("timing", put(emissions={"grams": 1.0, "source": TAG, "location": "ITA"})),
+}
+
+
+def html_of(card: str) -> list[str]:
+    """The HTML and the pictures' addresses that a Markdown reader finds in a card."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.split("---\n", 2)[2])
+    flat = [inner for token in tokens for inner in (token, *(token.children or []))]
+    pictures = [str(token.attrGet("src")) for token in flat if token.type == "image"]
+    html = [token.content for token in flat if token.type.startswith("html")]
+    return [text for text in html if text.strip() not in (BEGIN, END)] + [path for path in pictures if "/" in path]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_html_in_a_record_is_refused_and_never_rendered(
+    changed: Callable[..., str], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    file, change = PLACES[place]
+    with pytest.raises(ReleaseError, match=rf"^{file}\.json has HTML in .*<img.*Remedy: run hub_release export again"):
+        changed(**{file: change})
+    monkeypatch.setattr(facts_module, "_refuse_html", lambda facts: None)
+    card = changed(**{file: change})
+    assert "onerror" in card.split("---\n", 2)[2] and html_of(card) == []
+
+
+@given(text=st.text(st.sampled_from("`|\\<>![]()*_~&;#img lt/\n")))
+def test_any_text_is_shown_as_it_is(text: str) -> None:
+    """Also in a table: what a Markdown reader shows is the text, with its spaces run together."""
+    wanted = " ".join(text.split())
+    for write in (plain, code):
+        [_, shown, _] = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(f"x {write(text)} x")
+        assert {token.type for token in shown.children} <= {"text", "text_special", "code_inline"}
+        said = "".join(token.content for token in shown.children)
+        assert said.split() == f"x {wanted} x".split()
+        cell = (
+            MarkdownIt("commonmark").enable("table").parse(f"| a | b |\n|---|---|\n| {cells([write(text), 'end'])} |")
+        )
+        found = [token.content for token in cell if token.type == "inline"]
+        assert len(found) == 4 and found[3] == "end"

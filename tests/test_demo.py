@@ -16,10 +16,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -28,7 +31,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard, SpaceCard
 from hypothesis import given, settings, strategies as st
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 from typer.testing import CliRunner
 
 from hub_release.bundle import bundle
@@ -45,6 +48,21 @@ ARGUMENTS += ["--disable-component-update", "--disable-sync"]
 TEXT = "sunny cake, and a slammed door 😀"
 INJECTION = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>${window.hacked=1}{{7*7}}'
 FEAR = ["fear", "test", "per_label"]
+HOSTILE_CARD = """
+![one](ELSEWHERE/one.png) ![two]( ELSEWHERE/two.png "title" ) ![three][ref] ![[four](ELSEWHERE/four.png)
+<img src="ELSEWHERE/five.png" onerror="window.hacked=1"><iframe src="ELSEWHERE/six"></iframe>
+<div style="background: url(ELSEWHERE/seven.png)">seven</div><style>@import "ELSEWHERE/eight.css";</style>
+<video src="ELSEWHERE/nine" poster="ELSEWHERE/ten.png"></video><link rel="stylesheet" href="ELSEWHERE/eleven">
+
+[ref]: ELSEWHERE/three.png
+"""
+RECORD_CONNECTIONS = """
+import sys
+def record(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        with open({path!r}, "a") as file: print(event, arguments[-1] if event == "socket.connect" else arguments[0], file=file)
+sys.addaudithook(record)
+"""
 LINES = ["sunny cake", 'says "hello", and goes', "=1+1", "δοκιμή テスト 😀", INJECTION, "dark; cellar"]
 
 
@@ -66,14 +84,32 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def folder(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package, with one unreliable label, and thresholds close to this text's probabilities."""
+def elsewhere() -> Iterator[SimpleNamespace]:
+    """Another host, which remembers what it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the base class asks for this name
+            asked.append(self.path)
+            self.send_error(404)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield SimpleNamespace(address=f"http://localhost:{server.server_port}", asked=asked)
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(package: Path, elsewhere: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package, with one unreliable label, a hostile card, and thresholds close to this text's probabilities."""
     folder = shutil.copytree(package, tmp_path_factory.mktemp("demo") / "tiny-emotions")
     config = json.loads((folder / "config.json").read_text())
     joy, anger, fear = EmotionClassifier(folder).predict_proba([TEXT])[0].tolist()
     config["thresholds"] = {"joy": joy - 0.02, "anger": anger + 0.02, "fear": fear - 0.01}
     config["unreliable_labels"] = ["fear"]
     (folder / "config.json").write_text(json.dumps(config))
+    with (folder / "README.md").open("a", encoding="utf-8") as file:
+        file.write(HOSTILE_CARD.replace("ELSEWHERE", elsewhere.address))
     return folder
 
 
@@ -90,8 +126,10 @@ def servers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         (base / "space").mkdir(exist_ok=True)
         (base / "space" / name).write_bytes(content)
     add_to_hub_cache("you/tiny-emotions", folder)
+    asked = base / "asked.txt"
+    asked.touch()
     alone = (
-        "import sys, runpy\n"
+        RECORD_CONNECTIONS.format(path=str(asked)) + "import sys, runpy\n"
         "class Blocker:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] in ('modeling', 'training', 'hub_release'): raise ImportError(name)\n"
@@ -100,8 +138,9 @@ def servers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "runpy.run_path(sys.argv[1] + '/app.py', run_name='__main__')\n"
     )
     ports = free_port(), free_port()
+    demo = RECORD_CONNECTIONS.format(path=str(asked)) + "from hub_release.cli import app\napp()"
     commands = (
-        [sys.executable, "-m", "hub_release.cli", "demo", str(folder), "--port", str(ports[0])],
+        [sys.executable, "-c", demo, "demo", str(folder), "--port", str(ports[0])],
         [sys.executable, "-I", "-c", alone, str(base / "space")],
     )
     processes, logs = [], [base / "demo.log", base / "space.log"]
@@ -114,7 +153,7 @@ def servers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         urls = [
             wait_for(p, f"http://127.0.0.1:{port}", log) for p, port, log in zip(processes, ports, logs, strict=True)
         ]
-        yield SimpleNamespace(demo=urls[0], space=urls[1], files=base / "space")
+        yield SimpleNamespace(demo=urls[0], space=urls[1], files=base / "space", asked=asked)
     finally:
         for process in processes:
             process.terminate()
@@ -153,13 +192,14 @@ def page(request: pytest.FixtureRequest, browser: Browser, servers: SimpleNamesp
     )
     context.set_default_timeout(15_000)
     page = context.new_page()
-    asked: list[str] = []
+    requests: list[Request] = []
     errors: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requests.append(request))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(servers.demo)
     expect(one_text(page)).to_be_visible()
     yield page
+    asked = [request.url for request in requests if request.failure != "csp"]  # those never leave the browser
     assert len(asked) > 10
     assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {"127.0.0.1"}
     assert not errors
@@ -203,7 +243,7 @@ def paste(page: Page, lines: list[str]) -> None:
 def download(page: Page) -> list[dict[str, str]]:
     with page.expect_download() as found:
         page.get_by_role("link", name="Download CSV").click()
-    assert found.value.suggested_filename == "emotions.csv"
+    assert found.value.suggested_filename == "labels.csv"
     content = found.value.path().read_bytes().decode("utf-8-sig")
     return list(csv.DictReader(io.StringIO(content, newline="")))
 
@@ -211,7 +251,7 @@ def download(page: Page) -> list[dict[str, str]]:
 def check_against_predict(
     rows: list[dict[str, str]], classifier: EmotionClassifier, texts: list[str], threshold: float | None = None
 ) -> None:
-    assert [row["text"] for row in rows] == texts
+    assert [row["text"] for row in rows] == [page_results.to_cell(text) for text in texts]
     found = np.array([[float(row[label]) for label in classifier.labels] for row in rows])
     np.testing.assert_allclose(found, classifier.predict_proba(texts), atol=2e-6)
     wanted = [list(result) for result in classifier.predict(texts, threshold=threshold)]
@@ -378,9 +418,45 @@ def test_examples_and_odd_input(page: Page, folder: Path, classifier: EmotionCla
     expect(page.locator("#table")).to_contain_text("There are no texts in the box.")
     paste(page, ["x"] * 1_001)
     expect(page.locator("#table")).to_contain_text("1,001 texts are more than this page takes at once (1,000)")
+    started = time.monotonic()
+    paste(page, ["sunny " * 350_000])
+    expect(page.locator("#table")).to_contain_text(
+        "The text has 2,100,000 characters, more than this page takes in one"
+    )
+    paste(page, ["sunny " * 400] * 900)
+    expect(page.locator("#table")).to_contain_text("2,160,000 characters are more than this page takes at once")
+    page.get_by_role("tab", name="One text").click()
+    one_text(page).evaluate(
+        "box => { box.value = 'sunny '.repeat(350000); box.dispatchEvent(new Event('input', { bubbles: true })) }"
+    )
+    page.get_by_role("button", name="Classify", exact=True).click()
+    expect(page.locator("#bars")).to_contain_text("The text has 2,100,000 characters, more than this page takes in one")
+    assert time.monotonic() - started < 30
+    page.get_by_role("tab", name="Many texts").click()
     (tmp_path / "broken.txt").write_bytes(b"\xff\xfe\x00")
     page.locator('input[type="file"]').first.set_input_files(tmp_path / "broken.txt")
     expect(page.locator("#table")).to_contain_text("broken.txt is not UTF-8 text.")
+
+
+def test_a_hostile_card_loads_nothing_from_elsewhere(
+    page: Page, servers: SimpleNamespace, elsewhere: SimpleNamespace
+) -> None:
+    """The fixture of the page looks at every request of the browser; this looks at those of the servers too."""
+    page.get_by_role("tab", name="Model card").click()
+    expect(page.locator("#card h1")).to_be_visible()
+    expect(page.locator("#card")).to_contain_text("seven")
+    page.wait_for_timeout(1_000)
+    shown = page.locator("#card img").evaluate_all("all => all.map(img => [img.src.slice(0, 5), img.naturalWidth > 0])")
+    assert shown.count(["data:", True]) == 6, "the package's own pictures"
+    assert all(drawn is (source == "data:") for source, drawn in shown)
+    policy = page.request.get(servers.demo).headers["content-security-policy"]
+    assert policy == page.request.get(servers.space).headers["content-security-policy"] and "'self'" in policy
+    assert elsewhere.asked == []
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(f"{elsewhere.address}/alive", timeout=5)
+    assert elsewhere.asked == ["/alive"]
+    hosts = set(re.findall(r"[\w:.-]+\.\w+|localhost", servers.asked.read_text().replace("socket.", "")))
+    assert hosts <= {"127.0.0.1", "localhost", "0.0.0.0"}, hosts
 
 
 def test_the_space_runs_from_its_files_only(
@@ -464,7 +540,57 @@ def test_names_of_a_package_are_never_markup() -> None:
         assert not parser.seen & {"img", "onerror", "u", "s"} and "<" in parser.text
 
 
-texts = st.lists(st.text().filter(lambda text: text.strip()), min_size=1)
+def test_a_card_is_read_in_linear_time_and_bounded_memory(tmp_path: Path) -> None:
+    """The seconds stand for the kind: the pattern took 10 seconds for 100 kB, and 200,000 pictures took 6 GiB."""
+    (tmp_path / "own.png").write_bytes(b"\x89PNG" + bytes(30_000))
+    for unit in ("![", "![a](", "![a](own.png", "![own](own.png)", "---\n", "[![]("):
+        (tmp_path / "README.md").write_text("---\na: 1\n---\n" + unit * (1_000_000 // len(unit)))
+        started = time.process_time()
+        assert len(page_files.read_card(tmp_path)) < 1_100_000
+        assert time.process_time() - started < 2, unit
+
+
+def test_pictures_of_a_card_have_a_limit_of_bytes(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(20)]
+    for name in names:
+        (tmp_path / name).write_bytes(bytes(1_000_000))
+    (tmp_path / "README.md").write_text("\n".join(f"![{name}]({name})" for name in names))
+    card = page_files.read_card(tmp_path)
+    assert 5 < card.count("](data:") < 12 and all(name in card for name in names)
+
+
+def test_what_takes_too_long_is_shown_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        config, labels = None, ("a",)
+
+        def predict_proba(self, texts: list[str]) -> np.ndarray:
+            clock[0] += 50
+            return np.array([[len(text)] for text in texts], dtype=np.float32)
+
+    clock = [0.0]
+    monkeypatch.setattr(page_app.time, "monotonic", lambda: clock[0])
+    texts = ["x" * length for length in range(9_000, 9_020)]
+    found = page_app.classify_in_time(Slow(), texts)
+    assert found == [[length] for length in range(9_000, 9_006)], "three portions of two texts, 50 seconds each"
+    assert page_app.classify_in_time(Slow(), ["a", "bb"]) == [[1], [2]]
+
+
+starts = st.sampled_from(["=", "+", "-", "@", "\t", "\r", "＝", "'", " ", "a", "\n"])
+
+
+@given(text=st.text(), first=starts, label=st.text(min_size=1))
+def test_no_cell_of_a_download_is_a_formula(text: str, first: str, label: str) -> None:
+    rows = [[page_results.LabelResult(first + label, 0.75, 0.5, False)]]
+    written = page_results.write_csv([first + label], [first + text], rows).decode("utf-8-sig")
+    for row in csv.reader(io.StringIO(written, newline="")):
+        for cell in row:
+            assert not cell.startswith(tuple("=+-@\t\r＝"))
+            assert cell in ("text", "predicted", "0.750000") or cell.removeprefix("'") in (
+                value.removeprefix("'").encode("utf-8", "replace").decode() for value in (first + text, first + label)
+            )
+
+
+texts = st.lists(st.builds(str.__add__, starts, st.text(min_size=1)).filter(str.strip), min_size=1)
 
 
 @settings(max_examples=40)
@@ -480,7 +606,13 @@ def test_csv_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[st
 @pytest.mark.parametrize(
     ("name", "content", "wanted"),
     [
-        ("a.csv", 'id,Text\r\n1,one\r\n2,"two, and\nmore"\r\n3\r\n', ["one", "two, and\nmore", ""]),
+        ("a.csv", 'id,Text\r\n1,one\r\n2,"two, and\nmore"\r\n3,\r\n', ["one", "two, and\nmore", ""]),
+        ("a.csv", 'Text;label\none, really;joy\n"two; too";\n', ["one, really", "two; too"]),
+        ("a.csv", "label\ttext\njoy\tone, really\n", ["one, really"]),
+        ("a.TSV", 'label\ttext\njoy\t"one"\n', ["one"]),
+        ("a.csv", "text,label\none, really,joy\n", "Line 2 of a.csv has 3 cells, but the first line has 2. Put texts"),
+        ("a.csv", "text,label\none\n", "Line 2 of a.csv has 1 cells"),
+        ("a.csv", "text\n" + "x" * 140_000, "Line 2 of a.csv has a cell of more than 131,072 characters"),
         ("a.csv", 'one\n"two, too"\n', ["one", "two, too"]),
         ("a.csv", "", []),
         ("a.txt", "\ufeffone\r\ntwo, too\n", ["one", "two, too", ""]),
@@ -509,6 +641,15 @@ def test_the_card_carries_its_own_pictures_and_no_others(tmp_path: Path) -> None
     )
     card = page_files.read_card(tmp_path / "package")
     assert card == "# Title\n![own](data:image/png;base64,iVBORw==) foreign\n"
+
+
+def test_the_card_of_a_snapshot_carries_its_pictures(tmp_path: Path) -> None:
+    """In the Hub's cache, and so in a Space, every file is a link to a blob."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "own.png").write_bytes(b"\x89PNG")
+    (tmp_path / "package" / "README.md").write_text("![own](own.png)")
+    snapshot = add_to_hub_cache("you/pictured", tmp_path / "package", tmp_path / "cache")
+    assert page_files.read_card(snapshot) == "![own](data:image/png;base64,iVBORw==)"
 
 
 def luminance(color: str) -> float:

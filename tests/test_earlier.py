@@ -8,13 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from hub_release.check.earlier import CODE, is_earlier
+from hub_release.check.earlier import CODE, figures, is_earlier
 from hub_release.check.gate import inspect
 from hub_release.cli import app
 from hub_release.export import renew_card
@@ -106,3 +107,12 @@ def test_every_word_of_this_version_s_card_is_checked(package: Path, tmp_path: P
     (copy / LAYOUT.card).write_text(card.replace("eads a text", "eads every text", 1), encoding="utf-8")
     seal(copy)
     assert [problem.file for problem in inspect(copy)] == [LAYOUT.card]
+
+
+def test_the_figures_of_a_card_are_read_in_linear_time() -> None:
+    """The patterns of links and of fenced code took minutes for a megabyte."""
+    for unit in ("](", "](a.png", "```x\n", "`", "\n```\n", "1,"):
+        started = time.process_time()
+        assert figures("---\na: 1\n---\n" + unit * (1_000_000 // len(unit)))
+        assert time.process_time() - started < 3, unit
+    assert figures("---\na: 1\n---\n0.5 `x`\n```python\n0.7\n```\n[a](b)") == ["a: 1\n", "0.5", "`x`", "](b)"]

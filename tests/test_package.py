@@ -468,6 +468,8 @@ def test_a_null_test_is_not_exported(finished_run: Path, tmp_path: Path) -> None
 def test_a_baseline_is_not_exported(finished_run: Path, tiny_backbone: str, tmp_path: Path) -> None:
     flags = tiny_flags(finished_run.parent / "corpus", tiny_backbone, tmp_path / "mlp")
     assert main([*flags, "--head", "mlp", "--mlp_hidden_size", "16"]) == 0
+    log = (tmp_path / "mlp" / "train.log").read_text(encoding="utf-8")
+    assert "can be scored and compared, but not exported" in log.splitlines()[0], "said before the training"
     with pytest.raises(ReleaseError, match="baseline without a backbone"):
         export(tmp_path / "mlp", tmp_path / "package")
     golden = json.loads((tmp_path / "mlp" / "golden.json").read_text())

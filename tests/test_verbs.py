@@ -21,6 +21,7 @@ import hub_release.check.gate
 import hub_release.hub.push
 from hub_release.cli import app
 from hub_release.package import LAYOUT, package_files
+from hub_release.requirements import project_version
 from tests import HUB_CACHE
 from tests.conftest import ROOT, write_files
 from tests.hub_server import WRITER, TestHub, environment
@@ -327,6 +328,59 @@ def test_odd_hubs(
                 assert words in json.loads(run(*verb, "--json", code=code))["error"]
     monkeypatch.delenv("HF_TOKEN")
     assert "there is no token" in json.loads(run("push", folder, NAME, "--yes", "--json", code=2))["error"]
+
+
+def test_a_dry_run_needs_no_token(
+    hub: TestHub, folder: Path, checked: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("push", folder, NAME, "--yes")
+    run("push", folder, "you/secret", "--yes", "--private")
+    head = hub.repositories["model", NAME].branches["main"]
+    (folder / "config.json").write_bytes(b"[]")
+    monkeypatch.delenv("HF_TOKEN")
+    text = run("push", folder, NAME, "--dry-run")
+    assert f"{NAME}: is at {head}" in text and "~ config.json (changed)" in text and "= README.md (same)" in text
+    assert "There is no token, so a private repository seems not to exist." in text
+    for name in ("you/secret", "you/nothing"):
+        assert f"{name}: does not exist" in run("push", folder, name, "--dry-run")
+    assert "there is no token" in run("push", folder, NAME, "--yes", code=2)
+    assert hub.repositories["model", NAME].branches["main"] == head
+
+
+@pytest.mark.parametrize("verb", [("export", "packages/new"), ("card",), ("push", NAME, "--yes"), ("demo",)])
+def test_a_mistyped_path_is_said_to_be_one(hub: TestHub, tmp_path: Path, verb: tuple[str, ...]) -> None:
+    """It looks like a Hub id, but nobody asks the Hub for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        text = run(verb[0], "packages/tikets", *verb[1:], code=2)
+        (tmp_path / "file").touch()
+        assert "file is a file, not a folder" in run(verb[0], "file", *verb[1:], code=2)
+    assert "packages/tikets does not exist here, and the Hub was not asked. Remedy: check the path" in text
+    assert not hub.requests and not (tmp_path / "packages").exists()
+
+
+def test_version() -> None:
+    assert run("--version").strip() == project_version()
+
+
+def test_a_screen_that_is_not_utf8(tmp_path: Path) -> None:
+    """The work is done when the result is printed: a sign that the screen lacks must not lose it."""
+
+    def screen(*command: str) -> subprocess.CompletedProcess[bytes]:
+        own = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+        return subprocess.run([sys.executable, *command], cwd=ROOT, env=own, capture_output=True, check=False)
+
+    refused = screen("-m", "hub_release.cli", "check", str(tmp_path / "喜び"))
+    assert refused.returncode == 1 and b"\\u2717 " in refused.stderr and b"Traceback" not in refused.stderr
+    assert b"\\u559c\\u3073" in refused.stderr
+    end = "from hub_release.commands.console import errors, finish\nwith errors(False): finish(False, '✓ fine, 喜び')"
+    done = screen("-c", end)
+    assert (done.returncode, done.stdout.strip()) == (0, rb"\u2713 fine, \u559c\u3073"), done.stderr
+
+
+def test_commands_to_copy_are_quoted(hub: TestHub, finished_run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "my package; rm x"
+    assert run("export", finished_run, place).strip().endswith(f"Next: run hub_release check '{place}'")
 
 
 def test_a_wrong_command_line_in_json(hub: TestHub) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,6 +17,8 @@ from safetensors import safe_open
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from hub_release.card.own import CardDetails, read_details
+from hub_release.card.text import HTML
 from hub_release.package import LAYOUT, ReleaseError, read_recipe, read_record, sha256
 from modeling import records
 from modeling.infer import (
@@ -43,7 +45,7 @@ from modeling.records import (
 
 _CONFIG = Record[dict[str, Any]](LAYOUT.config)
 _ADAPTER_CONFIG = Record[dict[str, Any]](LAYOUT.adapter_config)
-_REMEDY = "Remedy: run hub_release export again"
+_REMEDY = "run hub_release export again"
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,18 @@ class Facts:
     encoder: Source
     dataset: Source
     label_set: Source
+    details: CardDetails | None
     files: frozenset[str]
 
     @property
     def labels(self) -> list[str]:
         """The L labels, in the order of the outputs."""
         return list(self.config["emotion_labels"])
+
+    @property
+    def about_emotions(self) -> bool:
+        """Whether the rows are labeled with emotions, as far as ``sources.yaml`` knows."""
+        return "emotion-classification" in self.dataset.tags
 
     @property
     def contaminated(self) -> bool:
@@ -156,7 +164,7 @@ def read_facts(package: Path) -> Facts:
 
     Raises:
         FileNotFoundError: one is missing.
-        PackageError: one is not strict JSON, or the configuration is not valid.
+        PackageError: one is not strict JSON, or has HTML where no run writes any; or the configuration is not valid.
         ReleaseError: two files contradict each other.
     """
 
@@ -191,8 +199,10 @@ def read_facts(package: Path) -> Facts:
         encoder=_find_encoder(config["encoder"], local["encoder"]),
         dataset=replace(dataset, config=dataset.config or recipe["dataset_config"]),
         label_set=_find_source("label_sets", " ".join(recipe["labels"]), False),
+        details=read_details(package),
         files=frozenset(path.name for path in package.iterdir()),
     )
+    _refuse_html(facts)
     _refuse_contradictions(facts, parsed)
     return facts
 
@@ -231,20 +241,50 @@ def _read_shapes(path: Path) -> dict[str, list[int]]:
         return {key: list(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118  # not a mapping
 
 
+def _refuse_html(facts: Facts) -> None:
+    """Refuse HTML in a record, except in labels, which are the publisher's choice. (The card escapes what it shows.)"""
+    odd_labels = [label for label in facts.labels if HTML.search(label)]
+    recorded = {
+        **{LAYOUT.config: facts.config, LAYOUT.metrics: facts.metrics, LAYOUT.audit: facts.audit},
+        **{LAYOUT.recipe: facts.recipe, LAYOUT.environment: facts.environment, LAYOUT.timing: facts.timing},
+        **{LAYOUT.calibration: facts.calibration, LAYOUT.context: facts.context, LAYOUT.per_label: facts.per_label},
+        LAYOUT.adapter_config: facts.adapter_config,
+    }
+    for name, content in recorded.items():
+        for text in _strings(content):
+            for label in odd_labels:
+                text = text.replace(label, "")
+            if HTML.search(text):
+                raise PackageError(name, f"has HTML in {text[:100]!r}", _REMEDY)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _strings(part)
+
+
 def _refuse_contradictions(facts: Facts, parsed: EmotionConfig) -> None:
     config, labels = facts.config, facts.labels
+    if facts.details and not set(facts.details.examples) <= {row["text"] for row in facts.golden["rows"]}:
+        raise ReleaseError(f"{LAYOUT.golden} lacks examples of {LAYOUT.details}. Remedy: {_REMEDY}")
     with torch.device("meta"):
         expected = {key: list(weight.shape) for key, weight in build_heads(parsed).state_dict().items()}
     for key, shape in expected.items():
         if facts.head_shapes.get(key) != shape:
             found = facts.head_shapes.get(key)
-            raise ReleaseError(f"{LAYOUT.safe_head}: {key} is {found}, but {LAYOUT.config} says {shape}. {_REMEDY}")
+            raise ReleaseError(
+                f"{LAYOUT.safe_head}: {key} is {found}, but {LAYOUT.config} says {shape}. Remedy: {_REMEDY}"
+            )
     scored = {row["label"] for row in facts.per_label if row["split"] == "test"}
     if scored != set(labels):
-        raise ReleaseError(f"{LAYOUT.per_label} and {LAYOUT.config} list different labels. {_REMEDY}")
+        raise ReleaseError(f"{LAYOUT.per_label} and {LAYOUT.config} list different labels. Remedy: {_REMEDY}")
     for label in labels:
         scored_at = float(facts.test_row(label, "per_label")["threshold"])
         if abs(scored_at - config["thresholds"][label]) > 1e-4:
             raise ReleaseError(
-                f"{label} was scored at threshold {scored_at}, but {LAYOUT.config} has another. {_REMEDY}"
+                f"{label} was scored at threshold {scored_at}, but {LAYOUT.config} has another. Remedy: {_REMEDY}"
             )

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hub_release.card.facts import Facts
 from hub_release.card.origin import weights_license
+from hub_release.card.own import CardDetails
 from modeling.records import Policy, ScoreName
 
 _RESULT_THRESHOLDS: dict[Policy, str] = {
@@ -27,10 +28,14 @@ _REVISION = re.compile(r"[\w./-]+")
 def build_metadata(facts: Facts) -> ModelCardData:
     """Metadata for the Hub, without the scores of a contaminated run."""
     names = [re.sub(r"[^\w.]+", "-", name.rsplit("/", 1)[-1]) for name in (facts.backbone.name, facts.dataset.name)]
-    license_name = weights_license(facts)
+    details = facts.details or CardDetails()
+    license_name = details.license or weights_license(facts)
+    own: dict[str, Any] = {
+        key: value for key, value in details.given.items() if key in ("title", "contact", "intended_use")
+    }
     return ModelCardData(
-        model_name="-".join(name for name in names if name) or "multi-label-classifier",
-        language=facts.dataset.language,
+        model_name=details.name or "-".join(name for name in names if name) or "multi-label-classifier",
+        language=list(details.language) or facts.dataset.language,
         license=license_name.lower() if license_name else None,
         library_name="transformers",
         pipeline_tag="text-classification",
@@ -46,6 +51,8 @@ def build_metadata(facts: Facts) -> ModelCardData:
         base_model_relation="adapter" if facts.backbone.hub_id else None,
         eval_results=None if facts.contaminated else _results(facts),
         co2_eq_emissions=_emissions(facts),
+        widget=[{"text": text} for text in details.examples] or None,
+        **own,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hub_release.card.facts import Facts, Source, read_sources
-from hub_release.card.text import duration, plain
+from hub_release.card.text import Markdown, code, duration, plain
 from hub_release.requirements import PROJECT
 from modeling.adapters import HEAD_PARTS
 from modeling.infer import VERSION_KEY
@@ -54,10 +54,10 @@ def _architecture(facts: Facts) -> dict[str, Any]:
     total = sum(counts.values()) + lora
     return {
         "trained_parameters": f"{total:,}",
-        "weight_hashes": ", ".join(f"`{file}` {digest}" for file, digest in facts.weight_hashes.items()),
+        "weight_hashes": Markdown(", ".join(f"{code(file)} {digest}" for file, digest in facts.weight_hashes.items())),
         "part_rows": [
             *rows,
-            (f"backbone: {_name(facts.backbone)}, {precision}, frozen", shape, "0"),
+            (Markdown(f"backbone: {_name(facts.backbone)}, {plain(precision)}, frozen"), shape, "0"),
             (
                 "LoRA adapter",
                 f"rank {adapter['r']}, alpha {adapter['lora_alpha']}, on {layers} linear layers",
@@ -86,12 +86,12 @@ def _path(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _name(source: Source, suffix: str = "") -> str:
+def _name(source: Source, suffix: str = "") -> Markdown:
     """The part's name, linked if it is on the Hub."""
     if not source.name:
-        return "of the publisher's own, not published"
+        return Markdown("of the publisher's own, not published")
     name = plain(source.name + suffix)
-    return f"[{name}](https://huggingface.co/{source.hub_id})" if source.hub_id else name
+    return Markdown(f"[{name}](https://huggingface.co/{source.hub_id})") if source.hub_id else name
 
 
 def _data(facts: Facts) -> dict[str, Any]:
@@ -99,14 +99,15 @@ def _data(facts: Facts) -> dict[str, Any]:
     rows = audit["training_rows"]
     outside = rows["synthetic_with_parent_outside_train"]
     name = plain(source.name)
+    link = Markdown(f"[{name}](https://huggingface.co/datasets/{source.hub_id})")
     return {
-        "dataset_link": f"[{name}](https://huggingface.co/datasets/{source.hub_id})" if source.hub_id else name,
+        "dataset_link": link if source.hub_id else name,
         "dataset_on_hub": source.hub_id is not None,
         "dataset_config": source.config,
         "dataset_revision": facts.config["dataset_revision"],
         "label_set": facts.label_set.name,
         "split_rows": [
-            (split, f"{found['rows']:,}", f"{found['rows_without_label']:,}", f"`{found['sha256']}`")
+            (split, f"{found['rows']:,}", f"{found['rows_without_label']:,}", code(found["sha256"]))
             for split, found in audit["splits"].items()
         ],
         "real_rows": f"{rows['real']:,}",
@@ -162,14 +163,14 @@ def _training(facts: Facts) -> dict[str, Any]:
         "best_metric": recipe["metric_for_best_model"],
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "exporter": f"{PROJECT} {facts.config[VERSION_KEY]}",
-        "setting_rows": [(f"`{key}`", _setting(value)) for key, value in settings.items()],
+        "setting_rows": [(code(key), _setting(value)) for key, value in settings.items()],
     }
 
 
 def _setting(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(plain(str(item)) for item in value) or "none"
-    return plain(str(value)) if isinstance(value, str) else json.dumps(value)
+        return ", ".join(map(str, value)) or "none"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _limits(facts: Facts) -> dict[str, Any]:
@@ -185,6 +186,7 @@ def _rights(facts: Facts) -> dict[str, Any]:
     parts = {"backbone": facts.backbone, "encoder": facts.encoder, "dataset": facts.dataset}
     return {
         "weights_license": weights_license(facts),
+        "stated_license": facts.details.license if facts.details else "",
         "part_licenses": [(source.name, part, source.license) for part, source in parts.items() if source.license],
     }
 
@@ -203,14 +205,14 @@ def _citations(facts: Facts) -> dict[str, Any]:
     }
     parts += [("method", Source(**sources["methods"][name])) for name, is_used in used.items() if is_used]
     entries: dict[str, str] = {}
-    works: list[tuple[str, str, str | None]] = []
+    works: list[tuple[Markdown, str, str | None]] = []
     for part, source in parts:
         if source.citation:
             entries[source.citation] = entry = sources["citations"][source.citation]
             works.append((plain(source.name), part, entry.split("{")[1].split(",")[0]))
         elif source.hub_id:
             works.append((_name(source), part, None))
-    return {"works": works, "citations": "\n\n".join(entries.values())}
+    return {"works": works, "citations": Markdown("\n\n".join(entries.values()))}
 
 
 def weights_license(facts: Facts) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, TemplateError, meta
@@ -11,8 +12,9 @@ from safetensors import SafetensorError
 from hub_release.card.facts import read_facts
 from hub_release.card.metadata import build_metadata
 from hub_release.card.origin import collect_origin
+from hub_release.card.own import CardDetails, read_own_words, section
 from hub_release.card.scores import collect_scores
-from hub_release.card.text import plain
+from hub_release.card.text import Markdown, cells, code, plain
 from hub_release.package import LAYOUT, ReleaseError, printable, seal, template_path
 from modeling.infer import PackageError, staging
 
@@ -23,21 +25,33 @@ _BAD_CONTENT = (
 """Raised by recorded files whose content no run writes."""
 
 
-def render_card(package: Path) -> str:
-    """The card of a package folder; the same files give the same card.
+def render_card(package: Path, details: CardDetails | None = None) -> str:
+    """The card of a package folder; the same files give the same card. A card that is there keeps its own words.
+
+    Args:
+        package: the package's folder.
+        details: what the publisher says, instead of what the package records.
 
     Raises:
         ReleaseError: a recorded file is missing, is not what a run writes, or contradicts another; or the template's
-            variables and the values differ.
+            variables and the values differ; or the publisher's own words break out of their section.
     """
     template = template_path().read_text(encoding="utf-8")
     environment = Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, autoescape=False
+        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, finalize=plain
     )
-    environment.filters["plain"] = plain
+    environment.filters |= {"code": code, "cells": cells}
     try:
         facts = read_facts(package)
-        values = {"metadata": str(build_metadata(facts)).strip(), **collect_scores(facts), **collect_origin(facts)}
+        facts = replace(facts, details=details or facts.details)
+        there = package / LAYOUT.card
+        words = read_own_words(there.read_text(encoding="utf-8")) if there.is_file() else ""
+        values = {
+            "own_words": Markdown(section(words)),
+            "metadata": Markdown(str(build_metadata(facts)).strip()),
+            **collect_scores(facts),
+            **collect_origin(facts),
+        }
         wanted = meta.find_undeclared_variables(environment.parse(template))
         if wanted != set(values):
             raise ReleaseError(f"the card's template and its values differ: {', '.join(sorted(wanted ^ set(values)))}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hub_release.card.facts import Facts
-from hub_release.card.text import plain
+from hub_release.card.own import CardDetails, choose_examples
+from hub_release.card.text import Markdown
 from modeling.records import SCORE_NAMES, Policy, PolicyScores, ScoreName, scores_by_split
 
 _THRESHOLD_NAMES: dict[Policy, str] = {
@@ -16,7 +18,7 @@ _THRESHOLD_NAMES: dict[Policy, str] = {
     "per_label": "one for each label",
 }
 _PARTS_OF_TEST = {"test": "test", "test_without_copies": "test, without texts of train"}
-_LONGEST_EXAMPLE = 80
+_EARLIER_EXAMPLES = ["Thank you so much, this made my day!", "I am scared of what they will say."]
 
 Cells = tuple[str, ...]
 
@@ -26,23 +28,25 @@ def collect_scores(facts: Facts) -> dict[str, Any]:
     return {**_identity(facts), **_scores(facts), **_reliability(facts), **_comparison(facts)}
 
 
-def with_interval(value: float, low: float, high: float) -> str:
+def with_interval(value: float, low: float, high: float) -> Markdown:
     """A score with its interval."""
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return Markdown(f"{value:.3f} [{low:.3f}, {high:.3f}]")
 
 
-def _score(scores: PolicyScores, name: ScoreName) -> str:
+def _score(scores: PolicyScores, name: ScoreName) -> Markdown:
     return with_interval(scores[name], *scores["intervals_95"][name])
 
 
-def _label_score(row: Mapping[str, str], name: str) -> str:
+def _label_score(row: Mapping[str, str], name: str) -> Markdown:
     return with_interval(*(float(row[key]) for key in (name, f"{name}_low", f"{name}_high")))
 
 
 def _identity(facts: Facts) -> dict[str, Any]:
-    test = facts.metrics["test"]
+    test, details = facts.metrics["test"], facts.details or CardDetails()
     return {
-        "kind": "emotion" if "emotion-classification" in facts.dataset.tags else "text",
+        **{key: getattr(details, key) for key in ("title", "contact", "intended_use")},
+        **_examples(facts),
+        "about_emotions": facts.about_emotions,
         "contaminated": facts.contaminated,
         "label_count": str(len(facts.labels)),
         "backbone": facts.backbone.name,
@@ -50,13 +54,24 @@ def _identity(facts: Facts) -> dict[str, Any]:
         "headline": _score(test["per_label"], "macro_f1"),
         "headline_fixed": _score(test["fixed"], "macro_f1"),
         "test_rows": f"{facts.audit['splits']['test']['rows']:,}",
-        "examples": [
-            (plain(row["text"]), _found(facts, row["probabilities"]))
-            for row in facts.golden["rows"]
-            if len(row["text"]) <= _LONGEST_EXAMPLE
-        ],
         "files": facts.files,
-        "threshold_example": json.dumps({facts.labels[0]: 0.3}, ensure_ascii=False),
+        "threshold_example": Markdown(json.dumps({facts.labels[0]: 0.3}, ensure_ascii=False)),
+    }
+
+
+def _examples(facts: Facts) -> dict[str, Any]:
+    """Texts to try, with what the model said; cards of earlier versions all have the same texts in their code."""
+    golden = {row["text"]: row["probabilities"] for row in facts.golden["rows"]}
+    if facts.details and facts.details.examples:
+        shown, first = facts.details.examples, facts.details.examples[:2]
+        call = shlex.quote(first[0])
+    else:
+        shown, first, call = choose_examples(list(golden), True), _EARLIER_EXAMPLES, f'"{_EARLIER_EXAMPLES[0]}"'
+    return {
+        "examples": [(text, _found(facts, golden[text])) for text in shown],
+        "example": Markdown(json.dumps(first[0], ensure_ascii=False)),
+        "two_examples": Markdown(json.dumps(first, ensure_ascii=False)),
+        "example_command": f"python infer.py {call}",
     }
 
 
@@ -67,7 +82,7 @@ def _found(facts: Facts, probabilities: Sequence[float]) -> str:
         for label, probability in zip(facts.golden["labels"], probabilities, strict=True)
         if probability >= thresholds[label]
     )
-    return ", ".join(f"{plain(label)} {-negative:.3f}" for negative, label in reached) or "none"
+    return ", ".join(f"{label} {-negative:.3f}" for negative, label in reached) or "none"
 
 
 def _scores(facts: Facts) -> dict[str, Any]:
@@ -95,7 +110,7 @@ def _label_row(facts: Facts, label: str) -> Cells:
     own, fixed = (facts.test_row(label, policy) for policy in ("per_label", "fixed"))
     scores = (_label_score(own, name) for name in ("precision", "recall", "f1", "average_precision"))
     support = f"{int(own['support']):,}"
-    return (plain(label), support, f"{float(own['threshold']):.3f}", *scores, f"{float(fixed['f1']):.3f}")
+    return (label, support, f"{float(own['threshold']):.3f}", *scores, f"{float(fixed['f1']):.3f}")
 
 
 def _reliability(facts: Facts) -> dict[str, Any]:
@@ -106,7 +121,7 @@ def _reliability(facts: Facts) -> dict[str, Any]:
     return {
         "rule_rows": f"{rule['positives_below']:,}",
         "rule_width": f"{rule['f1_interval_wider_than']:g}",
-        "unreliable_rows": [(plain(row["label"]), f"{int(row['support']):,}", _label_score(row, "f1")) for row in rows],
+        "unreliable_rows": [(row["label"], f"{int(row['support']):,}", _label_score(row, "f1")) for row in rows],
         "calibration_method": calibration["method"],
         "calibration_reason": calibration["reason"],
         "calibration_rows": [
@@ -127,11 +142,11 @@ def _comparison(facts: Facts) -> dict[str, Any]:
     protocol = facts.metrics["protocol"]
     this = (f"{protocol} test split, thresholds from validation", _score(own, "macro_f1"), _score(own, "micro_f1"))
     others = [
-        (plain(row["system"]), plain(row["protocol"]), *(f"{row[k]:g}" if row[k] is not None else "" for k in names))
+        (row["system"], row["protocol"], *(f"{row[k]:g}" if row[k] is not None else "" for k in names))
         for names in [("macro_f1", "micro_f1")]
         for row in facts.context["published"]
     ]
     return {
-        "published_rows": [("**this model**", *this), *others] if others else [],
+        "published_rows": [(Markdown("**this model**"), *this), *others] if others else [],
         "published_test": facts.published_test,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from hub_release.package import LAYOUT, sha256
@@ -15,7 +16,7 @@ CODE = {
     "cb48b820b26e6feac49a9243859900e296b2d0fe24e9dd44ac0718b9342ae7ef": "handler.py of 0.2.0",
 }
 """SHA-256 of the code that earlier versions exported. A release that changes one of the files adds the old one."""
-_FIGURES = re.compile(r"`[^`]+`|\]\([^)\s]+\)|\d+(?:[.,]\d+)*|contaminated")
+_FIGURES = re.compile(r"`[^`]+`|\]\([^()\[\]\s]+\)|\d+(?:[.,]\d+)*|contaminated")
 """A code span, the target of a link, a number, or the word of the banner over contaminated scores."""
 
 
@@ -39,7 +40,7 @@ def describe_earlier(package: Path) -> str:
         return ""
     return (
         "\n  An earlier version made it: the figures and links of its card are checked, its words are not. "
-        f"hub_release card {package} renders the card again."
+        f"hub_release card {shlex.quote(str(package))} renders the card again."
     )
 
 
@@ -49,5 +50,5 @@ def figures(card: str) -> list[str]:
     Versions word a card differently. What it claims of the model is in these.
     """
     _, metadata, body = card.split("---\n", 2)
-    prose = re.sub(r"^```.*?^```$", "", body, flags=re.DOTALL | re.MULTILINE)
+    prose = "\n".join(body.split("\n```")[::2])  # without fenced code
     return [metadata, *_FIGURES.findall(prose)]

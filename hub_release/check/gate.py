@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def check(package: Path, allow_contaminated: bool = False) -> list[str]:
         is_run = (package / MODEL_CONFIG).is_file() or (package / LAYOUT.recipe).is_file()
         what = "is a run folder, not a package" if is_run else "is not a package"
         remedy = (
-            f"run hub_release export {package} PACKAGE first"
+            f"run hub_release export {shlex.quote(str(package))} PACKAGE first"
             if is_run
             else "name a package that hub_release export wrote"
         )

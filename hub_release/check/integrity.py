@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hub_release.package import LAYOUT, package_files, sha256
+from hub_release.package import LAYOUT, OPTIONAL, package_files, sha256
 from modeling.infer import MAX_ADAPTER_BYTES, MAX_TOKENIZER_BYTES, PackageError, read_json, unsafe_entries
 
 _BINARY = (".safetensors", ".pt", ".png")
@@ -88,7 +88,9 @@ def layout_problems(package: Path, unreadable: Collection[str] = ()) -> list[Pac
     expected = LAYOUT.files(LAYOUT.config not in unreadable and _reads_words(package))
     present, known = set(package_files(package)), set(expected)
     lost = [
-        PackageError(name, "is missing", "run hub_release export again") for name in expected if name not in present
+        PackageError(name, "is missing", "run hub_release export again")
+        for name in expected
+        if name not in present | OPTIONAL
     ]
     foreign = [PackageError(name, "is not part of a package", "delete it") for name in sorted(present - known)]
     empty = [

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import pickle
+import shlex
 from pathlib import Path
 from types import ModuleType
 
 from huggingface_hub import SpaceCardData, metadata_load
 
 from hub_release.bundle import bundle
-from hub_release.package import LAYOUT, ReleaseError
+from hub_release.demo.page.files import is_about_emotions
+from hub_release.package import LAYOUT, ReleaseError, require_folder
 from modeling.infer import EmotionClassifier
 
 _SPACE_CARD = Path(__file__).with_name("space_card.md")
@@ -31,12 +33,15 @@ def serve(package: Path, host: str, port: int | None, share: bool) -> None:
         ReleaseError: no package, no gradio, or no free port.
     """
     app = _import_app()
+    require_folder(package)
     _require(package, LAYOUT.config)
     try:
         classifier = EmotionClassifier(package)
         page = app.build_page(classifier, package, package.resolve().name)
     except (ImportError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise ReleaseError(f"{package} cannot be loaded: {error}. Remedy: run hub_release check {package}") from error
+        raise ReleaseError(
+            f"{package} cannot be loaded: {error}. Remedy: run {shlex.join(['hub_release', 'check', str(package)])}"
+        ) from error
     try:
         app.launch(page, server_name=host, server_port=port, share=share)
     except OSError as error:
@@ -57,10 +62,12 @@ def space_files(package: Path, model_id: str) -> dict[str, bytes]:
     """
     style = Path(str(_import_app().__file__)).with_suffix(".css")
     _require(package, LAYOUT.card, LAYOUT.code, LAYOUT.requirements)
-    title = f"Emotions with {model_id.rsplit('/', 1)[-1]}"
+    about_emotions = is_about_emotions(package)
+    things = "emotions" if about_emotions else "labels"
+    title = f"{things.capitalize()} with {model_id.rsplit('/', 1)[-1]}"
     metadata = SpaceCardData(
         title=title,
-        emoji="🎭",
+        emoji="🎭" if about_emotions else "🏷️",
         colorFrom="indigo",
         colorTo="yellow",
         sdk="gradio",
@@ -68,9 +75,9 @@ def space_files(package: Path, model_id: str) -> dict[str, bytes]:
         app_file="app.py",
         models=[model_id],
         license=(metadata_load(package / LAYOUT.card) or {}).get("license"),
-        short_description="Which emotions does a text express?",
+        short_description="Which emotions does a text express?" if about_emotions else "Which labels fit a text?",
     )
-    readme = f"---\n{metadata}\n---\n{_SPACE_CARD.read_text(encoding='utf-8').format(title=title, model_id=model_id)}"
+    readme = f"---\n{metadata}\n---\n{_SPACE_CARD.read_text(encoding='utf-8').format(title=title, model_id=model_id, things=things)}"
     return {
         "README.md": readme.encode(),
         "app.py": bundle(("app",), "hub_release.demo.page").encode(),

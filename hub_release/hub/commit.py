@@ -138,8 +138,10 @@ def push_files(
         return upload.push(confirm, exists)
 
 
-def plan_files(api: HfApi, destination: Destination, files: Mapping[str, Path]) -> CommitPlan:
-    """What :func:`push_files` would change. Nothing is touched, but the token must have write access.
+def plan_files(
+    api: HfApi, destination: Destination, files: Mapping[str, Path], exists: bool | None = None
+) -> CommitPlan:
+    """What :func:`push_files` would change. The token must have write access, unless ``exists`` is given.
 
     Raises:
         HubError: the Hub refused, or it or the network failed.
@@ -147,7 +149,7 @@ def plan_files(api: HfApi, destination: Destination, files: Mapping[str, Path]) 
     """
     upload = _Upload(api, destination, files, message="")
     with translated_errors():
-        return upload.plan(upload.require_write())
+        return upload.plan(upload.require_write() if exists is None else exists)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from hub_release.check.gate import check
@@ -16,7 +17,7 @@ from hub_release.hub.client import HubError, translated_errors
 from hub_release.hub.commit import Destination, Pushed, plan_files, push_files, require_reference
 from hub_release.hub.diff import CommitPlan
 from hub_release.hub.pull import pull
-from hub_release.package import LAYOUT, RefusedError, ReleaseError, package_files, printable, scratch
+from hub_release.package import LAYOUT, RefusedError, ReleaseError, package_files, printable, require_folder, scratch
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,15 @@ def push(
     space = Destination(options.space, "space", private=destination.private) if options.space else None
     _require_usable(options)
     with ExitStack() as stack:
-        package = stack.enter_context(_package_of(source))
+        package = stack.enter_context(_package_of(source, destination))
         problems = check(package, options.allow_contaminated)
         if problems:
             raise RefusedError(f"{source} is not pushed", problems)
         parts = [_Part(destination, package_files(package))]
         if space:
             parts.append(_Part(space, stack.enter_context(_files_of_space(package, destination))))
-        plans = [plan_files(api, part.destination, part.files) for part in parts]
+        look = partial(_exists_for_everybody, api) if options.dry_run and get_token() is None else lambda to: None
+        plans = [plan_files(api, part.destination, part.files, look(part.destination)) for part in parts]
         if options.tag:
             _refuse_taken_tag(api, destination, options.tag, plans[0])
         agreed = not options.dry_run and all(
@@ -133,6 +135,12 @@ def _publish(
         return Published(pushed, publish(parts[1], plans[1]))
 
 
+def _exists_for_everybody(api: HfApi, destination: Destination) -> bool:
+    """Whether a repository exists, without a token; a private one does not seem to."""
+    with translated_errors():
+        return api.repo_exists(destination.repo_id, repo_type=destination.repo_type)
+
+
 def _require_usable(options: PushOptions) -> None:
     if not options.message.strip():
         raise ReleaseError("the message is empty. Remedy: give --message a few words, or leave it out")
@@ -161,7 +169,7 @@ def _after(pushed: Pushed, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _package_of(source: Path) -> Iterator[Path]:
+def _package_of(source: Path, destination: Destination) -> Iterator[Path]:
     """A package that nobody else can change, so that what was checked is what is pushed."""
     with scratch() as temporary:
         package = temporary / "package"
@@ -170,9 +178,11 @@ def _package_of(source: Path) -> Iterator[Path]:
             if problems:
                 raise RefusedError(f"{source} is not pushed", [printable(problem) for problem in problems])
         else:
+            require_folder(source)
+            from hub_release.card.own import model_name
             from hub_release.export import export  # imports torch, which a package folder does not need
 
-            export(source, package)
+            export(source, package, name=model_name(destination.repo_id.rsplit("/", 1)[-1]))
         yield package
 
 

@@ -200,6 +200,6 @@ def write(result: dict[str, Any], folder: RunFolder) -> None:
         pd.DataFrame(table).to_csv(path, index=False, float_format="%.4f")
     package, fixed = (result["scores"][policy]["per_label"] for policy in ("package", "fixed"))
     with folder.replacing("evaluation.png") as path:
-        plot_evaluation(path, package, fixed, f"{Path(result['model']).name} on {Path(result['data']).name}")
+        plot_evaluation(path, package, fixed, f"{Path(result['model']).resolve().name} on {Path(result['data']).name}")
     folder.write(EVALUATION, result)
     logger.info("evaluation.json, .csv and .png are in %s", folder.path)

@@ -54,6 +54,11 @@ def _train(
         if state.is_main_process:
             refuse_to_replace(run, recipe, options, corpora)
         log_to(run, state)
+        if recipe.head == "mlp":
+            logger.info(
+                "head mlp is a baseline without a backbone: this run can be scored and compared, but not exported as a "
+                "package. To publish a model, use head backbone"
+            )
         if state.is_main_process and options.resume:
             run.refuse_other_inputs(hash_inputs(recipe, corpora))
         fitted = fit_precision(recipe)

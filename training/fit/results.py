@@ -238,7 +238,9 @@ def draw(
     cutoffs = np.array([own[label] for label in labels])
     pictures: dict[str, Callable[[Path], None]] = {
         records.PER_LABEL_PLOT: lambda path: plots.plot_per_label(path, found.per_label, published, note),
-        records.PRECISION_RECALL_PLOT: lambda path: plots.plot_precision_recall(path, scored["test"], labels, note),
+        records.PRECISION_RECALL_PLOT: lambda path: plots.plot_precision_recall(
+            path, scored["test"], cutoffs, labels, note
+        ),
         records.THRESHOLDS_PLOT: lambda path: plots.plot_threshold_curves(
             path, scored["validation"], labels, own, note
         ),

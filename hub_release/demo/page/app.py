@@ -5,7 +5,8 @@ package that ``MODEL_ID`` names (a folder or a Hub id), by default with the mode
 """
 
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,11 +15,47 @@ import gradio as gr
 import numpy as np
 from huggingface_hub import metadata_load, snapshot_download
 
-from hub_release.demo.page.files import OddInputError, read_card, read_examples, read_notes, read_texts
+from hub_release.demo.page.files import (
+    OddInputError,
+    is_about_emotions,
+    read_card,
+    read_details,
+    read_examples,
+    read_notes,
+    read_texts,
+    refuse_too_much,
+)
 from hub_release.demo.page.results import message, rank, render_bars, render_table
 
-MAX_TEXTS = 1_000
+MAX_SECONDS = 120
+"""Time for the texts of one visit; the results that are there by then are shown."""
+_PORTION = 20_000
+"""Characters to classify between two looks at the clock."""
 OWN, COMMON = "own", "common"
+
+
+_ONLY_THIS_HOST = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+"""Content-Security-Policy: whatever a card or a text says, the browser loads nothing from another host."""
+_Message = MutableMapping[str, Any]
+
+
+class OnlyThisHost:
+    """ASGI middleware that sends the page's Content-Security-Policy."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(
+        self, scope: _Message, receive: Callable[[], Awaitable[_Message]], send: Callable[[_Message], Awaitable[None]]
+    ) -> None:
+        """Pass a request on, and add the policy to the answer."""
+
+        async def send_with_policy(message: _Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", _ONLY_THIS_HOST)]
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
 
 
 class Classifier(Protocol):
@@ -50,9 +87,11 @@ def build_page(classifier: Classifier, folder: Path, name: str) -> gr.Blocks:
     """
     classifier.predict_proba([""])  # loads the encoder now, not at the first visitor's click
     # Uploaded files are checked every ten minutes, and deleted when they are an hour old.
-    with gr.Blocks(title=f"{name} · emotions", analytics_enabled=False, delete_cache=(600, 3_600)) as page:
+    question = "Which emotions does a text express?" if is_about_emotions(folder) else "Which labels fit a text?"
+    title = str(read_details(folder).get("title", question))
+    with gr.Blocks(title=f"{name} · {title}", analytics_enabled=False, delete_cache=(600, 3_600)) as page:
         gr.HTML(
-            f'<h1>Which emotions does a text express?</h1><p class="lead">Write one and see. <b>{escape(name)}</b> '
+            f'<h1>{escape(title)}</h1><p class="lead">Write one and see. <b>{escape(name)}</b> '
             f"knows {len(classifier.labels)} labels. None, one or several can be true at once.</p>",
             apply_default_css=False,
         )
@@ -61,7 +100,7 @@ def build_page(classifier: Classifier, folder: Path, name: str) -> gr.Blocks:
         with gr.Tab("Many texts"):
             _many_texts(classifier)
         with gr.Tab("Model card"):
-            gr.Markdown(read_card(folder) or "This package has no card.", elem_id="card")
+            gr.Markdown(read_card(folder) or "This package has no card that this page can show.", elem_id="card")
     return page
 
 
@@ -84,11 +123,15 @@ def _threshold_controls(show: Callable[..., str], found: gr.State, result: gr.HT
 
 
 def _one_text(classifier: Classifier, notes: dict[str, str], examples: list[str]) -> None:
-    waiting = message("The emotions will appear here, the likeliest first.")
+    waiting = message("The labels will appear here, the likeliest first.")
 
     def classify(text: str, policy: str, threshold: float) -> tuple[list[float], str]:
         if not text.strip():
             return [], message("There is no text yet: write one, or pick an example.")
+        try:
+            refuse_too_much([text])
+        except OddInputError as error:
+            return [], message(str(error))
         probabilities = classifier.predict_proba([text])[0].tolist()
         return probabilities, show(probabilities, policy, threshold)
 
@@ -118,26 +161,27 @@ def _one_text(classifier: Classifier, notes: dict[str, str], examples: list[str]
 def _many_texts(classifier: Classifier) -> None:
     waiting = message("The table will appear here.")
 
-    def classify(texts: list[str], source: str, policy: str, threshold: float) -> tuple[Any, str]:
-        kept = [text for text in texts if text.strip()]
-        if not kept:
-            return None, message(f"There are no texts {source}.")
-        if len(kept) > MAX_TEXTS:
-            return None, message(
-                f"{len(kept):,} texts are more than this page takes at once ({MAX_TEXTS:,}). In the package's folder, "
-                "python infer.py --input FILE takes any number."
-            )
-        found = (kept, classifier.predict_proba(kept).tolist(), source)
+    def classify(read: Callable[[], list[str]], source: str, policy: str, threshold: float) -> tuple[Any, str]:
+        try:
+            texts = read()
+            kept = [text for text in texts if text.strip()]
+            if not kept:
+                return None, message(f"There are no texts {source}.")
+            refuse_too_much(kept)
+        except OddInputError as error:
+            return None, message(str(error))
+        probabilities = classify_in_time(classifier, kept)
+        done = len(probabilities)
+        if done < len(kept):
+            source += f": the other {len(kept) - done:,} would have taken more than {MAX_SECONDS} seconds"
+        found = (kept[:done], probabilities, source)
         return found, show(found, policy, threshold)
 
     def classify_lines(lines: str, policy: str, threshold: float) -> tuple[Any, str]:
-        return classify(lines.split("\n"), "in the box", policy, threshold)
+        return classify(lambda: lines.split("\n"), "in the box", policy, threshold)
 
     def classify_file(path: str, policy: str, threshold: float) -> tuple[Any, str]:
-        try:
-            return classify(read_texts(Path(path)), f"in {Path(path).name}", policy, threshold)
-        except OddInputError as error:
-            return None, message(str(error))
+        return classify(lambda: read_texts(Path(path)), f"in {Path(path).name}", policy, threshold)
 
     def show(found: tuple[list[str], list[list[float]], str] | None, policy: str, threshold: float) -> str:
         if found is None:
@@ -153,13 +197,35 @@ def _many_texts(classifier: Classifier) -> None:
             info = "Press Control+Enter to classify them."
             lines = gr.Textbox(label="Texts, one per line", info=info, lines=8, max_lines=8, elem_id="lines")
             button = gr.Button("Classify all lines", variant="primary")
-            kinds = [".csv", ".txt", ".jsonl"]
-            file = gr.File(label="Or a file: CSV with a column “text”, TXT or JSONL", file_types=kinds, height=150)
+            kinds = [".csv", ".tsv", ".txt", ".jsonl"]
+            file = gr.File(
+                label="Or a file: CSV or TSV with a column “text”, TXT or JSONL", file_types=kinds, height=150
+            )
             policy, slider = _threshold_controls(show, found, result)
         with gr.Column(min_width=0, elem_classes="result"):
             result.render()
     button.click(classify_lines, [lines, policy, slider], [found, result], show_progress="minimal")
     file.upload(classify_file, [file, policy, slider], [found, result], show_progress="minimal")
+
+
+def classify_in_time(classifier: Classifier, texts: Sequence[str]) -> list[list[float]]:
+    """Probabilities of the texts, in order, as far as :data:`MAX_SECONDS` allow; at least those of the first portion."""
+    end, found = time.monotonic() + MAX_SECONDS, list[list[float]]()
+    for portion in _portions(texts):
+        if found and time.monotonic() > end:
+            break
+        found += classifier.predict_proba(portion).tolist()
+    return found
+
+
+def _portions(texts: Sequence[str]) -> Iterator[list[str]]:
+    portion: list[str] = []
+    for text in texts:
+        if portion and sum(map(len, portion)) + len(text) > _PORTION:
+            yield portion
+            portion = []
+        portion.append(text)
+    yield portion
 
 
 def _theme() -> gr.Theme:
@@ -191,6 +257,7 @@ def launch(page: gr.Blocks, **options: Any) -> None:
         run_history=False,
         ssr_mode=False,
         max_file_size="5mb",
+        app_kwargs={"middleware": [(OnlyThisHost, (), {})]},
         **options,
     )
 

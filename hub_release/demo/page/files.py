@@ -5,11 +5,47 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from hub_release.demo.page.results import COLUMNS, from_cell
+
+MAX_TEXTS = 1_000
+MAX_CHARACTERS = 20_000
+"""Of one text."""
+MAX_TOTAL = 500_000
+"""Characters of all texts together."""
+_MAX_BYTES = 2**20
+"""Of a file of the package that the page shows."""
+_MAX_PICTURE_BYTES = 2**23
+"""Of all pictures of a card together."""
+_PICTURE = re.compile(r"!\[([^\[\]]*)\]\(([^\[\]()]*)\)")
+"""A picture in Markdown. No part can begin where another part is sought, so the time is linear."""
 
 
 class OddInputError(ValueError):
     """Input that cannot be classified; the message, shown on the page, says what to do."""
+
+
+def refuse_too_much(texts: Sequence[str]) -> None:
+    """Refuse what would take this page minutes or gigabytes.
+
+    Raises:
+        OddInputError: too many texts, a text that is too long, or too many characters in all.
+    """
+    remedy = "In the package's folder, python infer.py --input FILE takes any number and length."
+    if len(texts) > MAX_TEXTS:
+        raise OddInputError(f"{len(texts):,} texts are more than this page takes at once ({MAX_TEXTS:,}). {remedy}")
+    for number, text in enumerate(texts, 1):
+        if len(text) > MAX_CHARACTERS:
+            which = f"Text {number:,}" if len(texts) > 1 else "The text"
+            raise OddInputError(
+                f"{which} has {len(text):,} characters, more than this page takes in one text ({MAX_CHARACTERS:,}). "
+                f"{remedy}"
+            )
+    if (total := sum(map(len, texts))) > MAX_TOTAL:
+        raise OddInputError(f"{total:,} characters are more than this page takes at once ({MAX_TOTAL:,}). {remedy}")
 
 
 def read_texts(path: Path) -> list[str]:
@@ -22,29 +58,51 @@ def read_texts(path: Path) -> list[str]:
         content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise OddInputError(f"{path.name} is not UTF-8 text. Save it as UTF-8 and try again.") from None
-    if path.suffix.lower() == ".csv":
-        return _read_csv(content, path.name)
-    if path.suffix.lower() == ".jsonl":
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return _read_table(content, path.name, "\t" if suffix == ".tsv" else _separator(content))
+    if suffix == ".jsonl":
         return [
             _read_json(line, number, path.name) for number, line in enumerate(content.split("\n"), 1) if line.strip()
         ]
     return [line.rstrip("\r") for line in content.split("\n")]
 
 
-def _read_csv(content: str, name: str) -> list[str]:
+def _separator(content: str) -> str:
+    """The separator that gives the first line most columns; a comma if none does."""
+    first = io.StringIO(content, newline="").readline()
+    return max(",;\t", key=lambda separator: len(next(csv.reader([first], delimiter=separator), [])))
+
+
+def _read_table(content: str, name: str, separator: str) -> list[str]:
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
+    texts: list[str] = []
+    header: list[str] | None = None
     try:
-        rows = [row for row in csv.reader(io.StringIO(content, newline=""), strict=True) if row]
+        for row in reader:
+            if not row:
+                continue
+            if header is None:
+                header = [cell.strip().lower() for cell in row]
+                if "text" not in header and len(header) > 1:
+                    raise OddInputError(
+                        f"{name} has no column “text”, only {', '.join(header)}. Name the column with the texts “text”."
+                    )
+                if "text" in header:
+                    continue
+            if len(row) != len(header):
+                raise OddInputError(
+                    f"Line {reader.line_num} of {name} has {len(row)} cells, but the first line has {len(header)}. "
+                    "Put texts with a separator into quotation marks."
+                )
+            text = row[header.index("text")] if "text" in header else row[0]
+            texts.append(from_cell(text) if header[: len(COLUMNS)] == COLUMNS else text)
     except csv.Error as error:
+        if "field limit" in str(error):
+            what = f"has a cell of more than {csv.field_size_limit():,} characters"
+            raise OddInputError(f"Line {reader.line_num} of {name} {what}. Shorten it.") from None
         raise OddInputError(f"{name} is not a CSV file: {error}.") from None
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    if "text" in header:
-        column = header.index("text")
-        return [row[column] if column < len(row) else "" for row in rows[1:]]
-    if all(len(row) == 1 for row in rows):
-        return [row[0] for row in rows]
-    raise OddInputError(
-        f"{name} has no column “text”, only {', '.join(header)}. Name the column with the texts “text”."
-    )
+    return texts
 
 
 def _read_json(line: str, number: int, name: str) -> str:
@@ -59,8 +117,9 @@ def _read_json(line: str, number: int, name: str) -> str:
 
 
 def _read_optional(path: Path) -> str:
-    """Content of a file; empty if it is missing, as from a package of only the reference's six files."""
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    """Content of a file; empty if it is missing, as from a package of only the reference's six files, or huge."""
+    is_small = path.is_file() and path.stat().st_size <= _MAX_BYTES
+    return path.read_text(encoding="utf-8", errors="replace") if is_small else ""
 
 
 def read_notes(folder: Path) -> dict[str, str]:
@@ -75,19 +134,49 @@ def read_notes(folder: Path) -> dict[str, str]:
 
 
 def read_examples(folder: Path) -> list[str]:
-    """Up to six short texts of the package's ``golden.json``."""
+    """Up to six short texts: those of the package's ``card.json``, else of its ``golden.json``."""
+    chosen = read_details(folder).get("examples")
     rows = json.loads(_read_optional(folder / "golden.json") or '{"rows": []}')["rows"]
-    return [row["text"] for row in rows if 0 < len(row["text"]) <= 100][:6]
+    return [text for text in chosen or [row["text"] for row in rows] if 0 < len(text) <= 100][:6]
+
+
+def read_details(folder: Path) -> dict[str, Any]:
+    """What the publisher says in the package's ``card.json``."""
+    return dict(json.loads(_read_optional(folder / "card.json") or "{}"))
 
 
 def read_card(folder: Path) -> str:
-    """The model card without its metadata; the package's pictures are put into the text."""
+    """The model card without its metadata, empty if it has none or a huge one; each of the package's pictures is put into the text where it first appears.
+
+    Other pictures are replaced by their captions: the page loads nothing from other hosts.
+    """
+    waiting, room = _own_pictures(folder), _MAX_PICTURE_BYTES
 
     def embed(found: re.Match[str]) -> str:
-        picture = (folder / found[2]).resolve()
-        if not (picture.is_file() and picture.is_relative_to(folder.resolve())):
+        nonlocal room
+        picture = waiting.pop(found[2].strip(), None)
+        if picture is None or (size := picture.stat().st_size) > room:
             return found[1]
+        room -= size
         return f"![{found[1]}](data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()})"
 
-    body = re.sub(r"\A---\n.*?\n---\n", "", _read_optional(folder / "README.md"), flags=re.DOTALL)
-    return re.sub(r"!\[([^\]]*)\]\(([^):]+\.png)\)", embed, body)
+    return _PICTURE.sub(embed, _split_card(folder)[1])
+
+
+def _own_pictures(folder: Path) -> dict[str, Path]:
+    """The pictures in the package's folder, by name."""
+    found = {path.name: path.resolve() for path in folder.glob("*.png")}
+    homes = {folder.resolve(), folder.resolve().parent.parent / "blobs"}  # a snapshot in the Hub's cache has links
+    return {name: path for name, path in found.items() if path.is_file() and path.parent in homes}
+
+
+def _split_card(folder: Path) -> tuple[str, str]:
+    """The card's metadata and its body."""
+    text = _read_optional(folder / "README.md")
+    metadata, found, body = text.removeprefix("---\n").partition("\n---\n")
+    return (metadata, body) if found and text.startswith("---\n") else ("", text)
+
+
+def is_about_emotions(folder: Path) -> bool:
+    """Whether the card's metadata has the tag of emotions."""
+    return "- emotion-classification" in _split_card(folder)[0].split("\n")

@@ -3,12 +3,17 @@
 import base64
 import csv
 import io
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
 ROWS_SHOWN = 200
 CHARACTERS_SHOWN = 300
+COLUMNS = ["text", "predicted"]
+"""The first columns of a download."""
+_FORMULA = re.compile(r"'*[=+\-@\t\r＝＋－＠]")
+"""What begins like a formula, after any apostrophes; some spreadsheets read the wide signs as the others."""
 
 
 class LabelResult(NamedTuple):
@@ -101,7 +106,7 @@ def render_table(labels: Sequence[str], texts: list[str], results: list[list[Lab
     encoded = base64.b64encode(write_csv(labels, texts, results)).decode()
     return (
         f'<div class="summary"><p role="status">{len(texts):,} text{"s" * (len(texts) != 1)} {escape(source)}.{more}</p>'
-        f'<a class="download" download="emotions.csv" href="data:text/csv;base64,{encoded}">Download CSV</a></div>'
+        f'<a class="download" download="labels.csv" href="data:text/csv;base64,{encoded}">Download CSV</a></div>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Results"><table class="many">'
         '<thead><tr><th scope="col">#</th><th scope="col">Text</th><th scope="col">Predicted labels</th></tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
@@ -112,13 +117,26 @@ def _shorten(text: str) -> str:
     return text if len(text) <= CHARACTERS_SHOWN else text[:CHARACTERS_SHOWN] + " …"
 
 
+def to_cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula: a formula would run when the file is opened."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text of which :func:`to_cell` made a cell."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
 def write_csv(labels: Sequence[str], texts: list[str], results: list[list[LabelResult]]) -> bytes:
-    """Text, predicted labels (joined by ``; ``), and the probability of every label; UTF-8 with the mark Excel needs."""
+    """Text, predicted labels (joined by ``; ``), and the probability of every label; UTF-8 with the mark Excel needs.
+
+    A text or label that begins like a formula gets an apostrophe before it.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(["text", "predicted", *labels])
+    writer.writerow([*COLUMNS, *map(to_cell, labels)])
     for text, rows in zip(texts, results, strict=True):
         probabilities = {row.label: f"{row.probability:.6f}" for row in rows}
         predicted = "; ".join(row.label for row in rows if row.predicted)
-        writer.writerow([text, predicted, *(probabilities[label] for label in labels)])
+        writer.writerow([to_cell(text), to_cell(predicted), *(probabilities[label] for label in labels)])
     return buffer.getvalue().encode("utf-8-sig", "replace")

@@ -1,0 +1,1 @@
+"""The verbs of ``hub_release``."""
