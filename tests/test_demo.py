@@ -67,7 +67,7 @@ LINES = ["sunny cake", 'says "hello", and goes', "=1+1", "δοκιμή テスト
 
 
 def wait_for(process: subprocess.Popen[bytes], url: str, log: Path) -> str:
-    for _ in range(600):
+    for _ in range(1_800):  # two servers on a busy machine
         assert process.poll() is None, log.read_text()
         try:
             urllib.request.urlopen(url, timeout=5).close()
