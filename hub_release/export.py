@@ -74,6 +74,7 @@ def export(run: Path, package: Path, **details: Any) -> None:
     with staging(package.parent, ".export-") as temporary:
         (temporary / "package").mkdir()
         _write(run, temporary / "package", said)
+        require_free(package)  # still: another export may have been faster
         publish(temporary / "package", package)
 
 
@@ -91,7 +92,7 @@ def _write(run: Path, package: Path, details: CardDetails) -> None:
         "num_labels": len(config["emotion_labels"]),
         VERSION_KEY: project_version(),
     }
-    requirements = requirements_of(bundle(), config["model_name"], config["encoder"], config["quantization"])
+    requirements = requirements_of(config["model_name"], config["encoder"], config["quantization"])
     (package / LAYOUT.requirements).write_text(requirements, encoding="utf-8")
     (package / LAYOUT.config).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     head, adapter = split_trained_weights(load_file(run / ADAPTER_WEIGHTS))

@@ -13,6 +13,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from hub_release.bundle import bundle
 from hub_release.package import ReleaseError
 from modeling.infer import BUNDLED_BACKBONE
 
@@ -26,15 +27,16 @@ _WHEEL_NOTE = """\
 """
 
 
-def requirements_of(code: str, model_name: str, encoder: str, quantization: str) -> str:
-    """The ``requirements.txt`` of a package: what its ``infer.py`` (``code``), the encoder and the backbone need.
+def requirements_of(model_name: str, encoder: str, quantization: str, code: str | None = None) -> str:
+    """The ``requirements.txt`` of a package: what ``infer.py``, the encoder and the backbone need.
 
-    Each lower bound is the project's own, the version that its tests ran with.
+    Each lower bound is the project's own, the version that its tests ran with. ``code`` is the text of an earlier
+    version's ``infer.py``; None is this version's.
 
     Raises:
         ReleaseError: ``infer.py`` imports something that the project does not declare.
     """
-    needed, extras = third_party_imports(code), set()
+    needed, extras = third_party_imports(code or bundle()), set()
     if model_name == BUNDLED_BACKBONE:
         needed.add("gguf")
     if quantization != "none":
@@ -99,8 +101,26 @@ def _declared() -> list[tuple[str, Requirement]]:
 
 def read_requirements(path: Path) -> list[Requirement]:
     """The requirements in a file that :func:`requirements_of` wrote."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [Requirement(line) for line in lines if not line.startswith("#")]
+    return parse_requirements(path.read_text(encoding="utf-8"))
+
+
+def parse_requirements(text: str) -> list[Requirement]:
+    """The requirements in the text of such a file.
+
+    Raises:
+        ValueError: a line is not a requirement.
+    """
+    return [Requirement(line) for line in text.splitlines() if not line.startswith("#")]
+
+
+def same_requirements(text: str, expected: str) -> bool:
+    """Do two such files ask for the same distributions, from the same index, whatever the lower bounds are?"""
+    found, wanted = ([*map(_without_version, parse_requirements(x))] for x in (text, expected))
+    return found == wanted
+
+
+def _without_version(requirement: Requirement) -> str:
+    return str(requirement).replace(str(requirement.specifier), "")
 
 
 def not_installed(requirements: Iterable[Requirement]) -> list[str]:

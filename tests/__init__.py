@@ -11,7 +11,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # pytest-xdist runs one process per core
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # importing a package's infer.py must not add a file to the package
-HUB_CACHE = Path(tempfile.mkdtemp(prefix="hub-cache-"))
-"""The Hub's cache for tests: used only by this process, and empty at the start."""
+_SHARED = os.environ.get("TESTS_HUB_CACHE")
+HUB_CACHE = Path(_SHARED or tempfile.mkdtemp(prefix="hub-cache-"))
+"""The Hub's cache for tests: empty at the start, and used only by this process and those of tests/entry_points.py."""
 os.environ["HF_HUB_CACHE"] = str(HUB_CACHE)
-atexit.register(shutil.rmtree, HUB_CACHE, ignore_errors=True)
+if not _SHARED:
+    atexit.register(shutil.rmtree, HUB_CACHE, ignore_errors=True)

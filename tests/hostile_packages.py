@@ -33,23 +33,29 @@ class Case(NamedTuple):
     mutate: Mutation
     loads: bool
     """Whether EmotionClassifier may still load it: it does not read the damaged part, or cannot notice the damage."""
+    words: bool = False
+    """Is it a package whose backbone reads words, with a tokenizer?"""
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways into the package that must refuse it, see ``entry_points.py``."""
+        return ("check",) if self.loads else ("classifier", "page", "auto", "check")
 
 
 CASES: dict[str, Case] = {}
 
 
-def case(file: str, loads: bool = False) -> Callable[[Mutation], Mutation]:
-    def add(mutate: Mutation) -> Mutation:
-        assert mutate.__name__ not in CASES
-        CASES[mutate.__name__] = Case(file, mutate, loads)
+def case(file: str, loads: bool = False, words: bool = False) -> Callable[[Mutation], Mutation]:
+    def decorate(mutate: Mutation) -> Mutation:
+        add(mutate.__name__, file, mutate, loads, words)
         return mutate
 
-    return add
+    return decorate
 
 
-def add(name: str, file: str, mutate: Mutation, loads: bool = False) -> None:
+def add(name: str, file: str, mutate: Mutation, loads: bool = False, words: bool = False) -> None:
     assert name not in CASES
-    CASES[name] = Case(file, mutate, loads)
+    CASES[name] = Case(file, mutate, loads, words)
 
 
 class Bomb:
@@ -472,17 +478,16 @@ add(
     "a backbone with a million layers",
     CONFIG,
     edit(CONFIG, lambda c: c["backbone_config"].update(num_hidden_layers=10**6)),
-    True,
 )
 add("an unknown backbone", CONFIG, edit(CONFIG, lambda c: c["backbone_config"].update(model_type="evil")), True)
 add("a backbone of another width", CONFIG, edit(CONFIG, lambda c: c["backbone_config"].update(hidden_size=32)), True)
 for name, settings in {
-    "a backbone of another kind, with a million layers": {"model_type": "t5", "num_layers": 10**6},
+    "a backbone of another kind, with many layers": {"model_type": "t5", "num_layers": 10**7},
     "a backbone with ten million experts": {"model_type": "switch_transformers", "num_experts": 10**7},
     "a backbone with a billion labels": {"num_labels": 10**9},
     "a deep number in the backbone": {"rope_parameters": {"rope_type": "default", "rope_theta": 10**30}},
 }.items():
-    add(name, CONFIG, edit(CONFIG, lambda c, settings=settings: c["backbone_config"].update(settings)), True)
+    add(name, CONFIG, edit(CONFIG, lambda c, settings=settings: c["backbone_config"].update(settings)))
 add("no backbone configuration", CONFIG, setting(CONFIG, backbone_config=None), True)
 
 # JSON
@@ -530,7 +535,7 @@ add("a folder in place of the head", HEAD, directory_instead(HEAD))
 add("a folder in place of the card", LAYOUT.card, directory_instead(LAYOUT.card), True)
 add("an environment file", ".env", writing(".env", b"DEBUG=1\n"), True)
 add("a module that shadows another", "torch.py", writing("torch.py", PAYLOAD.encode()), True)
-add("compiled code", "__pycache__", writing("__pycache__/infer.cpython-311.pyc", b"\0" * 16), True)
+add("a folder of compiled code", "__pycache__", writing("__pycache__/torch.cpython-311.pyc", b"\0" * 16), True)
 add(
     "the backbone itself",
     "model.safetensors",

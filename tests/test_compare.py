@@ -129,7 +129,7 @@ def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, capsys: pyt
     # Other settings are other runs.
     stamps = {run: run.stat().st_mtime_ns for run in runs}
     assert main([*command, "--epochs", "1"]) == 2
-    assert "finished with other settings or rows. Remedy: use --overwrite" in capsys.readouterr().err
+    assert "finished with other settings or rows: " in capsys.readouterr().err
     assert all(run.stat().st_mtime_ns == stamps[run] for run in runs)
     assert main([*command, "--epochs", "1", "--overwrite"]) == 0
     assert all(run.stat().st_mtime_ns != stamps[run] for run in runs)
@@ -156,7 +156,7 @@ def test_compare_runs_again_where_rows_changed_and_nowhere_else(
     (corpus / "train.jsonl").write_text("".join(lines[:60]))
     os.utime(corpus / "train.jsonl", (0, 0))  # as from an archive: older than the run
     assert main([*command, str(output)]) == 2  # a finished run is not replaced unasked
-    assert "finished with other settings or rows. Remedy: use --overwrite" in capsys.readouterr().err
+    assert "finished with other settings or rows: " in capsys.readouterr().err
     assert [made("--overwrite"), made()] == ["1", "0"]
     audit = json.loads(next(output.glob("*/seed-*/audit.json")).read_text())
     assert audit["training_rows"]["real"] == 59

@@ -28,6 +28,7 @@ from modeling.infer import LoadedEncoder, find_damage, seal, staging
 from tests.conftest import ROOT, fake_encoder, tiny_flags, write_corpus
 from tests.test_push_faults import print_table
 from training.data.encoding import encode
+from training.run import main
 from training.run_folder import RunFolder, RunFolderError
 
 CRASHES = int(os.environ.get("CRASHES", "1"))
@@ -178,11 +179,11 @@ def test_a_killed_training_goes_on_to_the_same_result(
 ) -> None:
     case, changes = whole
     expected, chance, counts = case.result(), random.Random(0), Counter[tuple[str, ...]]()
-    stages = [("checkpoint", 1), ("results", 1), *([("cache", 1), ("any time", 1)] if CRASHES > 1 else [])]
+    stages = [("checkpoint", 1), ("results", 1), *([("cache", 1), ("any-time", 1)] if CRASHES > 1 else [])]
     for stage, number in [(stage, i) for stage, n in stages for i in range(n * CRASHES)]:
         cut = Case(base, tiny_backbone, f"{stage}-{number}")
         at = chance.choice([i for i, change in enumerate(changes) if stage_of(change) == stage] or [-1])
-        limits = {"seconds": chance.uniform(0.2, 8)} if stage == "any time" else {"kill_at": at}
+        limits = {"seconds": chance.uniform(0.2, 8)} if stage == "any-time" else {"kill_at": at}
         code = worker("train", cut.folder, cut.flags, **limits)
         assert code in (-signal.SIGKILL, -signal.SIGALRM, 0)
         again = worker("train", cut.folder, [*cut.flags, "--resume"])
@@ -390,3 +391,15 @@ def test_checkpoints_are_kept_by_step_and_with_the_best_before(tmp_path: Path) -
     assert usable is None and "checkpoint-100, the best until then" in unusable[run.checkpoint(108)]
     (run.checkpoints / "checkpoint-200").mkdir()  # killed before it was sealed
     assert run.checkpoint(200) in run.inspect_checkpoints()[1]
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "audit.json"])
+@pytest.mark.parametrize("content", [b"", bytes(4096), b'{"cut'])
+def test_a_damaged_record_refuses_to_resume(
+    base: Path, whole: tuple[Case, list[str]], capsys: pytest.CaptureFixture[str], name: str, content: bytes
+) -> None:
+    run = shutil.copytree(whole[0].run, base / "record", dirs_exist_ok=True)
+    (run / name).write_bytes(content)
+    assert main([*whole[0].flags, "--output_dir", str(run), "--resume"]) == 2
+    told = capsys.readouterr().err
+    assert f"{run / name} is damaged (" in told and "Remedy: use --overwrite" in told

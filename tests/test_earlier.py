@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,23 @@ def test_the_figures_of_its_card_are_checked(earlier: Path) -> None:
         seal(earlier)
         problems = inspect(earlier)
         assert bool(problems) == refused and {problem.file for problem in problems} <= {LAYOUT.card}, what
+
+
+def test_its_requirements_are_those_of_its_code(earlier: Path) -> None:
+    """A later version may need more, and newer versions of it; this package does not."""
+    path = earlier / LAYOUT.requirements
+    text = path.read_text(encoding="utf-8")
+    for changed, refused in (
+        (text.replace("peft>=0.", "peft>=0.0."), False),
+        (text + "evil>=1\n", True),
+        (text.replace("peft>=", "evil>="), True),
+        (re.sub("peft>=.*", "peft @ https://evil.example/peft.whl", text), True),
+        (text + "--index-url https://evil.example/\n", True),
+    ):
+        assert changed != text
+        path.write_text(changed, encoding="utf-8")
+        seal(earlier)
+        assert [problem.file for problem in inspect(earlier)] == [LAYOUT.requirements] * refused, changed
 
 
 def test_every_word_of_this_version_s_card_is_checked(package: Path, tmp_path: Path) -> None:

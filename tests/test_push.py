@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from hub_release.hub import client as hub_module
-from hub_release.hub.client import HubError, connect
+from hub_release.hub.client import HubError, connect, redact
 from hub_release.hub.commit import Destination, LostRaceError, Pushed, plan_files, push_files
 from hub_release.hub.diff import CommitPlan
 from hub_release.hub.pull import pull
@@ -359,6 +359,15 @@ def test_pull_gives_back_what_was_pushed(api: HfApi, hub: TestHub, folder: Path,
     assert not (tmp_path / "other").exists()
 
 
+def test_compiled_code_is_not_pulled(api: HfApi, hub: TestHub, folder: Path, tmp_path: Path) -> None:
+    """Python would run it in place of ``infer.py``."""
+    files = {name: path.read_bytes() for name, path in package_files(folder).items()}
+    hub.add("model", NAME, {**files, "__pycache__/infer.cpython-311.pyc": b"evil"})
+    pull(api, NAME, tmp_path / "pulled")
+    assert {name: path.read_bytes() for name, path in package_files(tmp_path / "pulled").items()} == files
+    assert not (tmp_path / "pulled" / "__pycache__").exists()
+
+
 @pytest.mark.parametrize("name", ["../outside.txt", "/absolute.txt", "a/../../b", ".git/hooks/x", "C:\\x", "a\\..\\b"])
 def test_pull_refuses_names_that_leave_the_folder(api: HfApi, hub: TestHub, tmp_path: Path, name: str) -> None:
     hub.add("model", NAME, {"config.json": b"{}", name: b"outside"})
@@ -389,3 +398,13 @@ def test_every_request_of_a_pull_may_fail(api: HfApi, hub: TestHub, folder: Path
     with pytest.raises(HubError, match="Remedy"):
         pull(api, NAME, tmp_path / "half")
     assert not (tmp_path / "half").exists() and not list(tmp_path.glob(".pull-*"))
+
+
+def test_passwords_in_addresses_are_not_repeated() -> None:
+    for text in (
+        "https://ada:s3cret@hub/x",
+        "see http://ada:s3c@ret@hub",
+        "HTTP error for url 'https://:s3cret@hub/?a=s3cret'",
+    ):
+        assert "s3c" not in redact(text) and "hub" in redact(text)
+    assert redact("https://hub/you/model@main is at ada@hub") == "https://hub/you/model@main is at ada@hub"

@@ -105,7 +105,7 @@ def write(path: Path, rows: list[dict[str, Any]], encoding: str, delimiter: str)
     path.write_bytes(pack(content))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_what_is_read_is_what_was_written(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     labels = data.draw(NAMES)
@@ -172,6 +172,14 @@ def test_where_two_readings_fit_both_are_named(tmp_path: Path) -> None:
         read_one(tmp_path, ["0", "1"], content)
     assert read_one(tmp_path, ["0", "1"], content, label_format="multi-hot") == [[0, 1], [1, 0]]
     assert read_one(tmp_path, ["0", "1"], content, label_format="names") == [[1, 1], [1, 1]]
+    for labels, cells in ((["joy"], ["[0]", "[0]"]), (["joy", "anger"], ["[1, 0]", "[0, 1]"])):
+        content = "text,labels\n" + "".join(f'x,"{cell}"\n' for cell in cells)
+        with pytest.raises(CorpusError, match=r"may be a multi-hot vector or ids\. Remedy"):
+            read_one(tmp_path, labels, content)
+    assert read_one(tmp_path, ["joy"], 'text,labels\nx,"[0]"\ny,[1]\n') == [[0], [1]]
+    assert read_one(tmp_path, ["joy", "anger"], 'text,labels\nx,"[0, 1]"\ny,"[0, 0]"\n') == [[0, 1], [0, 0]]
+    with pytest.raises(CorpusError, match="'0' is a number"):  # of one label, a cell may be its id or its bit
+        read_one(tmp_path, ["joy"], "text,labels\nx,0\n")
     both = "text,labels\nx,a;b|c\n"
     with pytest.raises(
         CorpusError, match=r"'a;b\|c' may be 'a', 'b\|c' \(semicolons\) or 'a;b', 'c' \(vertical bars\)"

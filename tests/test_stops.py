@@ -24,8 +24,9 @@ from typer.testing import CliRunner
 import hub_release.export
 from hub_release.cli import app
 from hub_release.package import ReleaseError
-from modeling.infer import EXHAUSTED, INTERRUPTED, TERMINATED, CacheError, describe_stop
+from modeling.infer import EXHAUSTED, INTERRUPTED, TERMINATED, CacheError, describe_stop, shell
 from tests.conftest import tiny_flags, write_corpus
+from training.commands.train import LogFile
 from training.fit.trainer import SealedCheckpoints
 from training.recipe import RecipeError
 from training.run import main
@@ -179,6 +180,8 @@ def test_the_screen_shows_the_lines_of_the_log_and_each_once(
     assert shown == (run / "train.log").read_text().splitlines()
     assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in shown)
     assert [line[9:] for line in shown[-2:]] == ["huggingface_hub retries", "transformers retries"]
+    assert not any(isinstance(handler, LogFile) for handler in logging.root.handlers)
+    assert logging.getLogger("transformers").handlers  # for other users of this process, such as notebooks
 
 
 def test_the_log_promises_no_time_that_is_not_left(whole: Path) -> None:
@@ -197,6 +200,19 @@ def test_a_stopped_export_leaves_nothing(
     assert done.exit_code == STOPS[kind][0] and list(tmp_path.iterdir()) == []
     assert done.stderr.startswith(f"error: {STOPS[kind][1]}; nothing is left half done. Remedy: to go on, run ")
     assert done.stderr.endswith(f"hub_release export {whole} 'a package'\n")
+
+
+@pytest.mark.parametrize("kind", ["Ctrl-C", "SIGTERM", "memory"])
+def test_a_stopped_classification_says_how_much_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    def write(arguments: object) -> Iterator[int]:
+        yield 2048
+        STOPS[kind][2]()
+
+    monkeypatch.setattr(shell, "_write", write)
+    assert shell.main(["--input", "texts.csv"]) == STOPS[kind][0]
+    assert capsys.readouterr().err == f"{STOPS[kind][1]} (2,048 results are in the output)\n"
 
 
 def caused(error: Exception, cause: Exception) -> Exception:

@@ -156,7 +156,9 @@ def test_windows_cover_every_token(sizes: list[int], longest: int, share: float)
     overlap = int(share * longest)
     config = EmotionConfig(input="tokens", window_length=longest, window_overlap=overlap, emotion_labels=list(LABELS))
     texts = Features(np.arange(len(sizes), dtype=np.float32)[:, None], [np.arange(size) for size in sizes])
-    windows, firsts = cut_into_windows(texts, config)
+    cut, firsts = cut_into_windows(texts, config)
+    windows = cut.take(np.arange(len(cut)))
+    np.testing.assert_array_equal(windows.lengths, cut.lengths)
     assert windows.tokens is not None and windows.embeddings is not None
     ends = [*firsts[1:], len(windows)]
     for text, (size, first, end) in enumerate(zip(sizes, firsts, ends, strict=True)):

@@ -317,6 +317,8 @@ def test_odd_hubs(
     for verb in (("push", folder, NAME, "--yes"), ("pull", NAME, tmp_path / "pulled")):
         for endpoint, code, words in (
             ("localhost", 2, "HF_ENDPOINT is 'localhost', not an address. Remedy: unset it"),
+            ("ada:s3cret/@hub.example", 2, "HF_ENDPOINT is '…@hub.example', not an address. Remedy: unset it"),
+            ("https://ada:s3c@ret@hub.example", 2, "HF_ENDPOINT is '…@hub.example', not an address. Remedy: unset it"),
             ("http://[bad", 3, "Remedy: check"),
             ("http://localhost:port", 3, "Remedy: check"),
             ("http://127.0.0.1:9", 3, "the connection failed"),

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-from modeling.infer.quiet import silence_libraries
+from modeling.infer.quiet import restore_logs, silence_libraries
 from modeling.infer.stops import EXHAUSTED, catch_sigterm, describe_local_error, describe_stop
 from training.commands.verbs import Command
 from training.errors import TrainingError
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     command: Command[Any] | None = None
     try:
-        with catch_sigterm():
+        with catch_sigterm(), restore_logs():
             command = parse(words)
             return run(command)
     except (Exception, KeyboardInterrupt) as error:
@@ -97,10 +97,8 @@ def run(command: Command[Any]) -> int:
             return compare_runs(options)
         case "compare":
             from training.commands.compare import compare
-            from training.run_folder import RunFolder
 
-            with RunFolder(options.output_dir).locked():
-                return compare(recipe, options)
+            return compare(recipe, options)
         case "null-test":
             from training.commands.null_test import run_null_tests
 

@@ -10,7 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from modeling.infer import find_damage, publish, staging
 from modeling.recipe import FIELDS, Recipe, free_on_resume
 from modeling.records import AUDIT, MODEL, RECIPE, RESULTS, TIMING, Environment, Record
-from training.errors import TrainingError
+from training.errors import TrainingError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +82,8 @@ class RunFolder:
                 f"{self.path} is not a run folder, but has {', '.join(foreign)}. Remedy: use another --output_dir"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", blocking=False)
         try:
-            lock.acquire()
+            lock = FileLock(self.path / ".lock", blocking=False).acquire()
         except Timeout:
             raise RunFolderError(
                 f"{self.path} is in use: another process is writing to it. Remedy: wait for it to end, or use another "
@@ -126,8 +125,7 @@ class RunFolder:
         Raises:
             RunFolderError: the settings differ; the message names them.
         """
-        stored = yaml.safe_load((self.path / RECIPE).read_text(encoding="utf-8"))
-        free = free_on_resume()
+        stored, free = self._read(RECIPE, yaml.safe_load), free_on_resume()
         # A field that the run's version did not have cannot differ.
         other = sorted(key for key in fields if key in stored and key not in free and stored[key] != fields[key])
         if other:
@@ -218,9 +216,27 @@ class RunFolder:
         self.write_text(record, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def read(self, record: Record[Content]) -> Content:
-        """Read a record."""
-        content: Content = json.loads((self.path / record).read_text(encoding="utf-8"))
+        """Read a record.
+
+        Raises:
+            RunFolderError: it is damaged.
+        """
+        content: Content = self._read(record, json.loads)
         return content
+
+    def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
+        try:
+            content = parse((self.path / name).read_text(encoding="utf-8"))
+        except (ValueError, yaml.YAMLError) as error:
+            raise self._damaged(name, first_line(error)) from None
+        if not isinstance(content, dict):
+            raise self._damaged(name, "it is empty or not a mapping")
+        return content
+
+    def _damaged(self, name: str, what: str) -> RunFolderError:
+        return RunFolderError(
+            f"{self.path / name} is damaged ({what}). Remedy: use --overwrite to train again, or another --output_dir"
+        )
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the resolved recipe, group by group; it gives the same run again."""

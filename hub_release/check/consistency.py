@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +14,15 @@ from torch import nn
 from hub_release.bundle import bundle
 from hub_release.card.facts import refuse_backbone
 from hub_release.check.agreement import EXPORT
-from hub_release.check.earlier import is_earlier_code
+from hub_release.check.earlier import is_earlier, is_earlier_code
 from hub_release.package import HANDLER, LAYOUT, read_record
-from hub_release.requirements import PROJECT, not_installed, read_requirements, requirements_of
+from hub_release.requirements import (
+    PROJECT,
+    not_installed,
+    read_requirements,
+    requirements_of,
+    same_requirements,
+)
 from modeling import records
 from modeling.infer import (
     AUTO_MAP,
@@ -149,14 +155,24 @@ def origin_problems(package: Path, config: EmotionConfig) -> Findings:
         found.append(
             PackageError(LAYOUT.config, f"names the local encoder {encoder}", "train with an encoder from the Hub")
         )
-    own = package / LAYOUT.code
-    code = own.read_text(encoding="utf-8") if own.is_file() and is_earlier_code(own) else bundle()
-    expected = requirements_of(code, config.model_name, config.encoder, config.quantization)
-    if not (package / LAYOUT.requirements).is_file():
-        return found
-    if (package / LAYOUT.requirements).read_bytes() != expected.encode():
-        found.append(PackageError(LAYOUT.requirements, "is not what infer.py and the encoder need", EXPORT))
-    elif missing := not_installed(read_requirements(package / LAYOUT.requirements)):
-        remedy = f"pip install -r {LAYOUT.requirements}"
-        found.append(PackageError(LAYOUT.requirements, f"needs {', '.join(missing)}, not installed here", remedy))
+    found += _requirement_problems(package, config)
     return found
+
+
+def _requirement_problems(package: Path, config: EmotionConfig) -> Iterator[PackageError]:
+    """A ``requirements.txt`` other than what the code of that version needs; bounds may differ between versions."""
+    path, earlier = package / LAYOUT.requirements, is_earlier(package)
+    if not path.is_file():
+        return
+    code = (package / LAYOUT.code).read_text(encoding="utf-8") if earlier else None
+    expected = requirements_of(config.model_name, config.encoder, config.quantization, code)
+    try:
+        text = path.read_bytes().decode("utf-8")
+        same = same_requirements(text, expected) if earlier else text == expected
+    except ValueError:
+        same = False
+    if not same:
+        yield PackageError(LAYOUT.requirements, "is not what infer.py and the encoder need", EXPORT)
+    elif missing := not_installed(read_requirements(path)):
+        remedy = f"pip install -r {LAYOUT.requirements}"
+        yield PackageError(LAYOUT.requirements, f"needs {', '.join(missing)}, not installed here", remedy)

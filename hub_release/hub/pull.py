@@ -48,6 +48,7 @@ def pull(
             commit = _download(api, repo_id, revision, temporary)
         if problems := find_problems(temporary / "package"):
             raise RefusedError(f"{repo_id} at {commit} fails the check, and {folder} is not written", problems)
+        require_free(folder)  # still: another pull may have been faster
         publish(temporary / "package", folder)
     return commit
 

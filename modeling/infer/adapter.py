@@ -70,7 +70,8 @@ def read_adapter(folder: Path, config: EmotionConfig, backbone: nn.Module) -> tu
     if {tuple(value.shape)[:1] for key, value in tensors.items() if ".lora_A." in key} != {(settings.r,)}:
         raise PackageError(name, f"has no tensors, or their rank is not r {settings.r} as in {ADAPTER_FILES[1]}")
     with as_package_error(ADAPTER_FILES[1], f"does not fit the backbone {config.model_name}"):
-        model = peft.get_peft_model(cast(PreTrainedModel, backbone), settings)
+        on_meta = next(backbone.parameters()).is_meta  # then the layers must not take memory either
+        model = peft.get_peft_model(cast(PreTrainedModel, backbone), settings, low_cpu_mem_usage=on_meta)
         expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     vision = r"base_model\.model\.(?:model\.)?(?:vision_tower|multi_modal_projector)\."
     found = {
@@ -109,6 +110,8 @@ def _read_adapter_config(folder: Path, config: EmotionConfig) -> Any:
             f"names a different backbone than config.json: {settings['base_model_name_or_path']}",
             "name the same backbone in both",
         )
+    if settings.get("revision") not in (None, config.base_model_revision):
+        raise PackageError(name, "names another revision of the backbone than config.json", "name the same one in both")
     rank, alpha, targets = settings.get("r"), settings.get("lora_alpha"), settings.get("target_modules")
     if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
         raise PackageError(name, f"has rank r {rank!r}, not between 1 and {_MAX_RANK}")

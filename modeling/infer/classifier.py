@@ -8,16 +8,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from modeling.infer.config import EmotionConfig
 from modeling.infer.decisions import read_thresholds, read_top_k
-from modeling.infer.encoders import Encoder, LoadedEncoder, encode_in_batches, load_encoder
+from modeling.infer.encoders import PROGRESS_BAR_FROM, Encoder, LoadedEncoder, encode_in_batches, load_encoder
 from modeling.infer.features import Features, tokenize
 from modeling.infer.files import local_folder
 from modeling.infer.model import EmotionModel
 from modeling.infer.predict import predict_probabilities
 from modeling.infer.settings import Quantization
-from modeling.infer.texts import check_texts, is_blank
+from modeling.infer.texts import check_texts, is_blank, share_texts
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,14 @@ class EmotionClassifier:
         Raises:
             TypeError: an item is not a string; the message names its index.
         """
-        return predict_probabilities(self.model, self.features(texts), self.batch_size)
+        checked = check_texts(texts)
+        found = [np.zeros((0, len(self.labels)), np.float32)]
+        hidden = len(checked) < PROGRESS_BAR_FROM
+        with tqdm(total=len(checked), unit="text", desc="classifying", disable=hidden) as bar:
+            for part in share_texts(checked):
+                found.append(predict_probabilities(self.model, self.features(part), self.batch_size))
+                bar.update(len(part))
+        return np.concatenate(found)
 
     def predict(
         self,

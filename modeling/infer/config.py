@@ -40,7 +40,7 @@ _MAX_LABELS = 2**14
 _MAX_SIZE = 2**20
 _MAX_POSITION = 2**40
 """Positions and rotary bases are only computed with; nothing has their size."""
-MAX_LAYERS = 1_000
+MAX_LAYERS = 256
 _MAX_VALUES = 4_096
 """Values in a ``backbone_config``; Mistral's have about 30, and one more for each layer."""
 
@@ -208,6 +208,7 @@ def _config_problems(config: dict[str, Any]) -> Iterator[str]:
         # An attention implementation may be a repository of compiled code.
         yield from (f"{key} is {part[key]!r:.80}" for key in part if "implementation" in key and part[key])
     yield from (f"{key} leads to other files or code" for key in sorted(_REDIRECTIONS & set(config)) if config[key])
+    yield from (f"{key} is not a setting" for key in config if callable(getattr(EmotionConfig, key, None)))
     if isinstance(backbone, dict):
         yield from _backbone_problems(backbone)
     yield from _label_problems(config)

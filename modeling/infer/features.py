@@ -1,5 +1,6 @@
 """A model's input: sentence embeddings, tokens, and windows of long texts."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -8,6 +9,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from modeling.infer.config import EmotionConfig
+from modeling.infer.texts import cut_text
+
+_PIECE, _PIECES_AT_ONCE = 2**14, 64
+"""Characters that the tokenizer reads as one piece, and pieces that it reads at once: a million characters together."""
 
 
 @dataclass(frozen=True)
@@ -37,28 +42,67 @@ class Features:
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], bos_token_id: int) -> list[np.ndarray]:
-    """Token ids of each text, without special tokens; a text without any gets the beginning-of-sequence token."""
-    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids or [bos_token_id], dtype=np.int64) for encoding in encodings]
+    """Token ids of each text, int64, without special tokens; a text without any gets the beginning-of-sequence token.
+
+    The tokenizer needs some hundred bytes for each token that it is reading. So it reads a long text in pieces, and
+    some pieces at once; tokens change at most where a piece ends.
+    """
+    pieces = ((row, piece) for row, text in enumerate(texts) for piece in cut_text(text, _PIECE))
+    found: list[list[np.ndarray]] = [[] for _ in texts]
+    while batch := list(itertools.islice(pieces, _PIECES_AT_ONCE)):
+        encodings = tokenizer.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
+        for (row, _), encoding in zip(batch, encodings, strict=True):
+            found[row].append(np.array(encoding.ids, dtype=np.int64))
+    joined = [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in found]
+    return [tokens if len(tokens) else np.array([bos_token_id], dtype=np.int64) for tokens in joined]
 
 
-def cut_into_windows(features: Features, config: EmotionConfig) -> tuple[Features, np.ndarray]:
+@dataclass(frozen=True)
+class Windows:
+    """Windows of texts, cut when they are taken.
+
+    Attributes:
+        features: of N texts.
+        length: the largest number of tokens in a window.
+        texts: index of each window's text, int [W].
+        starts: each window's first token, int [W].
+    """
+
+    features: Features
+    length: int
+    texts: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of tokens of each window, int64 [W]."""
+        return np.minimum(self.features.lengths[self.texts], self.length)
+
+    def take(self, rows: np.ndarray) -> Features:
+        """The features of the windows with these indices."""
+        whole = self.features.take(self.texts[rows])
+        if whole.tokens is None:
+            return whole
+        starts = self.starts[rows].tolist()
+        tokens = [row[start : start + self.length] for row, start in zip(whole.tokens, starts, strict=True)]
+        return Features(whole.embeddings, tokens)
+
+
+def cut_into_windows(features: Features, config: EmotionConfig) -> tuple[Windows, np.ndarray]:
     """Windows of at most ``window_length`` tokens, text by text, and the index of each text's first window, [N].
 
     The last window ends with the text, so a long text has no short window.
     """
-    if features.tokens is None:
-        return features, np.arange(len(features))
-    step = config.window_length - config.window_overlap
-    counts = 1 + np.ceil(np.maximum(features.lengths - config.window_length, 0) / step).astype(int)
+    length, step = config.window_length, config.window_length - config.window_overlap
+    beyond = np.maximum(features.lengths - length, 0)  # 0 if the text is one embedding
+    counts = 1 + np.ceil(beyond / step).astype(int)
     texts = np.repeat(np.arange(len(features)), counts)
     firsts = np.cumsum(counts) - counts
-    windows = []
-    for window, text in enumerate(texts.tolist()):
-        tokens = features.tokens[text]
-        start = max(min((window - firsts[text]) * step, len(tokens) - config.window_length), 0)
-        windows.append(tokens[start : start + config.window_length])
-    return Features(None if features.embeddings is None else features.embeddings[texts], windows), firsts
+    starts = np.minimum((np.arange(len(texts)) - firsts[texts]) * step, beyond[texts])
+    return Windows(features, length, texts, starts), firsts
 
 
 def pool_windows(logits: np.ndarray, firsts: np.ndarray, windows: str) -> np.ndarray:

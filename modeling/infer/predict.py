@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from modeling.infer.config import EmotionConfig
 from modeling.infer.encoders import PROGRESS_BAR_FROM
-from modeling.infer.features import Features, cut_into_windows, pool_windows
+from modeling.infer.features import Features, Windows, cut_into_windows, pool_windows
 
 SMALL_PRODUCT, SMALL_MATRIX = 2**27, 2**22
 """One CPU thread is fastest below this many multiplications in a layer's largest product, and weights in its matrix.
@@ -111,9 +111,9 @@ def to_tensors(features: Features) -> dict[str, torch.Tensor]:
     return found
 
 
-def _shows_progress(features: Features) -> bool:
+def _shows_progress(windows: Windows) -> bool:
     """Only for tokens: embeddings are read faster than they were made, and making them had its own bar."""
-    return features.tokens is not None and len(features) >= PROGRESS_BAR_FROM
+    return windows.features.tokens is not None and len(windows) >= PROGRESS_BAR_FROM
 
 
 def predict_probabilities(model: PreTrainedModel, features: Features, batch_size: int = 64) -> np.ndarray:

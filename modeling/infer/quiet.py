@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _UNACTIONABLE = "gemm_4bit_forward from kernels-community"
 """bitsandbytes looks for this optional kernel on the Hub at every import."""
@@ -26,3 +28,18 @@ def join_library_logs() -> None:
         if isinstance(library, logging.Logger) and library.handlers:
             library.handlers.clear()
             library.propagate = True
+
+
+@contextmanager
+def restore_logs() -> Iterator[None]:
+    """Leave the loggers as they were found: a handler that outlives its command would write to a closed file."""
+    loggers = [logging.root, *(it for it in logging.root.manager.loggerDict.values() if isinstance(it, logging.Logger))]
+    found = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
+    try:
+        yield
+    finally:
+        for handler in logging.root.handlers:
+            if handler not in found[0][1]:
+                handler.close()
+        for logger, handlers, propagate in found:
+            logger.handlers, logger.propagate = handlers, propagate

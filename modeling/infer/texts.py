@@ -1,4 +1,4 @@
-"""Texts: whatever is iterable and holds strings, one by one; pieces of long texts; texts without a visible character."""
+"""Texts: whatever is iterable and holds strings, one by one; pieces of a long text; a text without visible characters."""
 
 import reprlib
 import unicodedata
@@ -7,6 +7,9 @@ from typing import Any
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
 """Unicode's categories of control and format characters and of white space."""
+
+_TEXTS_OF_A_PART, _CHARACTERS_OF_A_PART = 31 * 64, 4_000_000
+"""What a classifier holds at once besides the texts and their results, so that memory does not grow with the texts."""
 
 
 def iterate_texts(texts: Iterable[str]) -> Iterator[str]:
@@ -56,6 +59,33 @@ def _remedy(value: Any) -> str:
     if hasattr(value, "__iter__"):
         return "give one flat list of strings"
     return "leave it out, or give a string"
+
+
+def cut_text(text: str, limit: int) -> Iterator[str]:
+    """Pieces of at most ``limit`` characters that make up the text; a piece begins with white space if it can."""
+    start = 0
+    while len(text) - start > limit:
+        piece = text[start : start + limit]
+        word = "" if piece[-1].isspace() else piece.rsplit(maxsplit=1)[-1]
+        end = limit - len(word) - 1  # of the last white space
+        end = end if end > 0 else limit
+        yield piece[:end]
+        start += end
+    yield text[start:]
+
+
+def share_texts(texts: list[str]) -> Iterator[list[str]]:
+    """The texts in order, in parts of a limited number of texts and characters; a longer text is a part of its own."""
+    part: list[str] = []
+    characters = 0
+    for text in texts:
+        if part and (len(part) == _TEXTS_OF_A_PART or characters + len(text) > _CHARACTERS_OF_A_PART):
+            yield part
+            part, characters = [], 0
+        part.append(text)
+        characters += len(text)
+    if part:
+        yield part
 
 
 def is_blank(text: str) -> bool:

@@ -50,35 +50,27 @@ def compare(recipe: Recipe, options: CompareOptions) -> int:
     cells = build_cells(options.axes, options.seeds or [recipe.seed], folder)
     settings = {(cell.name, seed): _settings(recipe, cell, seed) for cell in cells for seed in cell.runs}
     _refuse_other_test_rows(cells, settings)
-    inputs = {
-        key: hash_inputs(setting, corpora) for key, setting in settings.items()
-    }  # all before the first run: an input may be missing
-    todo = [
-        (cell, seed)
-        for cell in cells
-        for seed in cell.runs
-        if options.overwrite or not _is_done(cell.runs[seed], settings[cell.name, seed], inputs[cell.name, seed])
-    ]
-    other = [str(cell.runs[seed].path) for cell, seed in todo if cell.runs[seed].is_finished]
-    if other and not options.overwrite:
-        raise RecipeError(
-            f"compare: {', '.join(other)}: finished with other settings or rows. Remedy: use --overwrite to run "
-            "everything again, or another --output_dir"
-        )
-    sys.stdout.write(f"{len(todo)} of {len(settings)} runs to do\n")
-    for number, (cell, seed) in enumerate(todo, start=1):
-        run = cell.runs[seed]
-        code = train(
-            settings[cell.name, seed],
-            TrainOptions(
-                output_dir=str(run.path), overwrite=True, remove_checkpoints=True, co2_country=options.co2_country
-            ),
-            corpora,
-        )
-        if code:
-            return code
-        sys.stdout.write(f"{number} of {len(todo)} done: {cell.name}, seed {seed}\n")
-    _report(cells, folder)
+    # All before the first run: an input may be missing.
+    inputs = {key: hash_inputs(setting, corpora) for key, setting in settings.items()}
+    with RunFolder(folder).locked():
+        todo = [
+            (cell, seed)
+            for cell in cells
+            for seed in cell.runs
+            if options.overwrite or not _is_done(cell.runs[seed], settings[cell.name, seed], inputs[cell.name, seed])
+        ]
+        other = [str(cell.runs[seed].path) for cell, seed in todo if cell.runs[seed].is_finished]
+        if other and not options.overwrite:
+            raise RecipeError(
+                f"compare: finished with other settings or rows: {', '.join(other)}. Remedy: use --overwrite or another "
+                "--output_dir"
+            )
+        sys.stdout.write(f"{len(todo)} of {len(settings)} runs to do\n")
+        for number, (cell, seed) in enumerate(todo, start=1):
+            of_run = TrainOptions(options.recipe, options.co2_country, str(cell.runs[seed].path), overwrite=True)
+            train(settings[cell.name, seed], dataclasses.replace(of_run, remove_checkpoints=True), corpora)
+            sys.stdout.write(f"{number} of {len(todo)} done: {cell.name}, seed {seed}\n")
+        _report(cells, folder)
     return 0
 
 

@@ -217,8 +217,9 @@ def _find_format(
     flat = [item for part in items for item in part]
     named = all(labels.find(item) is not None for item in flat)
     declared = bool(labels.ids) and all(label_text(item) in labels.ids for item in flat)
-    if flat and all(len(part) == len(labels.names) and all(map(is_zero_or_one, part)) for part in items):
-        if not named and not declared:
+    if _are_vectors(items, cells, len(labels.names)):
+        could_be_ids = declared or all(_are_distinct_ids(part, len(labels.names)) for part in items)
+        if not named and not could_be_ids:
             return "multi-hot"
         other = "names" if named else "ids"
         raise CorpusError(
@@ -235,6 +236,19 @@ def _find_format(
         f"order of the labels (0 is {labels.names[0]}, {len(labels.names) - 1} is {labels.names[-1]}), give "
         "--label_format ids; or write names"
     )
+
+
+def _are_vectors(items: Sequence[list[Any]], cells: Sequence[Any], length: int) -> bool:
+    """Is every cell a list, not just text with separators, of so many zeros and ones?"""
+    lists = (not isinstance(cell, (str, int, float)) or _literal(str(cell)) is not None for cell in cells)
+    bits = (len(part) == length and all(map(is_zero_or_one, part)) for part in items)
+    return bool(items) and all(lists) and all(bits)
+
+
+def _are_distinct_ids(items: list[Any], labels: int) -> bool:
+    """Zeros and ones are, only if there are at most two labels."""
+    ids = {int(label_text(item)) for item in items if _is_id(item)}
+    return len(ids) == len(items) and max(ids, default=0) < labels
 
 
 def _is_id(item: Any) -> bool:

@@ -42,12 +42,30 @@ def keep(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     return Calibration(np.ones(labels.shape[1]), np.zeros(labels.shape[1]))
 
 
+def smooth_targets(labels: np.ndarray) -> np.ndarray:
+    """What the rows can say about each probability (Platt 1999), [N, L].
+
+    Of n positives and m negatives of a label, a positive row says (n + 1) / (n + 2) instead of 1, and a negative row
+    1 / (m + 2) instead of 0: 20 positives never say more than 0.955, and a thousand say 0.999. So a label whose few
+    positives happen to be separable does not get an extreme scale.
+    """
+    positives = labels.sum(axis=0)
+    negatives = len(labels) - positives
+    return np.where(labels > 0, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
+
+def _cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return np.asarray(np.logaddexp(0, logits) - targets * logits)
+
+
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     """One scale for all labels (Guo et al., ICML 2017)."""
 
+    targets = smooth_targets(labels)
+
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         scaled = np.exp(parameters[0]) * logits
-        return log_loss_of_logits(scaled, labels), np.array([np.mean((expit(scaled) - labels) * scaled)])
+        return float(_cross_entropy(scaled, targets).mean()), np.array([np.mean((expit(scaled) - targets) * scaled)])
 
     best = minimize(loss, np.zeros(1), jac=True, method="L-BFGS-B").x[0]
     return Calibration(np.full(labels.shape[1], np.exp(best)), np.zeros(labels.shape[1]))
@@ -56,18 +74,19 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> Calibration:
 def fit_platt(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     """A scale and a bias for each label (Platt 1999), with the logarithm of the scale held near 0.
 
-    The penalty weighs as much as one row: nothing for a label with many positives, but enough to keep a label with a
-    handful from an extreme scale. The scale cannot turn negative. A label without positives or negatives is left alone.
+    The penalty weighs as much as one row. The scale cannot turn negative. A label without positives or negatives is
+    left alone.
     """
     number, width = logits.shape
+    targets = smooth_targets(labels)
     usable = labels.any(axis=0) & ~labels.all(axis=0)
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         log_scale, bias = parameters.reshape(2, width)
         scale = np.exp(log_scale)
         mapped = scale * logits + bias
-        error = (expit(mapped) - labels) * usable
-        value = np.sum(_log_loss_terms(mapped, labels) * usable) + 0.5 * np.sum(log_scale**2)
+        error = (expit(mapped) - targets) * usable
+        value = np.sum(_cross_entropy(mapped, targets) * usable) + 0.5 * np.sum(log_scale**2)
         slope = np.concatenate([(error * logits).sum(axis=0) * scale + log_scale, error.sum(axis=0)])
         return value / number, slope / number
 
