@@ -67,7 +67,7 @@ LINES = ["sunny cake", 'says "hello", and goes', "=1+1", "δοκιμή テスト
 
 
 def wait_for(process: subprocess.Popen[bytes], url: str, log: Path) -> str:
-    for _ in range(600):
+    for _ in range(1_800):  # two servers on a busy machine
         assert process.poll() is None, log.read_text()
         try:
             urllib.request.urlopen(url, timeout=5).close()
@@ -406,8 +406,8 @@ def test_nothing_is_wider_than_the_screen(page: Page, shots: Path, request: pyte
 
 
 def test_examples_and_odd_input(page: Page, folder: Path, classifier: EmotionClassifier, tmp_path: Path) -> None:
-    first = json.loads((folder / "golden.json").read_text())["rows"][0]["text"]
-    page.get_by_role("button", name=first).click()
+    [first, _] = page_files.read_examples(folder)
+    page.get_by_role("button", name=re.compile(f"^{re.escape(first[:40])}")).click()  # gradio cuts long ones
     expect(one_text(page)).to_have_value(first)
     assert bars(page) == {label: round(p, 3) for label, p in classifier.predict([first], threshold=0.0)[0].items()}
     classify(page, "   ")
@@ -585,9 +585,8 @@ def test_no_cell_of_a_download_is_a_formula(text: str, first: str, label: str) -
     for row in csv.reader(io.StringIO(written, newline="")):
         for cell in row:
             assert not cell.startswith(tuple("=+-@\t\r＝"))
-            assert cell in ("text", "predicted", "0.750000") or cell.removeprefix("'") in (
-                value.removeprefix("'").encode("utf-8", "replace").decode() for value in (first + text, first + label)
-            )
+            texts = (value.encode("utf-8", "replace").decode() for value in (first + text, first + label))
+            assert cell in ("text", "predicted", "0.750000") or page_results.from_cell(cell) in texts
 
 
 texts = st.lists(st.builds(str.__add__, starts, st.text(min_size=1)).filter(str.strip), min_size=1)
