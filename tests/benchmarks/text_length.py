@@ -103,11 +103,14 @@ def draw(lines: list[dict[str, float | str]], picture: str) -> None:
     for name in dict.fromkeys(str(line["command"]) for line in lines):
         own = [line for line in lines if line["command"] == name]
         lengths = [float(line["bytes"]) for line in own]
-        axes[0].loglog(lengths, [float(line["cpu_seconds_of_text"]) for line in own], "o-", label=name)
+        axes[0].loglog(lengths, [float(line["cpu_seconds"]) for line in own], "o-", label=name)
         axes[1].semilogx(lengths, [float(line["peak_mib"]) for line in own], "o-", label=name)
-    axes[0].set(title="CPU time for one text", xlabel="length of the text, bytes", ylabel="seconds")
-    axes[1].set(title="Peak memory", xlabel="length of the text, bytes", ylabel="MiB", ylim=(0, None))
-    axes[1].legend()
+    highest = max(float(line["peak_mib"]) for line in lines)
+    axes[0].set(title="CPU time, with the start of the process", ylabel="seconds")
+    axes[1].set(title="Peak memory", ylabel="MiB", ylim=(0, 1.2 * highest))
+    for panel in axes:
+        panel.set_xlabel("length of the text, bytes")
+    axes[0].legend()
     figure.savefig(picture, dpi=80)
 
 
