@@ -31,7 +31,7 @@ class Module:
 
     Attributes:
         docstring: its docstring.
-        needs: modules of the same package that it imports, in the order of its imports.
+        needs: modules of the same package or of ``modeling.infer`` that it imports, in the order of its imports.
         imports: its other imports at the top, as (module, name, alias); name is "" for ``import module``.
         body: its text without docstring, imports and logger.
         logs: whether it has a logger.
@@ -53,13 +53,13 @@ def bundle(roots: tuple[str, ...] = SHIPPED, package: str = INFER) -> str:
     """
     modules: dict[str, Module] = {}
     for root in roots:
-        _collect(root, package, modules)
+        _collect(f"{package}.{root}", package, modules)
     imports = sorted(set[tuple[str, str, str]]().union(*(module.imports for module in modules.values())))
-    parts = [f'"""{modules[roots[-1]].docstring}\n"""', *_import_lines(imports)]
+    parts = [f'"""{modules[f"{package}.{roots[-1]}"].docstring}\n"""', *_import_lines(imports)]
     if any(module.logs for module in modules.values()):
         parts.append(_LOGGER)
     for name, module in modules.items():
-        title = f"# {package.replace('.', '/')}/{name}.py: {module.docstring.partition(chr(10))[0]}"
+        title = f"# {name.replace('.', '/')}.py: {module.docstring.partition(chr(10))[0]}"
         parts.append(f"{'# ' + '-' * (_WIDTH - 2)}\n{title}\n\n\n{module.body}")
     text = "\n\n\n".join(parts) + "\n"
     _refuse_repeated(text, package)
@@ -77,12 +77,12 @@ def _collect(name: str, package: str, modules: dict[str, Module]) -> None:
 
 
 def read_module(name: str, package: str = INFER) -> Module:
-    """Split a module into its parts.
+    """Split a module (its dotted name) into its parts.
 
     Raises:
         ReleaseError: it imports in a form that cannot be bundled.
     """
-    path = ROOT.joinpath(*package.split("."), f"{name}.py")
+    path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     lines = text.splitlines()
@@ -90,8 +90,8 @@ def read_module(name: str, package: str = INFER) -> Module:
     imports: set[tuple[str, str, str]] = set()
     for node in tree.body:
         is_docstring = node is tree.body[0] and isinstance(node, ast.Expr)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
-            needs.append(str(node.module).removeprefix(f"{package}."))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith((f"{package}.", f"{INFER}.")):
+            needs.append(str(node.module))
         elif isinstance(node, ast.Import | ast.ImportFrom):
             imports |= set(_names(node))
         elif not is_docstring and ast.unparse(node) != _LOGGER:
@@ -118,7 +118,11 @@ def _refuse_other_imports(path: Path, tree: ast.Module, package: str) -> None:
             continue
         sources = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
         own = any(source.split(".")[0] in ("modeling", "training", "hub_release") for source in sources)
-        plain = isinstance(node, ast.ImportFrom) and str(node.module).startswith(f"{package}.") and id(node) in top
+        plain = (
+            isinstance(node, ast.ImportFrom)
+            and id(node) in top
+            and str(node.module).startswith((f"{package}.", f"{INFER}."))
+        )
         renamed = any(alias.asname or alias.name == "*" for alias in node.names)
         if (isinstance(node, ast.ImportFrom) and node.level) or (own and (renamed or not plain)):
             raise ReleaseError(

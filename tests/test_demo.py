@@ -599,7 +599,7 @@ def test_csv_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[st
     path.write_bytes(
         page_results.write_csv(["joy"], texts, [[page_results.LabelResult("joy", 0.25, 0.5, False)]] * len(texts))
     )
-    assert page_files.read_texts(path) == texts
+    assert page_files.read_upload(path) == texts
 
 
 @pytest.mark.parametrize(
@@ -609,26 +609,28 @@ def test_csv_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[st
         ("a.csv", 'Text;label\none, really;joy\n"two; too";\n', ["one, really", "two; too"]),
         ("a.csv", "label\ttext\njoy\tone, really\n", ["one, really"]),
         ("a.TSV", 'label\ttext\njoy\t"one"\n', ["one"]),
-        ("a.csv", "text,label\none, really,joy\n", "Line 2 of a.csv has 3 cells, but the first line has 2. Put texts"),
-        ("a.csv", "text,label\none\n", "Line 2 of a.csv has 1 cells"),
-        ("a.csv", "text\n" + "x" * 140_000, "Line 2 of a.csv has a cell of more than 131,072 characters"),
-        ("a.csv", 'one\n"two, too"\n', ["one", "two, too"]),
+        ("a.csv", "text,label\none, really,joy\n", "a.csv, line 2: 3 cells for the 2 columns text, label"),
+        ("a.csv", "text,label\none\n", "a.csv, line 2: 1 cells"),
+        ("a.csv", "text\n" + "x" * 140_000, ["x" * 140_000]),
+        ("a.csv", 'one\n"two, too"\n', "a.csv, line 2 has no column 'text', only 'one'"),
         ("a.csv", "", []),
-        ("a.txt", "\ufeffone\r\ntwo, too\n", ["one", "two, too", ""]),
+        ("a.txt", "\ufeffone\r\ntwo, too\n", ["one", "two, too"]),
         ("a.jsonl", '{"text": "one"}\n\n"two"\n', ["one", "two"]),
-        ("a.csv", "id,body\n1,one\n", "has no column “text”, only id, body"),
-        ("a.csv", 'text\n"open\n', "is not a CSV file"),
-        ("a.jsonl", '{"text": "one"}\n{"text": 2}\n', "Line 2 of a.jsonl has no text"),
-        ("a.jsonl", "[", "Line 1 of a.jsonl is not JSON"),
+        ("a.json", '[{"text": "one"}, "two"]', ["one", "two"]),
+        ("a.csv", "id,body\n1,one\n", "has no column 'text', only 'id', 'body'"),
+        ("a.csv", 'text\n"open\n', "a.csv, line 2, column 1: unexpected end of data"),
+        ("a.jsonl", '{"text": "one"}\n{"text": 2}\n', "a.jsonl, line 2 is not a text: 2"),
+        ("a.jsonl", "[", "a.jsonl, line 1: '[' is not JSON"),
+        ("a.csv.gz", "text\none\n", "a.csv.gz is none of .csv, .tsv"),
     ],
 )
 def test_files_that_can_be_given(tmp_path: Path, name: str, content: str, wanted: list[str] | str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8", newline="")
     if isinstance(wanted, list):
-        assert page_files.read_texts(tmp_path / name) == wanted
+        assert page_files.read_upload(tmp_path / name) == wanted
     else:
         with pytest.raises(page_files.OddInputError, match=re.escape(wanted)):
-            page_files.read_texts(tmp_path / name)
+            page_files.read_upload(tmp_path / name)
 
 
 def test_the_card_carries_its_own_pictures_and_no_others(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ import numpy as np
 from huggingface_hub import metadata_load, snapshot_download
 
 from hub_release.demo.page.files import (
+    KINDS,
     OddInputError,
     is_about_emotions,
     read_card,
     read_details,
     read_examples,
     read_notes,
-    read_texts,
+    read_upload,
     refuse_too_much,
 )
 from hub_release.demo.page.results import message, rank, render_bars, render_table
@@ -181,7 +182,7 @@ def _many_texts(classifier: Classifier) -> None:
         return classify(lambda: lines.split("\n"), "in the box", policy, threshold)
 
     def classify_file(path: str, policy: str, threshold: float) -> tuple[Any, str]:
-        return classify(lambda: read_texts(Path(path)), f"in {Path(path).name}", policy, threshold)
+        return classify(lambda: read_upload(Path(path)), f"in {Path(path).name}", policy, threshold)
 
     def show(found: tuple[list[str], list[list[float]], str] | None, policy: str, threshold: float) -> str:
         if found is None:
@@ -197,9 +198,8 @@ def _many_texts(classifier: Classifier) -> None:
             info = "Press Control+Enter to classify them."
             lines = gr.Textbox(label="Texts, one per line", info=info, lines=8, max_lines=8, elem_id="lines")
             button = gr.Button("Classify all lines", variant="primary")
-            kinds = [".csv", ".tsv", ".txt", ".jsonl"]
             file = gr.File(
-                label="Or a file: CSV or TSV with a column “text”, TXT or JSONL", file_types=kinds, height=150
+                label="Or a file: CSV or TSV with a column “text”, JSON, or TXT", file_types=[*KINDS], height=150
             )
             policy, slider = _threshold_controls(show, found, result)
         with gr.Column(min_width=0, elem_classes="result"):

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from hub_release.demo.page.results import COLUMNS, from_cell
+from modeling.infer.errors import TableError
+from modeling.infer.separated import quote_names
+from modeling.infer.tables import Row, read_rows
 
+KINDS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")
+"""Suffixes of files that a visitor may upload; a compressed file could be of any size."""
 MAX_TEXTS = 1_000
 MAX_CHARACTERS = 20_000
 """Of one text."""
@@ -48,72 +53,31 @@ def refuse_too_much(texts: Sequence[str]) -> None:
         raise OddInputError(f"{total:,} characters are more than this page takes at once ({MAX_TOTAL:,}). {remedy}")
 
 
-def read_texts(path: Path) -> list[str]:
-    """Texts of a CSV file (column ``text``, or its only column), a JSONL file, or the lines of a text file.
+def read_upload(path: Path) -> list[str]:
+    """Texts of a table (column ``text``), of a file of JSON, or the lines of a text file.
 
     Raises:
-        OddInputError: the file is malformed, not UTF-8, or has no texts; the message names the line.
+        OddInputError: another kind of file, or one that cannot be read; the message names the line.
     """
+    if path.suffix.lower() not in KINDS:
+        raise OddInputError(f"{path.name} is none of {', '.join(KINDS)}. Save it as one of these and try again.")
     try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise OddInputError(f"{path.name} is not UTF-8 text. Save it as UTF-8 and try again.") from None
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        return _read_table(content, path.name, "\t" if suffix == ".tsv" else _separator(content))
-    if suffix == ".jsonl":
-        return [
-            _read_json(line, number, path.name) for number, line in enumerate(content.split("\n"), 1) if line.strip()
-        ]
-    return [line.rstrip("\r") for line in content.split("\n")]
+        return [_text_of(row) for row in read_rows(path)] if path.stat().st_size else []
+    except TableError as error:
+        raise OddInputError(str(error).replace(f"{path.parent}/", "")) from None
 
 
-def _separator(content: str) -> str:
-    """The separator that gives the first line most columns; a comma if none does."""
-    first = io.StringIO(content, newline="").readline()
-    return max(",;\t", key=lambda separator: len(next(csv.reader([first], delimiter=separator), [])))
-
-
-def _read_table(content: str, name: str, separator: str) -> list[str]:
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
-    texts: list[str] = []
-    header: list[str] | None = None
-    try:
-        for row in reader:
-            if not row:
-                continue
-            if header is None:
-                header = [cell.strip().lower() for cell in row]
-                if "text" not in header and len(header) > 1:
-                    raise OddInputError(
-                        f"{name} has no column “text”, only {', '.join(header)}. Name the column with the texts “text”."
-                    )
-                if "text" in header:
-                    continue
-            if len(row) != len(header):
-                raise OddInputError(
-                    f"Line {reader.line_num} of {name} has {len(row)} cells, but the first line has {len(header)}. "
-                    "Put texts with a separator into quotation marks."
-                )
-            text = row[header.index("text")] if "text" in header else row[0]
-            texts.append(from_cell(text) if header[: len(COLUMNS)] == COLUMNS else text)
-    except csv.Error as error:
-        if "field limit" in str(error):
-            what = f"has a cell of more than {csv.field_size_limit():,} characters"
-            raise OddInputError(f"Line {reader.line_num} of {name} {what}. Shorten it.") from None
-        raise OddInputError(f"{name} is not a CSV file: {error}.") from None
-    return texts
-
-
-def _read_json(line: str, number: int, name: str) -> str:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise OddInputError(f"Line {number} of {name} is not JSON: {error.msg}.") from None
-    text = value.get("text") if isinstance(value, dict) else value
+def _text_of(row: Row) -> str:
+    if row.problem:
+        raise TableError(f"{row.place}: {row.problem}")
+    column = next((name for name in row.values if name.strip().lower() == "text"), None)
+    if column is None:
+        names = quote_names(row.values)
+        raise TableError(f"{row.place} has no column 'text', only {names}. Remedy: name the column with the texts text")
+    text = row.values[column]
     if not isinstance(text, str):
-        raise OddInputError(f'Line {number} of {name} has no text. Write {{"text": "…"}} on every line.')
-    return text
+        raise TableError(f"{row.place} is not a text: {text!r:.80}. Remedy: write a string")
+    return from_cell(text) if list(row.values)[: len(COLUMNS)] == COLUMNS else text
 
 
 def _read_optional(path: Path) -> str:
