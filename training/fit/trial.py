@@ -18,7 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from modeling.infer import BUNDLED_BACKBONE
+from modeling.infer import BUNDLED_BACKBONE, staging
 from modeling.recipe import Recipe
 from training.data.balance import real_rows
 from training.data.corpus import Corpus
@@ -77,7 +77,7 @@ def time_steps(recipe: Recipe, state: PartialState) -> Trial:
     fitted = fit_batch(fit_precision(recipe), state)
     size = fitted.batch_size * fitted.gradient_accumulation_steps
     steps, evaluated = math.ceil(rows / size), len(corpus["validation"]) / size
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with staging(Path(tempfile.gettempdir()), "goemotions-mistral-plan-") as folder, _quiet():
         data = _make_up(fitted, corpus, size, generator)
         trainer = build_trainer(build_model(fitted, data, state), fitted, data, RunFolder(folder))
         trainer.args.max_steps = STEPS + _WARM_UP
