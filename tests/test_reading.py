@@ -331,3 +331,72 @@ def test_splits_are_read_alike(tmp_path: Path) -> None:
         (tmp_path / f"{split}.csv").write_text(f"text,labels\n{rows}")
     with pytest.raises(CorpusError, match=r"validation\.csv, line 2.*unknown label '0'"):
         load_corpus("files", ["joy", "anger"], str(tmp_path))
+
+
+def test_lines_before_the_header_count_in_places(tmp_path: Path) -> None:
+    for start, separator, line in (("\n\r\n", ",", 4), ("sep=;\n", ";", 3), ("\nsep=|\n", "|", 4)):
+        with pytest.raises(CorpusError, match=f"line {line}, column 'labels': unknown label 'jy'"):
+            read_one(tmp_path, ["joy"], f"{start}text{separator}labels\nx{separator}jy\n")
+        with pytest.raises(CorpusError, match=f"line {line}, column 1: unexpected end"):
+            read_one(tmp_path, ["joy"], f'{start}text{separator}labels\n"x{separator}joy\n')
+    with pytest.raises(CorpusError, match="line 3, column 'labels': unknown label 'jy'"):
+        read_one(tmp_path, ["joy"], "\ntext\tlabels\nx\tjy\n", "a.tsv")
+
+
+def test_other_line_ends_and_encodings_are_named(tmp_path: Path) -> None:
+    assert read_one(tmp_path, ["joy"], "text,labels\rx,joy\r") == [[1]]
+    for name, content, wanted in (
+        ("a.tsv", b"text\tlabels\rx\tjoy\r", "line 1: .* only newlines end the lines of a TSV file"),
+        ("a.csv", "text,labels\nx,joy\n".encode("utf-16-le"), "line 1: .* NUL characters, as UTF-16"),
+        ("a.csv", "text,labels\nx,joy\n".encode("utf-32"), "line 1: the file is UTF-32"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CorpusError, match=f"{wanted}.*Remedy: "):
+            read_table(tmp_path / name)
+    (tmp_path / "long.tsv").write_text("text\t" + "x" * 200_000 + '\n"two\nlines ' + "x" * 200_000 + '"\t1\n')
+    assert [len(text) for text in read_texts(tmp_path / "long.tsv")] == [200_010]
+
+
+def test_a_list_in_a_cell_is_read_as_its_writer_wrote_it(tmp_path: Path) -> None:
+    """JSON escapes what is not ASCII, in a list of one as in a list of two."""
+    labels = ["colère", "a/b", "1.50"]
+    for written, wanted in (
+        (json.dumps(["colère"]), [1, 0, 0]),
+        (json.dumps(["colère", "a/b"]).replace("/", "\\/"), [1, 1, 0]),
+        ("[1.50]", [0, 0, 1]),
+        ("[false, true, true]", [0, 1, 1]),
+        ("['a/b' 'colère']", [1, 1, 0]),
+    ):
+        cells = io.StringIO()
+        csv.writer(cells).writerow(["x", written])
+        assert read_one(tmp_path, labels, f"text,labels\n{cells.getvalue()}") == [wanted]
+    with pytest.raises(CorpusError, match="unknown label None"):
+        read_one(tmp_path, ["None", "joy"], '{"text": "x", "labels": [null]}\n', "a.jsonl")
+
+
+def test_the_remedy_for_numbers_fits_them(tmp_path: Path) -> None:
+    vectors = 'text,labels\nx,"0,1,0"\ny,"1,0,0"\n'
+    with pytest.raises(CorpusError, match=r"line 2.*Remedy: if they are a 0 or 1 for each label, give --label_format"):
+        read_one(tmp_path, ["joy", "anger", "fear"], vectors)
+    assert read_one(tmp_path, ["joy", "anger", "fear"], vectors, label_format="multi-hot") == [[0, 1, 0], [1, 0, 0]]
+    with pytest.raises(CorpusError, match=r"line 3.*'01' is a number, and no label has this name. Did you.*correct it"):
+        read_one(tmp_path, ["1", "2"], "text,labels\nx,1\ny,01\n")
+
+
+def test_names_and_ids_are_there_and_told_apart(tmp_path: Path) -> None:
+    composed, decomposed = "t\u00e9xt", "te\u0301xt"
+    for written, wanted in ((composed, decomposed), (decomposed, composed)):
+        assert read_one(tmp_path, ["joy"], f"{written},labels\nx,joy\n", text_column=wanted) == [[1]]
+        assert list(read_texts(tmp_path / "a.csv", wanted)) == ["x"]
+        options = FileOptions(text_column=wanted)
+        assert read_labeled_file(tmp_path / "a.csv", None, ("joy",), options)[0].text == "x"
+    with pytest.raises(CorpusError, match=r"column 'téxt' appears twice.*Remedy: rename one"):
+        read_one(tmp_path, ["joy"], f"text,{composed},{decomposed},labels\nx,1,0,joy\n")
+    for ids in (',"x",joy\n', '" ",x,joy\n'):
+        with pytest.raises(CorpusError, match=r"line 2, column 'id': the id is .*Remedy: fill it in"):
+            read_one(tmp_path, ["joy"], f"id,text,labels\n{ids}7,y,joy\n", id_column="id")
+    with pytest.raises(CorpusError, match="line 2, column 'id': the id is nan"):
+        rows = '{"id": 1, "text": "x", "labels": []}\n{"text": "y", "labels": []}\n'
+        read_one(tmp_path, ["joy"], rows, "a.jsonl", id_column="id")
+    with pytest.raises(CorpusError, match=r"has an empty name. Remedy"):
+        read_one(tmp_path, ["joy", " "], "text,labels\nx,joy\n")

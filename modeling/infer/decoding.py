@@ -15,6 +15,8 @@ def describe_encoding(path: Path, file: IO[bytes], error: UnicodeDecodeError) ->
     kind = next((kind for magic, kind in _BINARY.items() if start.startswith(magic)), None)
     if kind:
         return f"line 1: the file is {kind}, whatever its name says. Remedy: name it so, or save it as its name says"
+    if start in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        return f"line 1: the file is UTF-32. Remedy: save it as UTF-8, or run iconv -f UTF-32 -t UTF-8 {name} > fixed"
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return f"line 1: the file is UTF-16. Remedy: save it as UTF-8, or run iconv -f UTF-16 -t UTF-8 {name} > fixed"
     content = start + file.read(_SAMPLE_BYTES)

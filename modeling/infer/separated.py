@@ -20,12 +20,18 @@ def separated_rows(
     path: Path, suffix: str, file: IO[str], text_column: str, columns: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, str], str]]:
     """Line, cells by column, and problem (empty if there is none) of each row; see :func:`read_rows` of ``tables``."""
-    delimiter, first = _find_delimiter(path, suffix, file, text_column)
+    # The limit holds for the whole process; a text may be long.
+    csv.field_size_limit(sys.maxsize)
+    before, first = _first_line(path, suffix, file)
+    if match := re.fullmatch(r"sep=([,;\t|])\s*", first):  # Excel's own mark
+        before, delimiter, first = before + 1, match[1], file.readline()
+    else:
+        delimiter = _find_delimiter(path, suffix, first, text_column)
     if not first:
         return
     lines = itertools.chain([first], file)
     tabs = suffix == ".tsv" and delimiter == "\t"
-    rows = _tsv_rows(path, lines, len(columns)) if tabs else _csv_rows(path, lines, delimiter)
+    rows = _tsv_rows(path, lines, before, len(columns)) if tabs else _csv_rows(path, lines, before, delimiter)
     number, header = next(rows, (1, []))
     if columns and text_column not in header:
         logger.info("%s: no header with %r, so its columns are %s", path, text_column, ", ".join(columns))
@@ -46,23 +52,40 @@ def separated_rows(
         raise TableError(f"{path}, line 1: no rows, only the columns {quote_names(header)}. Remedy: add rows")
 
 
-def _find_delimiter(path: Path, suffix: str, file: IO[str], text_column: str) -> tuple[str, str]:
-    """The separator that the first line shows, and that line.
+def _first_line(path: Path, suffix: str, file: IO[str]) -> tuple[int, str]:
+    """How many blank lines come first, and the line after them ("" if there is none).
+
+    Raises:
+        TableError: what separates its characters or its lines is not what this reader takes for one.
+    """
+    before, first = next(((n, line) for n, line in enumerate(file) if line.strip("\r\n")), (0, ""))
+    place = f"{path}, line {before + 1}"
+    if "\0" in first:
+        raise TableError(
+            f"{place}: {first!r:.80} has NUL characters, as UTF-16 without its mark has. Remedy: save it as UTF-8"
+        )
+    if suffix == ".tsv" and "\r" in first.rstrip("\r\n"):
+        raise TableError(
+            f"{place}: {first!r:.80} has carriage returns, but only newlines end the lines of a TSV file. Remedy: save "
+            "it with newlines"
+        )
+    return before, first
+
+
+def _find_delimiter(path: Path, suffix: str, first: str, text_column: str) -> str:
+    """The separator that the first line shows.
 
     It is the usual one of the suffix if that gives the column of texts; then another one that gives it; then, if the
     line has no usual one, the most frequent other one.
     """
-    first = next((line for line in file if line.strip("\r\n")), "")
     usual = "\t" if suffix == ".tsv" else ","
-    if match := re.fullmatch(r"sep=([,;\t|])\s*", first):  # Excel's own mark
-        return match[1], file.readline()
     found = {delimiter: next(csv.reader([first], delimiter=delimiter), []) for delimiter in [usual, *_DELIMITERS]}
     chosen = next((delimiter for delimiter, names in found.items() if text_column in names), usual)
     if chosen == usual and text_column not in found[usual] and len(found[usual]) == 1:
         chosen = max(found, key=lambda delimiter: len(found[delimiter]))
     if chosen != usual:
         logger.info("%s: the first line is separated by %s", path, _DELIMITERS[chosen])
-    return chosen, first
+    return chosen
 
 
 _TSV_CELL = re.compile(r'"([^"]*(?:""[^"]*)*)"(?=\t|\Z)|([^\t]*)')
@@ -79,8 +102,8 @@ def _tsv_cells(line: str) -> list[str]:
     return cells
 
 
-def _tsv_rows(path: Path, lines: Iterator[str], width: int) -> Iterator[tuple[int, list[str]]]:
-    number = 0
+def _tsv_rows(path: Path, lines: Iterator[str], number: int, width: int) -> Iterator[tuple[int, list[str]]]:
+    """Number of its first line and cells of each row, after ``number`` other lines."""
     for line in lines:
         number += 1
         if not line.rstrip("\r\n"):
@@ -97,9 +120,8 @@ def _tsv_rows(path: Path, lines: Iterator[str], width: int) -> Iterator[tuple[in
         yield start, cells
 
 
-def _csv_rows(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    # The limit holds for the whole process; a text may be long.
-    csv.field_size_limit(sys.maxsize)
+def _csv_rows(path: Path, lines: Iterator[str], before: int, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Number of its first line and cells of each row, after ``before`` other lines."""
     kept: list[str] = []
 
     def record() -> Iterator[str]:
@@ -109,7 +131,7 @@ def _csv_rows(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tupl
 
     reader = csv.reader(record(), delimiter=delimiter, strict=True)
     while True:
-        start = reader.line_num + 1
+        start = before + reader.line_num + 1
         kept.clear()
         try:
             cells = next(reader, None)

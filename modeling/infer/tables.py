@@ -6,8 +6,9 @@ import io
 import itertools
 import json
 import lzma
+import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -90,8 +91,9 @@ def read_texts(path: Path, text_column: str = "text") -> Iterator[str]:
     for row in read_rows(path, text_column):
         if row.problem:
             raise TableError(f"{row.place}: {row.problem}")
-        text = row.values.get(text_column)
-        if text_column not in row.values:
+        name = text_column if text_column in row.values else _find_column(row.values, text_column)
+        text = row.values.get(name)
+        if name not in row.values:
             raise TableError(
                 f"{row.place} has no column {text_column!r}, only {quote_names(row.values)}. Remedy: name the column "
                 "with the texts in --text_column"
@@ -99,6 +101,12 @@ def read_texts(path: Path, text_column: str = "text") -> Iterator[str]:
         if not isinstance(text, str):
             raise TableError(f"{row.place}, column {text_column!r} is not a text: {text!r:.80}. Remedy: write a string")
         yield text
+
+
+def _find_column(names: Iterable[str], wanted: str) -> str:
+    """The column that differs from ``wanted`` only in how Unicode writes its accents, or ``wanted``."""
+    normal = unicodedata.normalize("NFC", wanted)
+    return next((name for name in names if unicodedata.normalize("NFC", name) == normal), wanted)
 
 
 def _text_rows(path: Path, suffix: str, compression: str, text_column: str, columns: Sequence[str]) -> Iterator[Row]:

@@ -28,7 +28,7 @@ from training.data.reading import (
     goemotions_rows,
     hub_rows,
 )
-from training.data.tables import CorpusError
+from training.data.tables import CorpusError, normal_name
 from training.data.taxonomy import GOEMOTIONS_28, Taxonomy, build_taxonomy
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,8 @@ def load_corpus(
     Raises:
         CorpusError: bad data.
     """
-    columns, reading = Columns(text_column, label_column, id_column), LabelReading(label_format, label_separator)
+    columns = Columns(normal_name(text_column), normal_name(label_column), id_column and normal_name(id_column))
+    reading = LabelReading(label_format, label_separator)
     if dataset == "starter":
         taxonomy = _taxonomy(labels, GOEMOTIONS_28)
         rows = file_rows(STARTER_FOLDER, _label_set(taxonomy), Columns(id="id"), LabelReading("names", ","))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import json
 import logging
 import re
 import shlex
@@ -60,7 +61,9 @@ class LabelSet:
     is_closed: bool = True
 
     def find(self, item: Any) -> str | None:
-        """The label with this name; names are compared in Unicode's normal form C."""
+        """The label with this name; names are compared in Unicode's normal form C. A missing value has no name."""
+        if item is None:
+            return None
         return self._known.get(_normal(item)) or self._known.get(label_text(item))
 
     def suggest(self, item: Any) -> str:
@@ -200,6 +203,12 @@ def _literal(cell: str) -> list[Any] | None:
     if not re.fullmatch(r"\[.*\]|\(.*\)|\{.*\}", text, re.DOTALL):
         return None
     try:
+        # JSON has escapes of its own; numbers stay as they are written.
+        listed = json.loads(text, parse_int=str, parse_float=str)
+        return listed if isinstance(listed, list) else None
+    except (ValueError, RecursionError):
+        pass
+    try:
         if "," not in text and text.startswith("["):
             return shlex.split(text[1:-1])  # numpy writes no commas
         value = ast.literal_eval(text)
@@ -230,11 +239,16 @@ def _find_format(
         return "ids"
     if named or not labels.names or not all(map(_is_id, flat)):
         return "names"
-    row = next(row for row, part in enumerate(items) if part)
+    row, item = next((row, item) for row, part in enumerate(items) for item in part if labels.find(item) is None)
+    found = f"{places[row]}: {cells[row]!r:.80} is a number, and no label has this name. "
+    if any(labels.find(item) is not None for item in flat):  # then numbers are names, and ids would be others
+        raise CorpusError(f"{found.replace(' is', f': {label_text(item)!r} is', 1)}{labels.suggest(item)}")
+    bits = ""
+    if all(map(is_zero_or_one, flat)) and any(len(part) == len(labels.names) > 1 for part in items):
+        bits = "if they are a 0 or 1 for each label, give --label_format multi-hot; "
     raise CorpusError(
-        f"{places[row]}: {cells[row]!r:.80} is a number, and no label has this name. Remedy: if numbers are ids in the "
-        f"order of the labels (0 is {labels.names[0]}, {len(labels.names) - 1} is {labels.names[-1]}), give "
-        "--label_format ids; or write names"
+        f"{found}Remedy: {bits}if numbers are ids in the order of the labels (0 is {labels.names[0]}, "
+        f"{len(labels.names) - 1} is {labels.names[-1]}), give --label_format ids; or write names"
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from training.data.label_cells import LabelReading, LabelSet, is_zero_or_one
 from training.data.label_mapping import LabelMapping
 from training.data.reading import Columns, Table, read_goemotions, table_rows
-from training.data.tables import read_table
+from training.data.tables import normal_name, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ def read_labeled_file(
     else:
         names = mapping.columns if mapping else ()
         table = Table(str(path), *read_table(path, options.text_column, names))
-        columns = Columns(options.text_column, options.label_column)
-        if options.label_column in table.rows:
+        columns = Columns(normal_name(options.text_column), normal_name(options.label_column))
+        if columns.labels in table.rows:
             labels = _label_set(mapping, model_labels)
         else:
             labels = LabelSet(tuple(_label_columns(table, mapping, model_labels, options)))
@@ -82,11 +82,12 @@ def _label_columns(
     A column of other values is not a label. The log names the columns of both kinds.
     """
     known = {*model_labels, *(mapping.names() if mapping else ())}
-    candidates = [name for name in table.rows if name not in (options.text_column, *options.ignored_columns)]
+    not_labels = {normal_name(name) for name in (options.text_column, *options.ignored_columns)}
+    candidates = [name for name in table.rows if name not in not_labels]
     if not known & set(candidates):
         return []
     taken = [name for name in candidates if name in known or _has_zeros_and_ones(table.rows[name])]
-    left = [name for name in table.rows if name not in taken and name != options.text_column]
+    left = [name for name in table.rows if name not in taken and name != normal_name(options.text_column)]
     logger.info("%s: columns taken as labels: %s", table.source, ", ".join(taken))
     if left:
         logger.info("%s: columns not taken as labels: %s", table.source, ", ".join(left))

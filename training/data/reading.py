@@ -205,7 +205,9 @@ def table_rows(
     found = iter(read_label_cells(cells, places, labels, reading, problems) if listed else [])
     result = {}
     for split, (_, rows, row_places) in tables.items():
-        ids = map(str, rows[columns.id] if columns.id else range(len(rows)))
+        ids = [str(value) for value in (rows[columns.id] if columns.id else range(len(rows)))]
+        if columns.id:
+            problems += _missing_ids(rows[columns.id], row_places, columns.id)
         if columns.labels in rows:
             named = [next(found) for _ in row_places]
         else:
@@ -218,6 +220,12 @@ def table_rows(
         result[split] = [RawRow(*part, columns) for part in parts]
     refuse([*problems, *(problem for rows in result.values() for problem in bad_texts(rows))])
     return result
+
+
+def _missing_ids(ids: Sequence[Any], places: Sequence[str], column: str) -> Iterator[str]:
+    for value, place in zip(ids, places, strict=True):
+        if value is None or value != value or not str(value).strip():
+            yield f"{place}, column {column!r}: the id is {value!r}. Remedy: fill it in, or leave out --id_column"
 
 
 def _missing_columns(table: Table, labels: LabelSet, columns: Columns) -> Iterator[str]:

@@ -62,4 +62,14 @@ def read_table(path: Path, text_column: str = "text", columns: Sequence[str] = (
     refuse(f"{row.place}: {row.problem}" for row in rows if row.problem)
     # No type inference: an id such as 007, or a text such as "NA", must not change.
     table = pd.DataFrame([row.values for row in rows], dtype=object)
-    return table.rename(columns=lambda name: unicodedata.normalize("NFC", name)), [row.place for row in rows]
+    table = table.rename(columns=normal_name)
+    refuse(
+        f"{path}: column {name!r} appears twice, in two ways to write its accents. Remedy: rename one"
+        for name in table.columns[table.columns.duplicated()]
+    )
+    return table, [row.place for row in rows]
+
+
+def normal_name(name: str) -> str:
+    """A column's name in Unicode's normal form C, in which columns are compared."""
+    return unicodedata.normalize("NFC", name)

@@ -118,7 +118,7 @@ def build_taxonomy(labels: Sequence[str], corpus_labels: Sequence[str] | None = 
         corpus_labels: all label names of the corpus, if it declares them; those outside your own list are ignored.
 
     Raises:
-        ValueError: a misspelled taxonomy, a label given twice, or one of your own labels that the corpus does not have.
+        ValueError: a misspelled taxonomy, a label given twice or without a name, or one of your own labels that the corpus does not have.
     """
     if len(labels) == 1 and labels[0] in TAXONOMIES:
         return TAXONOMIES[labels[0]]
@@ -131,6 +131,8 @@ def build_taxonomy(labels: Sequence[str], corpus_labels: Sequence[str] | None = 
     twice = sorted({label for label in own if own.count(label) > 1})
     if twice:
         raise ValueError(f"labels: {', '.join(twice)} is listed twice. Remedy: list each label once")
+    if not all(label.strip() for label in own):
+        raise ValueError(f"labels: {quote_names(own)} has an empty name. Remedy: give each label a name")
     known = own if corpus_labels is None else tuple(corpus_labels)
     missing = sorted(set(own) - set(known))
     if missing:
