@@ -211,3 +211,16 @@ def test_repr_says_what_was_loaded(classifier: EmotionClassifier, package: Path)
     assert repr(classifier).startswith("<EmotionClassifier of a loaded model: 3 labels")
     words = EmotionClassifier.from_model(tiny_model(input="tokens"))
     assert "encoder" not in repr(words) and "input tokens" in repr(words)
+
+
+@pytest.mark.parametrize("batch_size", [0, -5, 2.5, True, "8", None])
+def test_batch_size(batch_size: Any) -> None:
+    with pytest.raises(ValueError, match=r"batch_size is .*Remedy: use a whole number from 1"):
+        EmotionClassifier.from_model(tiny_model(), batch_size=batch_size, encoder=fake_encoder)
+
+
+@pytest.mark.parametrize("rows", [np.full((2, EMBED_DIM), np.nan), np.zeros((1, EMBED_DIM))])
+def test_an_encoder_without_one_finite_row_for_each_text(rows: np.ndarray) -> None:
+    classifier = EmotionClassifier.from_model(tiny_model(), encoder=lambda _: rows)
+    with pytest.raises(ValueError, match=f"{len(rows)} embeddings for 2 texts.*Remedy"):
+        classifier.predict(["a", "b"])

@@ -1,6 +1,7 @@
 """``EmotionClassifier``: texts → labels and probabilities."""
 
 import logging
+import numbers
 import os
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +28,11 @@ def _choose_device(device: str | torch.device | None) -> tuple[torch.device, str
     if device is not None:
         try:
             torch.zeros(1, device=device).item()
-        except (RuntimeError, AssertionError) as error:  # unknown, not built into PyTorch, missing, or without values
+        except (
+            RuntimeError,
+            AssertionError,
+            TypeError,
+        ) as error:  # unknown, not in PyTorch, missing, or without values
             why = str(error).splitlines()[0]
             raise ValueError(
                 f"device {device} cannot be used ({why:.120}). Remedy: use cpu, cuda, cuda:1 …, or leave device out"
@@ -44,6 +49,12 @@ def _choose_dtype(dtype: torch.dtype | None, device: torch.device) -> tuple[torc
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16, "the GPU computes in bfloat16"
     return torch.float32, f"the default on {device.type}"
+
+
+def _check_batch_size(batch_size: Any) -> int:
+    if not isinstance(batch_size, numbers.Integral) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r:.80}. Remedy: use a whole number from 1")
+    return int(batch_size)
 
 
 class EmotionClassifier:
@@ -63,6 +74,7 @@ class EmotionClassifier:
     Raises:
         PackageError: a file of the package is broken, hostile or does not fit the others.
         FileNotFoundError: neither a folder nor a Hub id.
+        ValueError: the device cannot be used, or ``batch_size`` is not a whole number from 1.
     """
 
     def __init__(
@@ -76,6 +88,7 @@ class EmotionClassifier:
         fuse: bool = True,
         quantization: Quantization | None = None,
     ) -> None:
+        self.batch_size = _check_batch_size(batch_size)
         self.device, device_reason = _choose_device(device)
         self.dtype, dtype_reason = _choose_dtype(dtype, self.device)
         logger.info("device %s (%s), dtype %s (%s)", self.device, device_reason, self.dtype, dtype_reason)
@@ -86,7 +99,6 @@ class EmotionClassifier:
         )
         self.config = cast(EmotionConfig, self.model.config)
         self.labels: list[str] = list(self.config.emotion_labels)
-        self.batch_size = batch_size
         self._encoder = encoder
 
     @classmethod
@@ -100,7 +112,7 @@ class EmotionClassifier:
         classifier.device, classifier.dtype = parameter.device, parameter.dtype
         classifier.config, classifier.model = cast(EmotionConfig, model.config), model.eval()
         classifier.labels = list(classifier.config.emotion_labels)
-        classifier.batch_size, classifier._encoder = batch_size, encoder
+        classifier.batch_size, classifier._encoder = _check_batch_size(batch_size), encoder
         return classifier
 
     def __repr__(self) -> str:
@@ -137,10 +149,16 @@ class EmotionClassifier:
 
         Raises:
             TypeError: an item is not a string; the message names its index.
-            ValueError: the encoder's width is not the package's.
+            ValueError: the encoder's width is not the package's, or it does not give finite numbers for each text.
         """
-        batches = list(encode_in_batches(self.encoder, check_texts(texts)))
+        checked = check_texts(texts)
+        batches = list(encode_in_batches(self.encoder, checked))
         embeddings = np.concatenate(batches) if batches else np.zeros((0, self.config.embed_dim), np.float32)
+        if len(embeddings) != len(checked) or not np.isfinite(embeddings).all():
+            raise ValueError(
+                f"the encoder gives {len(embeddings)} embeddings for {len(checked)} texts, or not finite ones. "
+                "Remedy: leave encoder out, or give one that gives one row of finite numbers for each text"
+            )
         if embeddings.shape[1] != self.config.embed_dim:
             raise ValueError(
                 f"the encoder gives {embeddings.shape[1]} dimensions, the package expects {self.config.embed_dim}. "
@@ -153,7 +171,7 @@ class EmotionClassifier:
 
         Raises:
             TypeError: an item is not a string; the message names its index.
-            ValueError: the encoder's width is not the package's.
+            ValueError: the encoder's width is not the package's, or it does not give finite numbers for each text.
         """
         checked = check_texts(texts)
         return Features(self.embed(checked) if self.config.reads_embedding else None, self.tokenize(checked))
