@@ -285,6 +285,26 @@ def test_cells_may_be_long_and_quotes_are_blamed_only_if_open(tmp_path: Path, ca
     assert "line 2: 'open,joy\\nfine,joy\\nend': an unclosed quote swallows rows" in caplog.text
 
 
+def test_what_may_be_swallowed_is_pointed_at_in_training_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        read_one(tmp_path, ["joy"], 'text,labels\n"a,joy\nb,joy\nc",joy\nfine,joy\n')
+        assert "line 2: 'a,joy\\nb,joy\\nc': an unclosed quote swallows rows" in caplog.text
+        (tmp_path / "a.tsv").write_text('text\tlabels\n"a\tb\nc"\tjoy\n')
+        assert list(read_texts(tmp_path / "a.tsv")) == ['"a', 'c"']
+    assert "a.tsv, line 2: an open quote is read as a sign of the text" in caplog.text
+
+
+def test_evaluate_takes_the_names_that_a_file_declares(tmp_path: Path) -> None:
+    names = datasets.ClassLabel(names=["anger", "joy"])
+    rows = datasets.Dataset.from_dict(
+        {"text": ["x", "y"], "labels": [1, 0]},
+        features=datasets.Features({"text": datasets.Value("string"), "labels": names}),
+    )
+    rows.to_parquet(tmp_path / "a.parquet")
+    read = read_labeled_file(tmp_path / "a.parquet", None, ("joy", "anger"), FileOptions())
+    assert [(row.text, row.labels) for row in read] == [("x", ("joy",)), ("y", ("anger",))]
+
+
 def test_columns_of_zeros_and_ones_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "raw.csv").write_text("text,rater,very_unclear,joy,anger\nx,7,False,1,0\ny,8,True,0,1\n")
     with caplog.at_level("INFO"):

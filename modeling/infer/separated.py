@@ -104,6 +104,7 @@ def _tsv_cells(line: str) -> list[str]:
 
 def _tsv_rows(path: Path, lines: Iterator[str], number: int, width: int) -> Iterator[tuple[int, list[str]]]:
     """Number of its first line and cells of each row, after ``number`` other lines."""
+    warned = False
     for line in lines:
         number += 1
         if not line.rstrip("\r\n"):
@@ -117,6 +118,11 @@ def _tsv_rows(path: Path, lines: Iterator[str], number: int, width: int) -> Iter
             except csv.Error as error:
                 raise _quotes_error(f"{path}, line {number}", error, line.rstrip("\r\n")) from None
             number += reader.line_num - 1
+        elif not warned and any(cell.startswith('"') for cell in cells):
+            warned = True
+            logger.warning(
+                "%s, line %d: an open quote is read as a sign of the text, not as a cell of lines", path, start
+            )
         yield start, cells
 
 

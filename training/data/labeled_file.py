@@ -61,9 +61,6 @@ def read_labeled_file(
         else:
             labels = LabelSet(tuple(_label_columns(table, mapping, model_labels, options)))
         rows = table_rows({"file": table}, labels, columns, options.reading)["file"]
-        for row in rows:
-            if _has_swallowed_rows(row.text, len(table.rows.columns), labels):
-                logger.warning("%s: %r: an unclosed quote swallows rows", row.place, row.text[:80])
     return sorted(LabeledRow(row.text, tuple(sorted(set(row.labels)))) for row in rows)
 
 
@@ -97,13 +94,3 @@ def _label_columns(
 def _has_zeros_and_ones(values: Collection[object]) -> bool:
     present = [value for value in values if str(value) not in ("", "nan", "None")]
     return bool(present) and all(map(is_zero_or_one, present))
-
-
-def _has_swallowed_rows(text: str, width: int, labels: LabelSet) -> bool:
-    """Does a text of several lines look like rows, each with a label? Then a quote before it was not closed."""
-    lines = text.split("\n")[:-1]
-    rows = [row for separator in ",;\t|" for row in [[line.strip().split(separator) for line in lines]]]
-    return bool(lines) and any(
-        all(len(cells) == width and any(labels.find(c) or c.strip() in labels.ids for c in cells) for cells in row)
-        for row in rows
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from modeling.infer import ROW_SUFFIXES, describe_encoding, quote_names
 from training.data.label_cells import LabelReading, LabelSet, one_hot_labels, read_label_cells
 from training.data.tables import CorpusError, read_table, refuse, refuse_file
 from training.data.taxonomy import GOEMOTIONS_28
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 _FILE_NAMES = {"train": ("train",), "validation": ("validation", "dev", "valid", "val"), "test": ("test",)}
@@ -140,12 +143,26 @@ def file_rows(folder: Path, labels: LabelSet, columns: Columns, reading: LabelRe
     tables = {}
     for split in SPLITS if folder.is_dir() else ("train",):
         path = _find_file(folder, split, ROW_SUFFIXES) if folder.is_dir() else folder
-        rows, places = read_table(path, columns.text)
-        if path.suffix.lower() == ".parquet" and columns.labels in rows:
-            features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
-            _name_ids(rows, columns.labels, declared_labels(features, columns.labels))
-        tables[split] = Table(str(path), rows, places)
+        tables[split] = read_file(path, columns)
     return table_rows(tables, labels, columns, reading)
+
+
+def read_file(path: Path, columns: Columns, names: Sequence[str] = ()) -> Table:
+    """A file of rows, with names in place of the ids that a Parquet file of ``datasets`` declares.
+
+    Args:
+        path: the file.
+        columns: names of its columns.
+        names: columns of a CSV or TSV file without a header.
+
+    Raises:
+        CorpusError: the file cannot be read.
+    """
+    rows, places = read_table(path, columns.text, names)
+    if path.suffix.lower() == ".parquet" and columns.labels in rows:
+        features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
+        _name_ids(rows, columns.labels, declared_labels(features, columns.labels))
+    return Table(str(path), rows, places)
 
 
 def hub_rows(
@@ -219,6 +236,10 @@ def table_rows(
         parts = zip(row_places, ids, rows[columns.text].tolist(), named, strict=True)
         result[split] = [RawRow(*part, columns) for part in parts]
     refuse([*problems, *(problem for rows in result.values() for problem in bad_texts(rows))])
+    for split, rows in result.items():
+        for row in rows:
+            if _has_swallowed_rows(row.text, len(tables[split].rows.columns), labels):
+                logger.warning("%s: %r: an unclosed quote swallows rows", row.place, row.text[:80])
     return result
 
 
@@ -259,3 +280,13 @@ def _find_file(folder: Path, split: str, suffixes: Sequence[str]) -> Path:
 
 def _without_compression(name: str) -> str:
     return name.removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz")
+
+
+def _has_swallowed_rows(text: str, width: int, labels: LabelSet) -> bool:
+    """Does a text of several lines look like rows, each with a label? Then a quote before it was not closed."""
+    lines = text.split("\n")[:-1]
+    rows = [row for separator in ",;\t|" for row in [[line.strip().split(separator) for line in lines]]]
+    return bool(lines) and any(
+        all(len(cells) == width and any(labels.find(c) or c.strip() in labels.ids for c in cells) for cells in row)
+        for row in rows
+    )
