@@ -121,6 +121,8 @@ def test_what_is_read_is_what_was_written(data: st.DataObject, tmp_path_factory:
         rows = [{"text": text, "labels": value} for text, value in zip(texts, cells, strict=True)]
     path = tmp_path_factory.mktemp("file") / f"rows{suffix}"
     given_format = data.draw(st.sampled_from(["auto", {"ids": "ids"}.get(form, "auto")]))
+    if form == "ids" and given_format == "auto" and all(str(labels.index(n)) in labels for c in chosen for n in c):
+        return  # undeclared ids that are also names are names: nothing in the file says otherwise
     try:
         write(path, rows, data.draw(st.sampled_from(ENCODINGS)), delimiter)
     except UnicodeEncodeError:
