@@ -556,7 +556,7 @@ add("a sum twice", LAYOUT.sums, lambda folder: None, True)
 add("huge sums", LAYOUT.sums, lambda folder: None, True)
 add(
     "half an emoji in the golden rows",
-    LAYOUT.card,
+    LAYOUT.golden,
     edit(LAYOUT.golden, lambda c: c["rows"][0].update(text="half \ud83d")),
     True,
 )

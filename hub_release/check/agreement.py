@@ -98,6 +98,8 @@ def _golden_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
         yield f"has fewer than {_FEWEST_TEXTS} different texts, which do not prove a model"
     if len(texts) < len(rows) or sum(map(len, texts)) > _MOST_CHARACTERS:
         yield f"has rows without a text, or texts of more than {_MOST_CHARACTERS:,} characters"
+    if any("\ud800" <= sign <= "\udfff" for text in texts for sign in text):
+        yield "has half a character (a lone surrogate)"
     if not all(len(row) == len(golden["labels"]) and all(0 <= value <= 1 for value in row) for row in rows):
         yield "has rows without a probability for every label"
 
