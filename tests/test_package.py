@@ -343,7 +343,7 @@ def test_shell_does_not_lose_results(
         )
     if Path("/dev/full").exists():
         assert shell.main(["--model", str(package), "a", "--output", "/dev/full"]) == 4
-        assert "No space left" in capsys.readouterr().err and classified
+        assert "the disk is full" in capsys.readouterr().err and classified
     monkeypatch.setattr(shell, "_TEXTS_PER_WRITE", 2)
     (tmp_path / "in.jsonl").write_text('"a"\n"b"\n"c"\n3\n')
     output = tmp_path / "out.jsonl"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from training.data.label_cells import LabelReading, LabelSet, is_zero_or_one
 from training.data.label_mapping import LabelMapping
-from training.data.reading import Columns, Table, read_goemotions, table_rows
-from training.data.tables import normal_name, read_table
+from training.data.reading import Columns, Table, read_file, read_goemotions, table_rows
+from training.data.tables import normal_name
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ def read_labeled_file(
         rows = read_goemotions(path)
     else:
         names = mapping.columns if mapping else ()
-        table = Table(str(path), *read_table(path, options.text_column, names))
         columns = Columns(normal_name(options.text_column), normal_name(options.label_column))
+        table = read_file(path, columns, names)
         if columns.labels in table.rows:
             labels = _label_set(mapping, model_labels)
         else:
