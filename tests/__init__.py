@@ -12,6 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # importing a package's infer.py must not add a file to the package
 _SHARED = os.environ.get("TESTS_HUB_CACHE")
+# Processes that are forked elsewhere import this package too, not another one of its name.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")])
+)
 HUB_CACHE = Path(_SHARED or tempfile.mkdtemp(prefix="hub-cache-"))
 """The Hub's cache for tests: empty at the start, and used only by this process and those of tests/entry_points.py."""
 os.environ["HF_HUB_CACHE"] = str(HUB_CACHE)
