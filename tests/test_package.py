@@ -313,6 +313,7 @@ def test_shell_ends_with_a_message(package: Path, tmp_path: Path, capsys: pytest
         (["--input", str(tmp_path / "no.jsonl")], "no.jsonl, line 3: 'I am no JSON' is not JSON .* Remedy"),
         (["--input", str(tmp_path / "empty.txt")], "empty.txt, line 1: the file is empty. Remedy"),
         (["a", "--model", "nothing"], "neither a folder nor a Hub id"),
+        (["a", "--model", "packages/mistyped"], "not a folder here, and the Hub cannot be asked, .* Remedy: correct"),
         (["a", "--device", "toaster"], "device toaster cannot be used .* Remedy: use cpu, cuda"),
         (["a", "--device", "meta"], "device meta cannot be used .* Remedy: use cpu, cuda"),
         (["a", "--threshold", "nan"], "the threshold is nan. Remedy: use a number from 0 to 1"),

@@ -401,7 +401,7 @@ def test_the_remedy_for_numbers_fits_them(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"line 2.*Remedy: if they are a 0 or 1 for each label, give --label_format"):
         read_one(tmp_path, ["joy", "anger", "fear"], vectors)
     assert read_one(tmp_path, ["joy", "anger", "fear"], vectors, label_format="multi-hot") == [[0, 1, 0], [1, 0, 0]]
-    with pytest.raises(CorpusError, match=r"line 3.*'01' is a number, and no label has this name. Did you.*correct it"):
+    with pytest.raises(CorpusError, match=r"line 3.*'01': unknown label '01'\. Did you.*correct it"):
         read_one(tmp_path, ["1", "2"], "text,labels\nx,1\ny,01\n")
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from modeling.infer.errors import PackageError
+from modeling.infer.tables import unique_keys
 
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 """Pattern of ``user/model``."""
@@ -25,7 +27,7 @@ def local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None,
     """Folder of a package, downloaded if a Hub id names it.
 
     Raises:
-        FileNotFoundError: neither a folder nor a Hub id.
+        FileNotFoundError: neither a folder nor the id of a repository on the Hub.
     """
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
@@ -34,7 +36,14 @@ def local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None,
         raise FileNotFoundError(
             f"{folder} is neither a folder nor a Hub id. Remedy: name a package folder, or a Hub id such as user/model"
         )
-    return Path(snapshot_download(str(folder_or_hub_id), revision=revision, **hub))
+    try:
+        return Path(snapshot_download(str(folder_or_hub_id), revision=revision, **hub))
+    except (LocalEntryNotFoundError, RepositoryNotFoundError) as error:
+        answer = "cannot be asked, and its cache has" if isinstance(error, LocalEntryNotFoundError) else "has"
+        raise FileNotFoundError(
+            f"{folder} is not a folder here, and the Hub {answer} no such model. Remedy: correct the path or the Hub "
+            "id; for a model on the Hub, check the network, HF_HUB_OFFLINE and the token"
+        ) from error
 
 
 def refuse_unsafe_entries(folder: Path) -> None:
@@ -105,18 +114,12 @@ def read_json(folder: Path, name: str, most: int = _MAX_JSON_BYTES) -> dict[str,
             twice, which readers resolve differently.
     """
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            raise ValueError("a key appears twice")
-        return content
-
     def no_number(text: str) -> None:
         raise ValueError(f"{text} is not a JSON number")
 
     text = read_bytes(folder, name, most)
     try:
-        content = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_number)
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=no_number)
         level = [content]
         for _ in range(_MAX_JSON_DEPTH):
             level = [part for whole in level for part in _parts(whole)]

@@ -12,7 +12,6 @@ import json
 import logging
 import re
 import shlex
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +21,7 @@ import numpy as np
 
 from modeling.infer import quote_names
 from modeling.recipe import LabelFormat
-from training.data.tables import CorpusError
+from training.data.tables import CorpusError, normal_name
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class LabelReading:
 
 
 def _normal(item: Any) -> str:
-    return unicodedata.normalize("NFC", str(item)).strip()
+    return normal_name(str(item)).strip()
 
 
 def label_text(label: Any) -> str:
@@ -240,14 +239,14 @@ def _find_format(
     if named or not labels.names or not all(map(_is_id, flat)):
         return "names"
     row, item = next((row, item) for row, part in enumerate(items) for item in part if labels.find(item) is None)
-    found = f"{places[row]}: {cells[row]!r:.80} is a number, and no label has this name. "
+    place, cell = places[row], f"{cells[row]!r:.80}"
     if any(labels.find(item) is not None for item in flat):  # then numbers are names, and ids would be others
-        raise CorpusError(f"{found.replace(' is', f': {label_text(item)!r} is', 1)}{labels.suggest(item)}")
+        raise CorpusError(f"{place}: {cell}: unknown label {label_text(item)!r}. {labels.suggest(item)}")
     bits = ""
     if all(map(is_zero_or_one, flat)) and any(len(part) == len(labels.names) > 1 for part in items):
         bits = "if they are a 0 or 1 for each label, give --label_format multi-hot; "
     raise CorpusError(
-        f"{found}Remedy: {bits}if numbers are ids in the order of the labels (0 is {labels.names[0]}, "
+        f"{place}: {cell} is a number, and no label has this name. Remedy: {bits}if numbers are ids in the order of the labels (0 is {labels.names[0]}, "
         f"{len(labels.names) - 1} is {labels.names[-1]}), give --label_format ids; or write names"
     )
 
@@ -296,8 +295,8 @@ def _read_ids(items: list[Any], place: str, labels: LabelSet, problems: list[str
         name = (labels.find(item) if labels.ids else None) or ids.get(label_text(item))
         if name is None and (labels.is_closed or not labels.ids or _is_id(item)):
             problems.append(
-                f"{place}: label {label_text(item)!r} is not one of the ids {', '.join(ids)}. Remedy: correct it, or "
-                "add it to the ids of the mapping"
+                f"{place}: label {label_text(item)!r} is not one of the ids {', '.join(ids)}. Remedy: correct it"
+                + (", or add it to the ids of the mapping" if labels.ids else "")
             )
         else:
             found.append(label_text(item) if name is None else name)

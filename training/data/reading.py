@@ -1,4 +1,4 @@
-"""Rows as they are in files and Hub datasets: text, labels as written, and the place to name in an error."""
+"""Rows of files and Hub datasets: text, names of labels, and the place to name in an error."""
 
 from __future__ import annotations
 

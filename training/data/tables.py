@@ -71,5 +71,5 @@ def read_table(path: Path, text_column: str = "text", columns: Sequence[str] = (
 
 
 def normal_name(name: str) -> str:
-    """A column's name in Unicode's normal form C, in which columns are compared."""
+    """The name of a column or a label in Unicode's normal form C, in which names are compared."""
     return unicodedata.normalize("NFC", name)

@@ -6,7 +6,6 @@ The groupings of the 28 are in ``mappings/``, which evaluation reads too.
 from __future__ import annotations
 
 import difflib
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from modeling.infer import quote_names
+from training.data.tables import normal_name
 
 GOEMOTIONS_28 = (
     "admiration",
@@ -127,7 +127,7 @@ def build_taxonomy(labels: Sequence[str], corpus_labels: Sequence[str] | None = 
             f"labels: {labels[0]!r} is not a label set. Did you mean {close[0]!r}? Remedy: use one of "
             f"{', '.join(TAXONOMIES)}, or list yours"
         )
-    own = tuple(unicodedata.normalize("NFC", label) for label in labels)
+    own = tuple(normal_name(label) for label in labels)
     twice = sorted({label for label in own if own.count(label) > 1})
     if twice:
         raise ValueError(f"labels: {', '.join(twice)} is listed twice. Remedy: list each label once")
