@@ -12,7 +12,7 @@ COMMANDs (default: predict):
 Each command reads texts of 1 kB, 10 kB, … up to BYTES (default: 10 MB) in a fresh process of its own, and prints one
 JSON line for each: seconds of CPU time, which other programs on the machine hardly change; the same without what an
 empty text takes (start and load of the model); seconds on the clock; peak memory in MiB; and the exit status, which is
-not 0 if the command refuses the text.
+not 0 if the command refuses the text (the page answers a refusal with status 0).
 """
 
 from __future__ import annotations
