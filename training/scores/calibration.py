@@ -46,8 +46,8 @@ def smooth_targets(labels: np.ndarray) -> np.ndarray:
     """What the rows can say about each probability (Platt 1999), [N, L].
 
     Of n positives and m negatives of a label, a positive row says (n + 1) / (n + 2) instead of 1, and a negative row
-    1 / (m + 2) instead of 0: 20 positives never say more than 0.955, and a thousand say 0.999. So a label whose few
-    positives happen to be separable does not get an extreme scale.
+    1 / (m + 2) instead of 0: 0.955 for 20 positives, 0.999 for a thousand. This bounds the mean over a label's positive
+    rows, not each row: a label whose few positives happen to be separable does not get an extreme scale.
     """
     positives = labels.sum(axis=0)
     negatives = len(labels) - positives
