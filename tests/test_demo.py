@@ -435,7 +435,7 @@ def test_examples_and_odd_input(page: Page, folder: Path, classifier: EmotionCla
     page.get_by_role("tab", name="Many texts").click()
     (tmp_path / "broken.txt").write_bytes(b"\xff\xfe\x00")
     page.locator('input[type="file"]').first.set_input_files(tmp_path / "broken.txt")
-    expect(page.locator("#table")).to_contain_text("broken.txt is not UTF-8 text.")
+    expect(page.locator("#table")).to_contain_text("broken.txt, line 1: the file is UTF-16. Remedy: ")
 
 
 def test_a_hostile_card_loads_nothing_from_elsewhere(

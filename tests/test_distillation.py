@@ -153,6 +153,10 @@ def test_a_grid_trains_again_where_a_teacher_changed(
         )
     assert made() == "0"  # also when the first run is from a version without teachers
     edit(mine / "model" / "config.json", put(windows="max"))
+    assert main(grid) == 2  # a finished run is not replaced unasked
+    of_another_teacher = next((tmp_path / "student").glob("*mine*/seed-*"))
+    assert f"{of_another_teacher}. Remedy: remove it" in capsys.readouterr().err
+    shutil.rmtree(of_another_teacher)
     assert made() == "1"
     shutil.rmtree(mine)
     assert main([*grid, "--seeds", "1", "2"]) == 2

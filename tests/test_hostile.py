@@ -41,9 +41,11 @@ def words_package(finished_run: Path, tiny_backbone: str, tmp_path_factory: pyte
 @pytest.fixture
 def spoiled(
     package: Path, words_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Path:
+) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
-    return spoil(words_package if CASES[request.param].words else package, tmp_path, request.param)
+    yield spoil(words_package if CASES[request.param].words else package, tmp_path, request.param)
+    # Folders deeper than Python can remove would break pytest's own cleanup.
+    subprocess.run(["rm", "-rf", tmp_path], check=True)
 
 
 def test_the_corpus_is_large() -> None:

@@ -268,20 +268,6 @@ def test_the_wheel_holds_what_it_needs(tmp_path: Path) -> None:
     subprocess.run(
         [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True, capture_output=True
     )
-    code = """
-from importlib.metadata import entry_points, files, version
-from pathlib import Path
-from hub_release.package import template_path
-path = template_path()
-assert "site-packages" in str(path) and "{{ metadata }}" in path.read_text()
-import training
-folder = Path(training.__file__).parent
-assert (folder / "scores/published.yaml").is_file() and len(list(folder.glob("recipes/*.yaml"))) == 7 and len(list(folder.glob("data/starter/*.jsonl"))) == 3
-assert sorted(path.stem for path in folder.glob("data/mappings/*.yaml")) == ["ekman", "plutchik", "sentiment"]
-assert {str(f).split("/")[0] for f in files("goemotions-mistral")} - {"..", f"goemotions_mistral-{version('goemotions-mistral')}.dist-info"} == {"modeling", "training", "hub_release"}
-assert [e.value for e in entry_points(group="console_scripts", name="hub_release")] == ["hub_release.cli:app"]
-"""
-    subprocess.run([python, "-I", "-c", code], cwd=tmp_path, check=True)
     # The libraries are this environment's; the editable install is not seen, because its .pth file is not read.
     installed, libraries = next(tmp_path.glob("fresh/lib/python*/site-packages")), Path(np.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{libraries}"}
@@ -290,7 +276,21 @@ assert [e.value for e in entry_points(group="console_scripts", name="hub_release
         result = subprocess.run([python, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
         return result.returncode, result.stdout + result.stderr
 
-    assert run("-c", "import training; print(training.__file__)") == (0, f"{installed / 'training/__init__.py'}\n")
+    code = """
+import sys
+from importlib.metadata import entry_points, files, version
+from pathlib import Path
+from hub_release.package import template_path
+path = template_path()
+assert path.is_relative_to(sys.prefix) and "{{ metadata }}" in path.read_text()
+import training
+folder = Path(training.__file__).parent
+assert (folder / "scores/published.yaml").is_file() and len(list(folder.glob("recipes/*.yaml"))) == 7 and len(list(folder.glob("data/starter/*.jsonl"))) == 3
+assert sorted(path.stem for path in folder.glob("data/mappings/*.yaml")) == ["ekman", "plutchik", "sentiment"]
+assert {str(f).split("/")[0] for f in files("goemotions-mistral")} - {"..", f"goemotions_mistral-{version('goemotions-mistral')}.dist-info"} == {"modeling", "training", "hub_release"}
+assert [e.value for e in entry_points(group="console_scripts", name="hub_release")] == ["hub_release.cli:app"]
+"""
+    assert run("-c", code) == (0, "")
     for name, text in (("a.csv", "a dark cellar"), ("b.csv", "a cake in the sun")):
         (tmp_path / name).write_text(f"text\n{text}\n")
     for words, said in (

@@ -62,8 +62,9 @@ def compare(recipe: Recipe, options: CompareOptions) -> int:
         other = [str(cell.runs[seed].path) for cell, seed in todo if cell.runs[seed].is_finished]
         if other and not options.overwrite:
             raise RecipeError(
-                f"compare: finished with other settings or rows: {', '.join(other)}. Remedy: use --overwrite or another "
-                "--output_dir"
+                f"compare: finished with other settings or rows: {', '.join(other)}. Remedy: remove "
+                f"{'it' if len(other) == 1 else 'them'} to train again, run everything again with --overwrite, or use "
+                "another --output_dir"
             )
         sys.stdout.write(f"{len(todo)} of {len(settings)} runs to do\n")
         for number, (cell, seed) in enumerate(todo, start=1):
