@@ -17,15 +17,17 @@ from modeling.infer import EmotionModel
 from training.fit import results
 from training.fit.prepare import Prepared
 from training.scores.calibration import (
+    CALIBRATIONS,
     calibration_error,
     choose_calibration,
     describe_calibration,
     fit_platt,
     fit_temperature,
     fold_into,
+    hold_back,
     smooth_targets,
 )
-from training.scores.thresholds import choose_thresholds
+from training.scores.thresholds import PRIOR_POSITIVES, choose_thresholds
 
 
 def draw(seed: int, rows: int = 4_000) -> tuple[np.ndarray, np.ndarray]:
@@ -62,9 +64,9 @@ def test_the_method_is_chosen_on_held_out_rows() -> None:
     assert choose_calibration(logits[:4], labels[:4], 0)[2]["method"] == "none"
     saturated = np.concatenate([logits, [[80.0, -80.0, 80.0]]])  # certain, and wrong about the last label
     assert np.isfinite(choose_calibration(saturated, np.concatenate([labels, [[1, 0, 0]]]), 0)[0].scale).all()
-    few, few_labels = logits[:30], labels[:30]
+    few, few_labels = logits[:80, 2:], labels[:80, 2:]
     losses = choose_calibration(few, few_labels, 0)[2]["cross_fitted_log_loss"]
-    assert losses["none"] < losses["platt"]  # thirty rows are too few for six parameters
+    assert losses["none"] < losses["platt"]  # eighty rows are too few to better the truth
 
 
 @settings(max_examples=25, deadline=None)
@@ -89,11 +91,24 @@ def test_few_positives_say_little(positives: int, rows: int) -> None:
     generator = np.random.default_rng(positives)
     labels = (np.arange(rows) < positives).astype(np.int8)[:, None]
     logits = np.where(labels > 0, 4.0, -4.0) + generator.normal(size=(rows, 1))
-    said = fit_platt(logits, labels)(logits)
+    fitted = fit_platt(logits, labels)
+    said = fitted(logits)
     assert 0.5 < said[:positives].mean() <= (positives + 1) / (positives + 2)
     assert 0 < 1 - said[:positives].mean() < 10 / positives
     assert said[positives:].mean() < 0.02
     assert fit_temperature(logits, labels).scale[0] < 3  # without targets it grows until the optimizer gives up
+    most = (positives + 1) / (positives + 2)
+    for method in CALIBRATIONS.values():
+        found = hold_back(method(logits * 3, labels), logits * 3, labels)
+        held = found(logits * 3)
+        if positives > PRIOR_POSITIVES:
+            assert found(logits * 3).tolist() == method(logits * 3, labels)(logits * 3).tolist()
+        else:
+            assert held.max() <= most + 1e-6 and found.scale[0] > 0
+            # The same label read the other way round is held back in the same way.
+            mirrored = hold_back(method(-logits * 3, 1 - labels), -logits * 3, 1 - labels)(-logits * 3)
+            np.testing.assert_allclose(mirrored, 1 - held, atol=2e-3)
+    assert choose_calibration(logits * 3, labels, 0)[0](logits * 3).max() <= most + 1e-6 or positives > PRIOR_POSITIVES
 
 
 def test_many_positives_are_calibrated_as_ever() -> None:

@@ -6,7 +6,7 @@ import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -143,7 +143,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "number": (7, r"texts is int.*give a string"),
     "path": (Path("a.txt"), r"texts is PosixPath.*give a string"),
     "frame": (FRAME, r"texts is DataFrame.*column \['text'\]"),
-    "rows of a dataset": (datasets.Dataset.from_pandas(FRAME), r"texts\[0\] is a mapping of .*column \['text'\]"),
+    "rows of a dataset": (datasets.Dataset.from_pandas(FRAME), r"texts is Dataset.*column \['text'\]"),
+    "Arrow table": (pa.table({"text": ["a", "b"]}), r"texts is Table.*column \['text'\]"),
     "two dimensions": (np.array([["a", "b"], ["c", "d"]]), r"texts is ndarray.*one flat list"),
     "no dimension": (np.array("a"), r"texts is ndarray.*one flat list"),
     "numbers": (np.arange(3), r"texts\[0\] is int64.*give a string"),
@@ -189,7 +190,18 @@ def test_a_generator_is_read_on_demand(pipe: EmotionPipeline) -> None:
     assert len(list(itertools.islice(results, 10))) == 10
 
 
-BLANK = ["", " ", "\n\t\r", "\u00a0\u2003", "\u200b\ufeff", "\u2028", "\x00\x07", " " * 100_000]
+BLANK = [
+    "",
+    " ",
+    "\n\t\r",
+    "\u00a0\u2003",
+    "\u200b\ufeff",
+    "\u2028",
+    "\x00\x07",
+    "\u3164\u2800",
+    "\u115f\ufe0f",
+    " " * 100_000,
+]
 
 
 def test_a_text_without_a_visible_character_carries_no_label(classifier: EmotionClassifier) -> None:
@@ -219,8 +231,25 @@ def test_batch_size(batch_size: Any) -> None:
         EmotionClassifier.from_model(tiny_model(), batch_size=batch_size, encoder=fake_encoder)
 
 
-@pytest.mark.parametrize("rows", [np.full((2, EMBED_DIM), np.nan), np.zeros((1, EMBED_DIM))])
-def test_an_encoder_without_one_finite_row_for_each_text(rows: np.ndarray) -> None:
+ODD_ROWS = [np.full((2, EMBED_DIM), np.nan), np.zeros((1, EMBED_DIM)), np.zeros(EMBED_DIM), None, [[1.0], [1.0, 2.0]]]
+
+
+@pytest.mark.parametrize("rows", ODD_ROWS)
+def test_an_encoder_without_one_finite_row_for_each_text(rows: Any) -> None:
     classifier = EmotionClassifier.from_model(tiny_model(), encoder=lambda _: rows)
-    with pytest.raises(ValueError, match=f"{len(rows)} embeddings for 2 texts.*Remedy"):
+    with pytest.raises(ValueError, match=f"the encoder gives {type(rows).__name__}, .* for 2 texts.*Remedy"):
         classifier.predict(["a", "b"])
+
+
+def test_an_argument_of_another_type_is_refused_before_anything_is_read(
+    classifier: EmotionClassifier, package: Path
+) -> None:
+    for name in (None, 5, ["a"]):
+        with pytest.raises(TypeError, match=r"the package is .*Remedy: name a folder"):
+            EmotionClassifier(cast(Any, name))
+    with pytest.raises(TypeError, match=r"encoder is 'minilm'\. Remedy: give a callable"):
+        EmotionClassifier(package, encoder=cast(Any, "minilm"))
+    with pytest.raises(ValueError, match=r"unknown quantization '4bit'\. Remedy: "):
+        EmotionClassifier(package, quantization=cast(Any, "4bit"))
+    with pytest.raises(TypeError, match=r"exclude_unreliable is 'no'\. Remedy: use True or False"):
+        classifier.predict(["a"], exclude_unreliable=cast(Any, "no"))

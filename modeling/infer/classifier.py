@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling.infer.config import EmotionConfig
-from modeling.infer.decisions import read_thresholds, read_top_k
+from modeling.infer.decisions import read_flag, read_thresholds, read_top_k
 from modeling.infer.encoders import PROGRESS_BAR_FROM, Encoder, LoadedEncoder, encode_in_batches, load_encoder
 from modeling.infer.features import Features, tokenize
 from modeling.infer.files import local_folder
@@ -51,6 +51,15 @@ def _choose_dtype(dtype: torch.dtype | None, device: torch.device) -> tuple[torc
     return torch.float32, f"the default on {device.type}"
 
 
+def _check_encoder(encoder: Any) -> Encoder | None:
+    if encoder is None or callable(encoder):
+        return cast(Encoder | None, encoder)
+    raise TypeError(
+        f"encoder is {encoder!r:.80}. Remedy: give a callable texts → [N, E], for example load_encoder('minilm'), or "
+        "leave it out"
+    )
+
+
 def _check_batch_size(batch_size: Any) -> int:
     if not isinstance(batch_size, numbers.Integral) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r:.80}. Remedy: use a whole number from 1")
@@ -74,7 +83,8 @@ class EmotionClassifier:
     Raises:
         PackageError: a file of the package is broken, hostile or does not fit the others.
         FileNotFoundError: neither a folder nor a Hub id.
-        ValueError: the device cannot be used, or ``batch_size`` is not a whole number from 1.
+        TypeError: the package is not named by a string or path, or ``encoder`` cannot be called.
+        ValueError: the device cannot be used, ``quantization`` is unknown, or ``batch_size`` is not a whole number from 1.
     """
 
     def __init__(
@@ -88,7 +98,7 @@ class EmotionClassifier:
         fuse: bool = True,
         quantization: Quantization | None = None,
     ) -> None:
-        self.batch_size = _check_batch_size(batch_size)
+        self.batch_size, self._encoder = _check_batch_size(batch_size), _check_encoder(encoder)
         self.device, device_reason = _choose_device(device)
         self.dtype, dtype_reason = _choose_dtype(dtype, self.device)
         logger.info("device %s (%s), dtype %s (%s)", self.device, device_reason, self.dtype, dtype_reason)
@@ -99,7 +109,6 @@ class EmotionClassifier:
         )
         self.config = cast(EmotionConfig, self.model.config)
         self.labels: list[str] = list(self.config.emotion_labels)
-        self._encoder = encoder
 
     @classmethod
     def from_model(
@@ -112,7 +121,7 @@ class EmotionClassifier:
         classifier.device, classifier.dtype = parameter.device, parameter.dtype
         classifier.config, classifier.model = cast(EmotionConfig, model.config), model.eval()
         classifier.labels = list(classifier.config.emotion_labels)
-        classifier.batch_size, classifier._encoder = _check_batch_size(batch_size), encoder
+        classifier.batch_size, classifier._encoder = _check_batch_size(batch_size), _check_encoder(encoder)
         return classifier
 
     def __repr__(self) -> str:
@@ -154,11 +163,6 @@ class EmotionClassifier:
         checked = check_texts(texts)
         batches = list(encode_in_batches(self.encoder, checked))
         embeddings = np.concatenate(batches) if batches else np.zeros((0, self.config.embed_dim), np.float32)
-        if len(embeddings) != len(checked) or not np.isfinite(embeddings).all():
-            raise ValueError(
-                f"the encoder gives {len(embeddings)} embeddings for {len(checked)} texts, or not finite ones. "
-                "Remedy: leave encoder out, or give one that gives one row of finite numbers for each text"
-            )
         if embeddings.shape[1] != self.config.embed_dim:
             raise ValueError(
                 f"the encoder gives {embeddings.shape[1]} dimensions, the package expects {self.config.embed_dim}. "
@@ -220,12 +224,11 @@ class EmotionClassifier:
         Raises:
             ValueError: a threshold is not a number from 0 to 1 or names an unknown label, or ``top_k`` is not a whole
                 number from 1; the message has the value. It is raised before anything is computed.
-            TypeError: an item is not a string; the message names its index.
+            TypeError: an item is not a string; the message names its index. Or ``exclude_unreliable`` is not a bool.
         """
         cutoffs, most, checked = read_thresholds(self.config, threshold), read_top_k(top_k), check_texts(texts)
-        allowed = np.array(
-            [not (exclude_unreliable and label in self.config.unreliable_labels) for label in self.labels]
-        )
+        left_out = self.config.unreliable_labels if read_flag("exclude_unreliable", exclude_unreliable) else []
+        allowed = np.array([label not in left_out for label in self.labels])
         results: list[dict[str, float]] = []
         for text, row in zip(checked, self.predict_proba(checked), strict=True):
             order = [] if is_blank(text) else np.argsort(-row, kind="stable").tolist()

@@ -9,6 +9,17 @@ import numpy as np
 from modeling.infer.config import EmotionConfig, is_probability
 
 
+def read_flag(name: str, value: Any) -> bool:
+    """A flag, which is refused if it is a word: "no" would count as true.
+
+    Raises:
+        TypeError: neither True nor False.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {value!r:.80}. Remedy: use True or False")
+    return bool(value)
+
+
 def read_top_k(top_k: Any) -> int | None:
     """The largest number of labels per text; None is all of them.
 

@@ -186,9 +186,28 @@ def load_encoder(name: str) -> LoadedEncoder:
 
 
 def encode_in_batches(encoder: Encoder, texts: Sequence[str]) -> Iterator[np.ndarray]:
-    """Yield the embeddings of ``texts`` batch by batch, in order, with a progress bar on long input."""
+    """Yield the embeddings of ``texts`` batch by batch, in order, with a progress bar on long input.
+
+    Raises:
+        ValueError: the encoder does not give one row of finite numbers for each text.
+    """
     with tqdm(total=len(texts), unit="text", desc="encoding", disable=len(texts) < PROGRESS_BAR_FROM) as bar:
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             batch = texts[start : start + _TEXTS_AT_ONCE]
-            yield np.asarray(encoder(batch), dtype=np.float32)
+            yield _as_rows(encoder(batch), len(batch))
             bar.update(len(batch))
+
+
+def _as_rows(found: Any, number: int) -> np.ndarray:
+    try:
+        rows = np.asarray(found, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        rows, why = np.empty(0, np.float32), str(error)
+    else:
+        why = f"float [{', '.join(map(str, rows.shape))}]"
+    if rows.ndim != 2 or len(rows) != number or not np.isfinite(rows).all():
+        raise ValueError(
+            f"the encoder gives {type(found).__name__}, {why:.120}, for {number} texts, or numbers that are not finite. "
+            f"Remedy: leave encoder out, or give one that gives one row of finite numbers for each text, [{number}, E]"
+        )
+    return rows

@@ -28,7 +28,12 @@ def local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None,
 
     Raises:
         FileNotFoundError: neither a folder nor the id of a repository on the Hub.
+        TypeError: neither a string nor a path.
     """
+    if not isinstance(folder_or_hub_id, str | os.PathLike):
+        raise TypeError(
+            f"the package is {folder_or_hub_id!r:.80}. Remedy: name a folder, or a Hub id such as user/model"
+        )
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
         return folder

@@ -19,6 +19,7 @@ from modeling.infer.files import HUB_OPTIONS, local_folder, refuse_unsafe_entrie
 from modeling.infer.fused import FusedOneTokenMistral
 from modeling.infer.heads import build_heads
 from modeling.infer.inherited import COPY, LOADING_REMEDIES, REFUSED_METHODS, refusal, refuse, refuse_arguments
+from modeling.infer.quantization import refuse_unsupported
 from modeling.infer.settings import Quantization
 from modeling.infer.tokenizer import read_tokenizer
 from modeling.infer.weights import BASELINE_FILE, read_head, read_head_file
@@ -217,6 +218,8 @@ class EmotionModel(PreTrainedModel):
             LOADING_REMEDIES,
             f"config, dtype, device, revision, fuse, quantization, {', '.join(HUB_OPTIONS)}",
         )
+        if quantization is not None:
+            refuse_unsupported(quantization, torch.device(device))
         folder = local_folder(pretrained_model_name_or_path, revision, **hub)
         refuse_unsafe_entries(folder)
         found = read_config(folder)

@@ -3,10 +3,14 @@
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
 """Unicode's categories of control and format characters and of white space."""
+_FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {
+    chr(code) for start, stop in ((0x180B, 0x1810), (0xFE00, 0xFE10), (0xE0100, 0xE01F0)) for code in range(start, stop)
+}
+"""Characters of other categories that show nothing: Unicode's "default ignorable" ones and the empty Braille cell."""
 
 _TEXTS_OF_A_PART, _CHARACTERS_OF_A_PART = 31 * 64, 4_000_000
 """What a classifier holds at once besides the texts and their results, so that memory does not grow with the texts."""
@@ -37,12 +41,13 @@ def check_texts(texts: Iterable[str]) -> list[str]:
 def _items(texts: Any) -> Iterable[Any]:
     if isinstance(texts, str):
         return [texts]
-    if not hasattr(texts, "__iter__") and hasattr(texts, "__len__") and hasattr(texts, "__getitem__"):
-        return (texts[index] for index in range(len(texts)))  # a dataset of torch, which may not end by itself
     odd = isinstance(texts, Mapping | bytes | bytearray | memoryview) or getattr(texts, "ndim", 1) != 1
-    if odd or not hasattr(texts, "__iter__"):
-        raise TypeError(f"texts is {_describe(texts)}. Remedy: {_remedy(texts)}")
-    return texts
+    if not odd and not _is_table(texts):
+        if hasattr(texts, "__iter__"):
+            return cast(Iterable[Any], texts)
+        if hasattr(texts, "__len__") and hasattr(texts, "__getitem__"):
+            return (texts[index] for index in range(len(texts)))  # a dataset of torch, which may not end by itself
+    raise TypeError(f"texts is {_describe(texts)}. Remedy: {_remedy(texts)}")
 
 
 def _describe(value: Any) -> str:
@@ -51,10 +56,14 @@ def _describe(value: Any) -> str:
     return f"{type(value).__name__}, not a string: {reprlib.repr(value)}"
 
 
+def _is_table(value: Any) -> bool:
+    return hasattr(value, "columns") or hasattr(value, "column_names")
+
+
 def _remedy(value: Any) -> str:
     if isinstance(value, bytes | bytearray | memoryview):
         return "decode it to a string, for example with .decode('utf-8')"
-    if isinstance(value, Mapping) or hasattr(value, "columns"):
+    if isinstance(value, Mapping) or _is_table(value):
         return "give its texts alone, for example the column ['text']"
     if hasattr(value, "__iter__"):
         return "give one flat list of strings"
@@ -90,4 +99,4 @@ def share_texts(texts: list[str]) -> Iterator[list[str]]:
 
 def is_blank(text: str) -> bool:
     """Has the text no visible character?"""
-    return all(unicodedata.category(character) in _INVISIBLE for character in text.lstrip())
+    return all(unicodedata.category(character) in _INVISIBLE or character in _FILLERS for character in text.lstrip())

@@ -1,4 +1,4 @@
-"""Platt scaling with its own smooth targets, and with 0 and 1: log loss on rows that it was not fitted on.
+"""Platt scaling to 0 and 1, to smooth targets, and held back where rows are few: log loss on rows it was not fitted on.
 
     python tests/benchmarks/calibration.py RUN …
 
@@ -10,6 +10,7 @@ all labels, over labels with at most 20 positives and over the others; log loss 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +21,33 @@ from timing import emit
 from modeling.records import CALIBRATION, PREDICTIONS
 from training.run_folder import RunFolder
 from training.scores import calibration
-from training.scores.calibration import fit_platt, log_loss_of_logits, smooth_targets
+from training.scores.calibration import Calibration, fit_platt, hold_back, log_loss_of_logits, smooth_targets
 from training.scores.thresholds import PRIOR_POSITIVES
 
+Fit = Callable[[np.ndarray, np.ndarray], Calibration]
 
-def measure(logits: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> dict[str, float]:
+
+def fit_held_back(logits: np.ndarray, labels: np.ndarray) -> Calibration:
+    """What ships."""
+    return hold_back(fit_platt(logits, labels), logits, labels)
+
+
+def measure(fit: Fit, logits: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> dict[str, float]:
     """The figures of the targets that are in use."""
     truth, few = labels["validation"], labels["validation"].sum(axis=0) <= PRIOR_POSITIVES
     held_out = np.zeros(truth.shape)
     for train, held in KFold(5, shuffle=True, random_state=0).split(truth):
-        found = fit_platt(logits["validation"][train], truth[train])
+        found = fit(logits["validation"][train], truth[train])
         held_out[held] = logits["validation"][held] * found.scale + found.bias
-    found = fit_platt(logits["validation"], truth)
+    found = fit(logits["validation"], truth)
     groups = {"all_labels": np.ones(len(few), dtype=bool), "few_positives": few, "more_positives": ~few}
     figures = {name: log_loss_of_logits(held_out[:, own], truth[:, own]) for name, own in groups.items() if own.any()}
     figures["test"] = log_loss_of_logits(logits["test"] * found.scale + found.bias, labels["test"])
-    return {**figures, "highest_probability": float(found(logits["validation"]).max())}
+    return {
+        **figures,
+        "highest_probability": float(found(logits["validation"]).max()),
+        "highest_of_few": float(found(logits["validation"])[:, few].max()),
+    }
 
 
 def main() -> None:
@@ -47,10 +59,14 @@ def main() -> None:
             calibrated = logit(np.clip(saved[f"{split}_probabilities"].astype(float), 1e-12, 1 - 1e-12))
             logits[split] = (calibrated - np.array(fitted["bias"])) / np.array(fitted["scale"])
             labels[split] = saved[f"{split}_references"]
-        for targets, smooth in (("0 and 1", lambda rows: rows), ("smooth", smooth_targets)):
-            calibration.smooth_targets = smooth
-            figures = {key: round(value, 5) for key, value in measure(logits, labels).items()}
-            emit("calibration", run=Path(name).name, targets=targets, **figures)
+        for kind, fit, targets in (
+            ("0 and 1", fit_platt, lambda rows: rows),
+            ("smooth", fit_platt, smooth_targets),
+            ("smooth, held back", fit_held_back, smooth_targets),
+        ):
+            calibration.smooth_targets = targets
+            figures = {key: round(value, 5) for key, value in measure(fit, logits, labels).items()}
+            emit("calibration", run=Path(name).name, targets=kind, **figures)
 
 
 if __name__ == "__main__":

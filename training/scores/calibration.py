@@ -5,6 +5,8 @@ cannot undo that; a scale and a bias per label (Platt) can, but Platt has 2·L n
 them or neither, chosen by cross-fitted log loss on validation. Both are linear in the logit and increasing. So they can
 be folded into the classifier's weights, the order of the rows under each label stays, and a threshold moved the same
 way makes the same decisions.
+
+Few rows say little, so whatever the method, a label with few positives is :func:`held back <hold_back>`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from sklearn.model_selection import KFold
 from torch import nn
 
 from modeling.records import CalibrationChoice
+from training.scores.thresholds import PRIOR_POSITIVES
 
 _FOLDS = 5
 _BINS = 15
@@ -47,7 +50,7 @@ def smooth_targets(labels: np.ndarray) -> np.ndarray:
 
     Of n positives and m negatives of a label, a positive row says (n + 1) / (n + 2) instead of 1, and a negative row
     1 / (m + 2) instead of 0: 0.955 for 20 positives, 0.999 for a thousand. This bounds the mean over a label's positive
-    rows, not each row: a label whose few positives happen to be separable does not get an extreme scale.
+    rows; :func:`hold_back` bounds each of them where they are few.
     """
     positives = labels.sum(axis=0)
     negatives = len(labels) - positives
@@ -77,21 +80,51 @@ def fit_platt(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     The penalty weighs as much as one row. The scale cannot turn negative. A label without positives or negatives is
     left alone.
     """
-    number, width = logits.shape
+    width = logits.shape[1]
     targets = smooth_targets(labels)
     usable = labels.any(axis=0) & ~labels.all(axis=0)
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        log_scale, bias = parameters.reshape(2, width)
-        scale = np.exp(log_scale)
-        mapped = scale * logits + bias
-        error = (expit(mapped) - targets) * usable
-        value = np.sum(_cross_entropy(mapped, targets) * usable) + 0.5 * np.sum(log_scale**2)
-        slope = np.concatenate([(error * logits).sum(axis=0) * scale + log_scale, error.sum(axis=0)])
-        return value / number, slope / number
-
-    log_scale, bias = minimize(loss, np.zeros(2 * width), jac=True, method="L-BFGS-B").x.reshape(2, width)
+    best = minimize(_platt_loss, np.zeros(2 * width), (logits, targets, usable), jac=True, method="L-BFGS-B").x
+    log_scale, bias = best.reshape(2, width)
     return Calibration(np.exp(log_scale), bias)
+
+
+def _platt_loss(
+    parameters: np.ndarray, logits: np.ndarray, targets: np.ndarray, usable: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Penalized cross-entropy of the labels' log scales and biases, [2·L], and its gradient."""
+    number, width = logits.shape
+    log_scale, bias = parameters.reshape(2, width)
+    scale = np.exp(log_scale)
+    mapped = scale * logits + bias
+    error = (expit(mapped) - targets) * usable
+    value = np.sum(_cross_entropy(mapped, targets) * usable) + 0.5 * np.sum(log_scale**2)
+    slope = np.concatenate([(error * logits).sum(axis=0) * scale + log_scale, error.sum(axis=0)])
+    return value / number, slope / number
+
+
+def hold_back(found: Calibration, logits: np.ndarray, labels: np.ndarray) -> Calibration:
+    """The same calibration, except for labels that would say more than their few rows can.
+
+    The highest of n positives may say (n + 1) / (n + 2), which is the logit ln(n + 1), and the lowest of m negatives
+    1 / (m + 2), where n or m is at most :data:`PRIOR_POSITIVES`. A label beyond that gets the Platt scaling with the
+    lowest loss that keeps to it.
+    """
+    scale, bias = found.scale.copy(), found.bias.copy()
+    targets, ends = smooth_targets(labels), np.stack([logits.max(axis=0), logits.min(axis=0)])
+    for label, values in enumerate(labels.T):
+        counts = np.array([np.sum(values), np.sum(1 - values)])
+        limits = np.where(counts <= PRIOR_POSITIVES, np.log(counts + 1), np.inf) * [1, -1]
+        if not counts.all() or np.all((limits - scale[label] * ends[:, label] - bias[label]) * [1, -1] >= 0):
+            continue
+
+        def room(parameters: np.ndarray, own: np.ndarray = ends[:, label], limits: np.ndarray = limits) -> np.ndarray:
+            room_left = (limits - np.exp(parameters[0]) * own - parameters[1]) * [1, -1]
+            return np.asarray(room_left[np.isfinite(limits)])
+
+        own = (logits[:, [label]], targets[:, [label]], np.array([True]))
+        fitted = minimize(_platt_loss, np.zeros(2), own, "SLSQP", jac=True, constraints={"type": "ineq", "fun": room}).x
+        scale[label], bias[label] = np.exp(fitted[0]), fitted[1]
+    return Calibration(scale, bias)
 
 
 CALIBRATIONS: dict[str, Callable[[np.ndarray, np.ndarray], Calibration]] = {
@@ -121,14 +154,14 @@ def choose_calibration(
     rows = {name: np.zeros(len(labels)) for name in CALIBRATIONS}
     for train, held in KFold(_FOLDS, shuffle=True, random_state=seed).split(logits):
         for name, fit in CALIBRATIONS.items():
-            mapped = fit(logits[train], labels[train])
+            mapped = hold_back(fit(logits[train], labels[train]), logits[train], labels[train])
             terms = _log_loss_terms(logits[held] * mapped.scale + mapped.bias, labels[held])
             rows[name][held] = terms.mean(axis=1)
     means = {name: float(losses.mean()) for name, losses in rows.items()}
     chosen = min(means, key=means.__getitem__)
     reason = f"lowest log loss on validation rows that it was not fitted on ({_FOLDS} folds)"
     record: CalibrationChoice = {"method": chosen, "reason": reason, "cross_fitted_log_loss": means}
-    return CALIBRATIONS[chosen](logits, labels), rows[chosen], record
+    return hold_back(CALIBRATIONS[chosen](logits, labels), logits, labels), rows[chosen], record
 
 
 def fold_into(classifier: nn.Module, calibration: Calibration) -> None:
