@@ -313,7 +313,7 @@ BAD_FILES = {
         r"nine\.tsv, line 2, column 'labels': label '9' is not one of the ids 1, 2, .*mapping",
     ),
     "zero.tsv": ("a\t0\n", r"zero\.tsv, line 1, column 'labels': label '0' is not one of the ids"),
-    "cells.tsv": ("a\t1\tx\n", r"cells\.tsv, line 1: 3 cells for the 2 columns text, labels"),
+    "cells.tsv": ("a\t1\tx\n", r"cells\.tsv, line 1: 3 cells for the 2 columns 'text', 'labels'"),
     "column.csv": (
         "text,label\na,1\n",
         r"column\.csv: no column 'labels', only 'text', 'label'\. Did you mean 'label'\? Remedy: set --label_column",

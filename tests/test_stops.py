@@ -185,6 +185,13 @@ def test_the_screen_shows_the_lines_of_the_log_and_each_once(
     assert logging.getLogger("transformers").handlers  # for other users of this process, such as notebooks
 
 
+def test_a_log_takes_half_a_character(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "train.log")
+    log.emit(logging.LogRecord("training", logging.INFO, "", 0, "label %r is %s", ("\ud83d", "joy\ud83d"), None))
+    log.close()
+    assert (tmp_path / "train.log").read_text(encoding="utf-8") == "label '\\ud83d' is joy\\ud83d\n"
+
+
 def test_the_log_promises_no_time_that_is_not_left(whole: Path) -> None:
     lines = [line for line in (whole / "train.log").read_text().splitlines() if "step " in line]
     assert lines and " of training left" in lines[0] and "left" not in lines[-1]

@@ -44,12 +44,21 @@ def separated_rows(
         empty, problem = False, ""
         if len(cells) != len(header):
             problem = (
-                f"{len(cells)} cells for the {len(header)} columns {', '.join(header)}: {cells!r:.80}. Remedy: quote "
-                f"cells that contain the separator ({_DELIMITERS[delimiter]}) or a line break"
+                f"{len(cells)} cells for the {len(header)} columns {quote_names(header)}: {cells!r:.80}. Remedy: "
+                f"{_complete(cells, header, _DELIMITERS[delimiter])}"
             )
         yield number, dict(zip(header, cells, strict=False)), problem
     if header and empty:
         raise TableError(f"{path}, line 1: no rows, only the columns {quote_names(header)}. Remedy: add rows")
+
+
+def _complete(cells: list[str], header: list[str], separator: str) -> str:
+    """What to do about a row of another width than the header."""
+    if len(cells) > len(header):
+        return f"quote cells that contain the separator ({separator})"
+    if len(cells) == len(header) - 1 and not header[-1].strip():
+        return f"delete the separator at the end of the columns' line ({separator})"
+    return f"write all cells of the row ({separator} separate them), and quote a cell that contains a line break"
 
 
 def _first_line(path: Path, suffix: str, file: IO[str]) -> tuple[int, str]:

@@ -143,6 +143,11 @@ def _json_rows(path: Path, suffix: str, file: IO[str]) -> Iterator[Row]:
             raise TableError(f"{path} is not JSON ({error}). Remedy: write a list of objects") from None
         yield from (_json_row(f"{path}, row {place}", value) for place, value in enumerate(content, start=1))
         return
+    if first.strip() in ("{", "["):
+        raise TableError(
+            f"{path}, line {number}: {first.strip()!r}, so a value goes over several lines. Remedy: write one object per "
+            "line, or one list of objects in a .json file"
+        )
     for place_in_file, line in itertools.chain([(number, first)], lines):
         if not line.strip():
             continue

@@ -8,6 +8,7 @@ import shutil
 import time
 from contextlib import nullcontext
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -126,7 +127,13 @@ def describe_kept(recipe: Recipe, options: TrainOptions) -> tuple[str, bool]:
 
 
 class LogFile(logging.FileHandler):
-    """A log that cannot be written stops the run; logging itself would print a traceback for each line."""
+    """A log that cannot be written stops the run; logging itself would print a traceback for each line.
+
+    A line may hold half a character, since it may quote what somebody's file has.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
         """Raise the error of writing a line."""
@@ -140,7 +147,7 @@ def log_to(run: RunFolder, state: PartialState) -> None:
         handler.close()
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if state.is_main_process:
-        handlers = [logging.StreamHandler(), LogFile(run.path / LOG, encoding="utf-8")]
+        handlers = [logging.StreamHandler(), LogFile(run.path / LOG)]
     logging.captureWarnings(True)  # warnings become log lines too
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
     for name in ("training", "modeling"):
