@@ -90,7 +90,11 @@ FAULTS: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "windows": ("train.csv", b"text,labels\ncaf\xe9,happy\n", ("line 2", "byte 15", "WINDOWS-1252", "caf\ufffd,happy")),
     "UTF-16, little": ("train.csv", "text,labels\n".encode("utf-16"), ("line 1", "iconv -f UTF-16 -t UTF-8")),
     "UTF-16, big": ("train.csv", b"\xfe\xff" + "text".encode("utf-16-be"), ("line 1", "iconv -f UTF-16 -t UTF-8")),
-    "too many cells": ("train.csv", b"text,labels\na, b,happy\n", ("line 2", "3 cells", "'text', 'labels'", "'a', ' b'")),
+    "too many cells": (
+        "train.csv",
+        b"text,labels\na, b,happy\n",
+        ("line 2", "3 cells", "'text', 'labels'", "'a', ' b'"),
+    ),
     "open quote": ("train.csv", b'text,labels\n"x,happy\ny,angry\n', ("line 2", "column 1", "'\"x,happy")),
     "open quote, later": (
         "train.csv",
