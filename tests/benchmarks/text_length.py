@@ -7,7 +7,7 @@ COMMANDs (default: predict):
 - ``predict``: ``EmotionClassifier(PACKAGE).predict([text])``
 - ``infer.py``: the package's ``infer.py --input FILE``, the text on one line
 - ``page``: a click on the demo page's button
-- ``check``: ``hub_release check`` of a package whose first golden text is the text
+- ``check``: ``hub_release check`` of a package whose first golden text is the text, with the probabilities it gives
 
 Each command reads texts of 1 kB, 10 kB, … up to BYTES (default: 10 MB) in a fresh process of its own, and prints one
 JSON line for each: seconds of CPU time, which other programs on the machine hardly change; the same without what an
@@ -35,6 +35,7 @@ mpl.use("agg")
 from matplotlib import pyplot as plt
 
 from hub_release.package import LAYOUT, seal
+from modeling.infer import EmotionClassifier
 
 ROOT = Path(__file__).resolve().parents[2]
 LENGTHS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
@@ -65,10 +66,11 @@ def write_text(folder: Path, length: int) -> Path:
 
 
 def golden(package: str, text: Path) -> str:
-    """A sealed copy of the package whose first golden text is the text."""
+    """A sealed copy of the package whose first golden text is the text, with its probabilities."""
     copy = shutil.copytree(package, text.with_suffix(""))
     content = json.loads((copy / LAYOUT.golden).read_text())
-    content["rows"][0]["text"] = text.read_text()
+    said = EmotionClassifier(package).predict_proba([text.read_text()])[0].tolist()
+    content["rows"][0] = {"text": text.read_text(), "probabilities": said}
     (copy / LAYOUT.golden).write_text(json.dumps(content))
     seal(copy)
     return str(copy)
