@@ -13,7 +13,7 @@ import yaml
 from tests.conftest import ROOT, tiny_flags
 
 LOADER = """
-def _load_letters(name: str) -> LoadedEncoder:
+def _load_letters(name: str, threads: int) -> LoadedEncoder:
     def count(texts: list[str]) -> np.ndarray:
         return np.array([[text.count(chr(97 + i)) for i in range(26)] for text in texts], dtype=np.float32)
 

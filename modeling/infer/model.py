@@ -147,7 +147,7 @@ class EmotionModel(PreTrainedModel):
         # Under autocast the projection gives bfloat16, but the residual stream keeps the backbone's own precision.
         tokens = projected.unsqueeze(1).to(self.backbone.norm.weight.dtype)
         if self.config.prefix == "bos":
-            tokens = torch.cat([self._embed_bos(len(tokens)), tokens], dim=1)
+            tokens = torch.cat([self._embed_bos(tokens.shape[0]), tokens], dim=1)
         return cast(torch.Tensor, self.backbone(inputs_embeds=tokens, use_cache=False).last_hidden_state[:, -1])
 
     def _embed_bos(self, rows: int) -> torch.Tensor:
@@ -158,11 +158,11 @@ class EmotionModel(PreTrainedModel):
     def _read_words(self, projected: torch.Tensor | None, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The backbone's hidden states of a text, pooled, [B, H]."""
         words = self.backbone.get_input_embeddings()(input_ids)
-        before = [self._embed_bos(len(words))] if self.config.prefix == "bos" else []
+        before = [self._embed_bos(words.shape[0])] if self.config.prefix == "bos" else []
         special = len(before)
         if projected is not None:
             before.append(projected.unsqueeze(1).to(words.dtype))
-        mask = torch.cat([mask.new_ones(len(mask), len(before)), mask], dim=1)
+        mask = torch.cat([mask.new_ones(mask.shape[0], len(before)), mask], dim=1)
         tokens = torch.cat([*before, words], dim=1)
         seen: torch.Tensor = mask.long()
         if self.config.attention == "bidirectional":
@@ -181,7 +181,7 @@ class EmotionModel(PreTrainedModel):
         """One vector per text, float32 [B, H], from hidden states [B, T, H] where ``mask`` [B, T] is true."""
         if self.config.pooling == "last":
             places = torch.arange(mask.shape[1], device=mask.device)
-            return hidden[torch.arange(len(hidden), device=mask.device), (places * mask).argmax(dim=1)]
+            return hidden[torch.arange(hidden.shape[0], device=mask.device), (places * mask).argmax(dim=1)]
         if self.config.pooling == "attention":
             scores = self.pooling(hidden.to(self.pooling.weight.dtype)).squeeze(-1)
             weights = scores.float().masked_fill(~mask, -torch.inf).softmax(dim=1)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from modeling.infer.config import EmotionConfig
+from modeling.infer.cores import at_most, check_threads
 from modeling.infer.encoders import PROGRESS_BAR_FROM
 from modeling.infer.features import Features, Windows, cut_into_windows, pool_windows
 
@@ -30,17 +31,6 @@ _one_reader = threading.Lock()
 """PyTorch's number of threads is per process: only one caller may change it at a time."""
 
 
-@contextmanager
-def at_most(threads: int) -> Iterator[None]:
-    """Use at most this many CPU threads for the operations inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(threads, before))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def suits_one_thread(model: Any, vectors: int) -> bool:
     """Are a layer's matrix products with this many vectors small enough that one CPU thread is fastest?"""
     inner = getattr(getattr(model.backbone, "config", None), "intermediate_size", model.config.embed_dim)
@@ -50,16 +40,16 @@ def suits_one_thread(model: Any, vectors: int) -> bool:
 
 @contextmanager
 def share_cores(
-    model: PreTrainedModel, texts: int, batch_size: int
+    model: PreTrainedModel, texts: int, batch_size: int, threads: int | None = None
 ) -> Iterator[tuple[Callable[..., Iterator[int]], int]]:
     """Share texts among a CPU's cores: yield a ``map`` over batches, and the number of texts in a batch.
 
     Cores that read their own texts need not wait for each other at every operation. Together they read at most
-    ``batch_size`` texts at once. bitsandbytes changes its layers as they compute, so it gets only one worker.
+    ``batch_size`` texts at once, with at most ``threads`` threads, see :func:`check_threads`. bitsandbytes changes its layers as they compute, so it gets only one worker.
     """
     config, at_once = cast(EmotionConfig, model.config), max(min(batch_size, texts), 1)
     with _one_reader:
-        threads, workers = torch.get_num_threads(), 1
+        threads, workers = min(torch.get_num_threads(), check_threads(threads)), 1
         if next(model.parameters()).device.type == "cpu" and config.quantization == "none":
             workers = min(threads, max(at_once // ROWS_OF_A_WORKER, 1))
         size, each = at_once // workers, threads // workers
@@ -74,7 +64,9 @@ def share_cores(
 
 
 @torch.inference_mode()
-def predict_logits(model: PreTrainedModel, features: Features, batch_size: int = 64) -> np.ndarray:
+def predict_logits(
+    model: PreTrainedModel, features: Features, batch_size: int = 64, threads: int | None = None
+) -> np.ndarray:
     """Logits, float32 [N, L], of N texts, in the model's own precision; texts of similar length share a batch."""
     was_training = model.training
     model.eval()
@@ -90,7 +82,7 @@ def predict_logits(model: PreTrainedModel, features: Features, batch_size: int =
         return len(rows)
 
     with (
-        share_cores(model, len(order), batch_size) as (map_batches, size),
+        share_cores(model, len(order), batch_size, threads) as (map_batches, size),
         tqdm(total=len(order), unit="text", desc="reading", disable=not _shows_progress(windows)) as bar,
     ):
         for count in map_batches(read, [order[start : start + size] for start in range(0, len(order), size)]):
@@ -116,6 +108,8 @@ def _shows_progress(windows: Windows) -> bool:
     return windows.features.tokens is not None and len(windows) >= PROGRESS_BAR_FROM
 
 
-def predict_probabilities(model: PreTrainedModel, features: Features, batch_size: int = 64) -> np.ndarray:
+def predict_probabilities(
+    model: PreTrainedModel, features: Features, batch_size: int = 64, threads: int | None = None
+) -> np.ndarray:
     """Sigmoid probabilities, float32 [N, L], of N texts."""
-    return torch.sigmoid(torch.from_numpy(predict_logits(model, features, batch_size))).numpy()
+    return torch.sigmoid(torch.from_numpy(predict_logits(model, features, batch_size, threads))).numpy()

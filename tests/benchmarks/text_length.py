@@ -7,7 +7,7 @@ COMMANDs (default: predict):
 - ``predict``: ``EmotionClassifier(PACKAGE).predict([text])``
 - ``infer.py``: the package's ``infer.py --input FILE``, the text on one line
 - ``page``: a click on the demo page's button
-- ``check``: ``hub_release check`` of a package whose first golden text is the text, with the probabilities it gives
+- ``check``: ``hub_release check`` of a package one of whose golden texts is the text, with the probabilities it gives
 
 Each command reads texts of 1 kB, 10 kB, … up to BYTES (default: 10 MB) in a fresh process of its own, and prints one
 JSON line for each: seconds of CPU time, which other programs on the machine hardly change; the same without what an
@@ -66,11 +66,13 @@ def write_text(folder: Path, length: int) -> Path:
 
 
 def golden(package: str, text: Path) -> str:
-    """A sealed copy of the package whose first golden text is the text, with its probabilities."""
+    """A sealed copy of the package; the text, with its probabilities, is a golden text that is no example of the card."""
     copy = shutil.copytree(package, text.with_suffix(""))
     content = json.loads((copy / LAYOUT.golden).read_text())
     said = EmotionClassifier(package).predict_proba([text.read_text()])[0].tolist()
-    content["rows"][0] = {"text": text.read_text(), "probabilities": said}
+    examples = json.loads((copy / LAYOUT.details).read_text())["examples"]
+    row = next(index for index, row in enumerate(content["rows"]) if row["text"] not in examples)
+    content["rows"][row] = {"text": text.read_text(), "probabilities": said}
     (copy / LAYOUT.golden).write_text(json.dumps(content))
     seal(copy)
     return str(copy)
