@@ -184,7 +184,8 @@ def _card_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
     except ReleaseError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise error.__cause__ from None
-        yield f"cannot be rendered: {error}"
+        why = str(error).partition(" Remedy: ")[0].rstrip(".")  # the problem gets a remedy of its own
+        yield f"cannot be rendered: {why}"
         return
     said = (package / LAYOUT.card).read_text(encoding="utf-8")
     if not (figures(said) == figures(written) if is_earlier(package) else said == written):

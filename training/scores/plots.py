@@ -209,12 +209,12 @@ def plot_comparison(path: Path, table: pd.DataFrame, scores: dict[str, list[floa
         colors = ["tab:red" if contaminated else "tab:blue" for contaminated in rows["contaminated"]]
         axes.errorbar(rows["test"], places, xerr=width, fmt="none", ecolor="0.6", label="95 %, rows resampled")
         axes.scatter(rows["test"], places, color=colors, zorder=3, label="mean over seeds (red: contaminated)")
-        for place, setting in zip(places, settings, strict=True):
-            axes.plot(scores[setting], [place] * len(scores[setting]), "k|", markersize=7)
+        seeds = [(score, place) for place, setting in zip(places, settings, strict=True) for score in scores[setting]]
+        axes.plot(*zip(*seeds, strict=True), "k|", markersize=7, label="each seed")
         axes.set_yticks(places, names)
         axes.margins(y=0.5 / len(names))
         axes.set_xlabel("test macro F1\n*: the paired 95 % interval of the difference from the first excludes 0")
-        drawn.legend(loc="outside lower center", ncols=2, fontsize=8)
+        drawn.legend(loc="outside lower center", ncols=3, fontsize=8)
 
 
 def _last_parts(settings: Sequence[str]) -> list[str]:
