@@ -15,7 +15,6 @@ from .classifier import EmotionClassifier as EmotionClassifier
 from .config import (
     AUTO_MAP as AUTO_MAP,
     CUSTOM_PIPELINES as CUSTOM_PIPELINES,
-    SCHEMA_VERSION as SCHEMA_VERSION,
     VERSION_KEY as VERSION_KEY,
     EmotionConfig as EmotionConfig,
     read_config as read_config,
@@ -54,6 +53,11 @@ from .fused import (
 from .heads import build_heads as build_heads, build_projection as build_projection
 from .model import EmotionModel as EmotionModel
 from .one_token import OneTokenLayer as OneTokenLayer, OneTokenMistral as OneTokenMistral
+from .package import (
+    SCHEMA_VERSION as SCHEMA_VERSION,
+    PackageSettings as PackageSettings,
+    read_settings as read_settings,
+)
 from .pipeline import EmotionPipeline as EmotionPipeline
 from .predict import (
     predict_logits as predict_logits,

@@ -13,9 +13,10 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from modeling.infer.bundled import BUNDLED_BACKBONE, convert_bundled_backbone
-from modeling.infer.config import MAX_LAYERS, EmotionConfig, oversized
+from modeling.infer.config import EmotionConfig
 from modeling.infer.errors import as_package_error
 from modeling.infer.one_token import OneTokenMistral
+from modeling.infer.package import MAX_LAYERS, oversized
 from modeling.infer.quantization import LANGUAGE_MODEL, check_quantized, quantization_options, refuse_unsupported
 
 logger = logging.getLogger(__name__)

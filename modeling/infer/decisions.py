@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling.infer.config import EmotionConfig, is_probability
+from modeling.infer.package import PackageSettings, is_probability
 
 
 def read_flag(name: str, value: Any) -> bool:
@@ -33,7 +33,7 @@ def read_top_k(top_k: Any) -> int | None:
     return int(top_k)
 
 
-def read_thresholds(config: EmotionConfig, threshold: float | Mapping[str, float] | None) -> np.ndarray:
+def read_thresholds(config: PackageSettings, threshold: float | Mapping[str, float] | None) -> np.ndarray:
     """The probability from which each label is predicted, float64 [L].
 
     Args:

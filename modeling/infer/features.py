@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 from tokenizers import Tokenizer
 
-from modeling.infer.config import EmotionConfig
+from modeling.infer.package import PackageSettings
 from modeling.infer.texts import cut_text
 
 _PIECE, _PIECES_AT_ONCE = 2**14, 64
@@ -91,7 +91,7 @@ class Windows:
         return Features(whole.embeddings, tokens)
 
 
-def cut_into_windows(features: Features, config: EmotionConfig) -> tuple[Windows, np.ndarray]:
+def cut_into_windows(features: Features, config: PackageSettings) -> tuple[Windows, np.ndarray]:
     """Windows of at most ``window_length`` tokens, text by text, and the index of each text's first window, [N].
 
     The last window ends with the text, so a long text has no short window.

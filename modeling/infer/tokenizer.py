@@ -7,9 +7,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from modeling.infer.config import EmotionConfig
 from modeling.infer.errors import PackageError, as_package_error
 from modeling.infer.files import read_json
+from modeling.infer.package import PackageSettings
 
 TOKENIZER_FILE = "tokenizer.json"
 MAX_TOKENIZER_BYTES = 2**25
@@ -39,7 +39,7 @@ _PATTERNS = {
 """Regular expressions by which published backbones split a text. Another one may take endless time on some text."""
 
 
-def read_tokenizer(folder: Path, config: EmotionConfig) -> Tokenizer:
+def read_tokenizer(folder: Path, config: PackageSettings) -> Tokenizer:
     """The tokenizer of a package whose backbone reads words.
 
     Raises:
