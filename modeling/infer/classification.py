@@ -1,0 +1,190 @@
+"""What every classifier does, whatever computes its logits: texts → features → probabilities → labels."""
+
+import logging
+import numbers
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm.auto import tqdm
+
+from modeling.infer.cores import check_threads
+from modeling.infer.decisions import read_flag, read_thresholds, read_top_k
+from modeling.infer.encoders import PROGRESS_BAR_FROM, Encoder, LoadedEncoder, encode_in_batches, load_encoder
+from modeling.infer.features import Features, tokenize
+from modeling.infer.package import PackageSettings
+from modeling.infer.texts import check_texts, is_blank, share_texts
+
+logger = logging.getLogger(__name__)
+
+
+def _check_encoder(encoder: Any) -> Encoder | None:
+    if encoder is None or callable(encoder):
+        return cast(Encoder | None, encoder)
+    raise TypeError(
+        f"encoder is {encoder!r:.80}. Remedy: give a callable texts → [N, E], for example load_encoder('minilm'), or "
+        "leave it out"
+    )
+
+
+def _check_batch_size(batch_size: Any) -> int:
+    if not isinstance(batch_size, numbers.Integral) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r:.80}. Remedy: use a whole number from 1")
+    return int(batch_size)
+
+
+class TextClassifier(ABC):
+    """Classify texts; a subclass computes the probabilities of features.
+
+    Attributes:
+        source: the package, as it was named.
+        config: the package's settings.
+        labels: its labels, in the order of the probabilities.
+        batch_size: rows that are computed at once.
+        threads: the most CPU threads.
+    """
+
+    source: str
+    config: PackageSettings
+    labels: list[str]
+    batch_size: int
+    threads: int
+    _encoder: Encoder | None
+
+    def _set_options(self, batch_size: int, encoder: Encoder | None, threads: int | None) -> None:
+        self.batch_size, self._encoder = _check_batch_size(batch_size), _check_encoder(encoder)
+        self.threads = check_threads(threads)
+
+    @abstractmethod
+    def _probabilities(self, features: Features) -> np.ndarray:
+        """Probabilities, float32 [N, L], of N texts."""
+
+    @property
+    @abstractmethod
+    def _tokenizer(self) -> tuple[Tokenizer, int] | None:
+        """The tokenizer, and the token of a text without any; None if no words are read."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without the package's own encoder, which may not pickle and loads on first use."""
+        own = isinstance(self._encoder, LoadedEncoder) and self._encoder.name == self.config.encoder
+        return {**self.__dict__, "_encoder": None if own else self._encoder}
+
+    @property
+    def encoder(self) -> Encoder:
+        """The sentence encoder, loaded on first use."""
+        if self._encoder is None:
+            loaded = load_encoder(self.config.encoder, self.threads)
+            if self.config.encoder_version not in ("", loaded.version):
+                logger.warning(
+                    "the package was made with version %s of %s, but this is %s: probabilities may differ",
+                    self.config.encoder_version,
+                    loaded.name,
+                    loaded.version,
+                )
+            self._encoder = loaded
+        return self._encoder
+
+    def embed(self, texts: Iterable[str]) -> np.ndarray:
+        """Sentence embeddings, float32 [N, E].
+
+        Raises:
+            TypeError: an item is not a string; the message names its index.
+            ValueError: the encoder's width is not the package's, or it does not give finite numbers for each text.
+        """
+        checked = check_texts(texts)
+        batches = list(encode_in_batches(self.encoder, checked))
+        embeddings = np.concatenate(batches) if batches else np.zeros((0, self.config.embed_dim), np.float32)
+        if embeddings.shape[1] != self.config.embed_dim:
+            raise ValueError(
+                f"the encoder gives {embeddings.shape[1]} dimensions, the package expects {self.config.embed_dim}. "
+                f"Remedy: leave encoder out, or give one with the embeddings of {self.config.encoder}"
+            )
+        return embeddings
+
+    def features(self, texts: Iterable[str]) -> Features:
+        """The model's input: embeddings of the texts, their tokens, or both.
+
+        Raises:
+            TypeError: an item is not a string; the message names its index.
+            ValueError: the encoder's width is not the package's, or it does not give finite numbers for each text.
+        """
+        checked = check_texts(texts)
+        return Features(self.embed(checked) if self.config.reads_embedding else None, self.tokenize(checked))
+
+    def tokenize(self, texts: Sequence[str]) -> list[np.ndarray] | None:
+        """Token ids of each text; None if the backbone does not read words."""
+        return None if self._tokenizer is None else tokenize(self._tokenizer[0], texts, self._tokenizer[1])
+
+    def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
+        """Probability of every label, float32 [N, L], in the order of ``labels``.
+
+        It is the model's own output, also for a text without a visible character, which :meth:`predict` gives no label.
+
+        Raises:
+            TypeError: an item is not a string; the message names its index.
+        """
+        checked = check_texts(texts)
+        found = [np.zeros((0, len(self.labels)), np.float32)]
+        hidden = len(checked) < PROGRESS_BAR_FROM
+        with tqdm(total=len(checked), unit="text", desc="classifying", disable=hidden) as bar:
+            for part in share_texts(checked):
+                found.append(self._probabilities(self.features(part)))
+                bar.update(len(part))
+        return np.concatenate(found)
+
+    def predict(
+        self,
+        texts: Iterable[str],
+        threshold: float | Mapping[str, float] | None = None,
+        exclude_unreliable: bool = False,
+        top_k: int | None = None,
+    ) -> list[dict[str, float]]:
+        """Labels that reach their threshold, with their probabilities, highest first; one dict per text.
+
+        A text without a visible character carries no label, whatever the thresholds are.
+
+        Args:
+            texts: the texts: a list, a column, a series, an array … of strings; one string is one text.
+            threshold: None for the package's thresholds; one probability for all labels (0.0 gives every label);
+                or a mapping that overrides single labels.
+            exclude_unreliable: leave out the labels whose test scores rest on too few rows.
+            top_k: at most this many labels per text, from 1; None for all that reach their threshold.
+
+        Raises:
+            ValueError: a threshold is not a number from 0 to 1 or names an unknown label, or ``top_k`` is not a whole
+                number from 1; the message has the value. It is raised before anything is computed.
+            TypeError: an item is not a string; the message names its index. Or ``exclude_unreliable`` is not a bool.
+        """
+        cutoffs, most, checked = read_thresholds(self.config, threshold), read_top_k(top_k), check_texts(texts)
+        left_out = self.config.unreliable_labels if read_flag("exclude_unreliable", exclude_unreliable) else []
+        allowed = np.array([label not in left_out for label in self.labels])
+        results: list[dict[str, float]] = []
+        for text, row in zip(checked, self.predict_proba(checked), strict=True):
+            order = [] if is_blank(text) else np.argsort(-row, kind="stable").tolist()
+            chosen = [i for i in order if allowed[i] and row[i] >= cutoffs[i]][:most]
+            results.append({self.labels[i]: float(row[i]) for i in chosen})
+        return results
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Add ``emotions`` (names) and ``probabilities`` to columns that have ``text``, or to one row.
+
+        Works with ``datasets.Dataset.map(classifier)``, with or without ``batched=True``, and with
+        ``ray.data.Dataset.map_batches(classifier)``. N texts get N lists of names and float32 [N, L]; one text, in a
+        row, gets its names and float32 [L].
+        """
+        if "text" not in batch:
+            raise KeyError(
+                f"the batch has no column 'text', only {sorted(batch)}. Remedy: rename the column of the texts to text"
+            )
+        checked = check_texts(batch["text"])
+        probabilities = self.predict_proba(checked)
+        reached = probabilities >= read_thresholds(self.config, None)
+        emotions = [
+            [] if is_blank(text) else [self.labels[i] for i in np.flatnonzero(row)]
+            for text, row in zip(checked, reached, strict=True)
+        ]
+        if isinstance(batch["text"], str):
+            return {**batch, "emotions": emotions[0], "probabilities": probabilities[0]}
+        return {**batch, "emotions": emotions, "probabilities": probabilities}
