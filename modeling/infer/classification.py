@@ -2,9 +2,9 @@
 
 import logging
 import numbers
-from abc import ABC, abstractmethod
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -12,15 +12,16 @@ from tqdm.auto import tqdm
 
 from modeling.infer.cores import check_threads
 from modeling.infer.decisions import read_flag, read_thresholds, read_top_k
-from modeling.infer.encoders import PROGRESS_BAR_FROM, Encoder, LoadedEncoder, encode_in_batches, load_encoder
+from modeling.infer.encoders import Encoder, LoadedEncoder, encode_in_batches, load_encoder
 from modeling.infer.features import Features, tokenize
 from modeling.infer.package import PackageSettings
-from modeling.infer.texts import check_texts, is_blank, share_texts
+from modeling.infer.texts import PROGRESS_BAR_FROM, check_texts, is_blank, share_texts
 
 logger = logging.getLogger(__name__)
 
 
-def _check_encoder(encoder: Any) -> Encoder | None:
+def check_encoder(encoder: Any) -> Encoder | None:
+    """An encoder, refused with a TypeError if it cannot be called."""
     if encoder is None or callable(encoder):
         return cast(Encoder | None, encoder)
     raise TypeError(
@@ -29,14 +30,33 @@ def _check_encoder(encoder: Any) -> Encoder | None:
     )
 
 
-def _check_batch_size(batch_size: Any) -> int:
+def check_batch_size(batch_size: Any) -> int:
+    """A number of rows, refused with a ValueError if it is not a whole number from 1."""
     if not isinstance(batch_size, numbers.Integral) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r:.80}. Remedy: use a whole number from 1")
     return int(batch_size)
 
 
-class TextClassifier(ABC):
-    """Classify texts; a subclass computes the probabilities of features.
+class Engine(Protocol):
+    """What computes the probabilities of features.
+
+    Attributes:
+        config: the package's settings.
+        tokenizer: for words; None if the model reads none.
+        empty_token: the token of a text without any.
+    """
+
+    config: Any
+    tokenizer: Tokenizer | None
+    empty_token: int
+
+    def probabilities(self, features: Features, batch_size: int, threads: int) -> np.ndarray:
+        """Probabilities, float32 [N, L], of N texts."""
+        ...
+
+
+class TextClassifier:
+    """Classify texts, with an engine that computes the probabilities of their features.
 
     Attributes:
         source: the package, as it was named.
@@ -46,25 +66,23 @@ class TextClassifier(ABC):
         threads: the most CPU threads.
     """
 
-    source: str
-    config: PackageSettings
-    labels: list[str]
-    batch_size: int
-    threads: int
-    _encoder: Encoder | None
-
-    def _set_options(self, batch_size: int, encoder: Encoder | None, threads: int | None) -> None:
-        self.batch_size, self._encoder = _check_batch_size(batch_size), _check_encoder(encoder)
+    def __init__(
+        self, source: str, engine: Engine, batch_size: int, encoder: Encoder | None, threads: int | None
+    ) -> None:
+        self.source, self._engine = source, engine
+        self.config: PackageSettings = engine.config
+        self.labels: list[str] = list(self.config.emotion_labels)
+        self.batch_size, self._encoder = check_batch_size(batch_size), check_encoder(encoder)
         self.threads = check_threads(threads)
 
-    @abstractmethod
-    def _probabilities(self, features: Features) -> np.ndarray:
-        """Probabilities, float32 [N, L], of N texts."""
-
-    @property
-    @abstractmethod
-    def _tokenizer(self) -> tuple[Tokenizer, int] | None:
-        """The tokenizer, and the token of a text without any; None if no words are read."""
+    def __repr__(self) -> str:
+        config = self.config
+        reads = f"input {config.input}, {'no backbone' if config.head == 'mlp' else f'backbone {config.model_name}'}"
+        encoder = f", encoder {config.encoder}" if config.reads_embedding else ""
+        return (
+            f"<EmotionClassifier of {self.source}: {len(self.labels)} labels ({reprlib.repr(self.labels)[1:-1]}), "
+            f"{reads}{encoder}, {self._engine}>"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the package's own encoder, which may not pickle and loads on first use."""
@@ -115,7 +133,8 @@ class TextClassifier(ABC):
 
     def tokenize(self, texts: Sequence[str]) -> list[np.ndarray] | None:
         """Token ids of each text; None if the backbone does not read words."""
-        return None if self._tokenizer is None else tokenize(self._tokenizer[0], texts, self._tokenizer[1])
+        engine = self._engine
+        return None if engine.tokenizer is None else tokenize(engine.tokenizer, texts, engine.empty_token)
 
     def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
         """Probability of every label, float32 [N, L], in the order of ``labels``.
@@ -130,7 +149,7 @@ class TextClassifier(ABC):
         hidden = len(checked) < PROGRESS_BAR_FROM
         with tqdm(total=len(checked), unit="text", desc="classifying", disable=hidden) as bar:
             for part in share_texts(checked):
-                found.append(self._probabilities(self.features(part)))
+                found.append(self._engine.probabilities(self.features(part), self.batch_size, self.threads))
                 bar.update(len(part))
         return np.concatenate(found)
 

@@ -2,23 +2,23 @@
 
 import logging
 import os
-import reprlib
-from typing import cast
+from typing import Literal, get_args
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer
 
-from modeling.infer.classification import TextClassifier
-from modeling.infer.config import EmotionConfig
+from modeling.infer.classification import TextClassifier, check_batch_size, check_encoder
+from modeling.infer.cores import check_threads
 from modeling.infer.encoders import Encoder
-from modeling.infer.features import Features
 from modeling.infer.files import local_folder
+from modeling.infer.graph import Graph
+from modeling.infer.inherited import refuse_arguments
 from modeling.infer.model import EmotionModel
-from modeling.infer.predict import predict_probabilities
+from modeling.infer.predict import ModelEngine
 from modeling.infer.settings import Quantization
 
 logger = logging.getLogger(__name__)
+
+Backend = Literal["torch", "onnx"]
 
 
 def _choose_device(device: str | torch.device | None) -> tuple[torch.device, str]:
@@ -62,6 +62,7 @@ class EmotionClassifier(TextClassifier):
         fuse: compute the same faster, if possible: the adapter is merged into a backbone that is not quantized, and a
             one-token backbone becomes a :class:`FusedOneTokenMistral`.
         quantization: ``none``, ``nf4`` or ``8bit``, instead of the package's own.
+        backend: what computes: ``torch``, or ``onnx`` for the graph of a package that was exported with ``--onnx``.
 
     Raises:
         PackageError: a file of the package is broken, hostile or does not fit the others.
@@ -82,18 +83,32 @@ class EmotionClassifier(TextClassifier):
         fuse: bool = True,
         quantization: Quantization | None = None,
         threads: int | None = None,
+        backend: Backend = "torch",
     ) -> None:
-        self._set_options(batch_size, encoder, threads)
-        self.device, device_reason = _choose_device(device)
-        self.dtype, dtype_reason = _choose_dtype(dtype, self.device)
-        logger.info("device %s (%s), dtype %s (%s)", self.device, device_reason, self.dtype, dtype_reason)
-        self.source = str(folder_or_hub_id)
+        source, options = str(folder_or_hub_id), (check_batch_size(batch_size), check_encoder(encoder), threads)
+        check_threads(threads)
+        if backend == "onnx":
+            refuse_arguments(
+                [
+                    name
+                    for name, value in (("device", device), ("dtype", dtype), ("quantization", quantization))
+                    if value
+                ],
+                dict.fromkeys(("device", "dtype", "quantization"), "leave it out, or use backend='torch'"),
+                "revision, batch_size, encoder, threads and fuse, with backend='onnx'",
+            )
+            super().__init__(source, Graph(local_folder(folder_or_hub_id, revision)), *options)
+            return
+        if backend != "torch":
+            raise ValueError(f"unknown backend {backend!r:.80}. Remedy: use {' or '.join(get_args(Backend))}")
+        chosen, device_reason = _choose_device(device)
+        precision, dtype_reason = _choose_dtype(dtype, chosen)
+        logger.info("device %s (%s), dtype %s (%s)", chosen, device_reason, precision, dtype_reason)
         folder = local_folder(folder_or_hub_id, revision)
-        self.model = EmotionModel.from_pretrained(
-            folder, dtype=self.dtype, device=self.device, fuse=fuse, quantization=quantization
+        model = EmotionModel.from_pretrained(
+            folder, dtype=precision, device=chosen, fuse=fuse, quantization=quantization
         )
-        self.config = cast(EmotionConfig, self.model.config)
-        self.labels: list[str] = list(self.config.emotion_labels)
+        super().__init__(source, ModelEngine(model), *options)
 
     @classmethod
     def from_model(
@@ -101,27 +116,26 @@ class EmotionClassifier(TextClassifier):
     ) -> "EmotionClassifier":
         """Classify with an already loaded model, on its own device and in its own precision."""
         classifier = cls.__new__(cls)
-        classifier.source = "a loaded model"
-        parameter = next(model.parameters())
-        classifier.device, classifier.dtype = parameter.device, parameter.dtype
-        classifier.config, classifier.model = cast(EmotionConfig, model.config), model.eval()
-        classifier.labels = list(classifier.config.emotion_labels)
-        classifier._set_options(batch_size, encoder, threads)
+        TextClassifier.__init__(classifier, "a loaded model", ModelEngine(model), batch_size, encoder, threads)
         return classifier
 
-    def __repr__(self) -> str:
-        config = self.config
-        reads = f"input {config.input}, {'no backbone' if config.head == 'mlp' else f'backbone {config.model_name}'}"
-        encoder = f", encoder {config.encoder}" if config.reads_embedding else ""
-        return (
-            f"<EmotionClassifier of {self.source}: {len(self.labels)} labels ({reprlib.repr(self.labels)[1:-1]}), "
-            f"{reads}{encoder}, on {self.device} in {self.dtype}>"
-        )
+    @property
+    def model(self) -> EmotionModel:
+        """The model.
 
-    def _probabilities(self, features: Features) -> np.ndarray:
-        return predict_probabilities(self.model, features, self.batch_size, self.threads)
+        Raises:
+            AttributeError: something else computes, see ``backend``.
+        """
+        if not isinstance(self._engine, ModelEngine):
+            raise AttributeError("a graph has no model. Remedy: use backend='torch'")
+        return self._engine.model
 
     @property
-    def _tokenizer(self) -> tuple[Tokenizer, int] | None:
-        tokenizer = self.model.tokenizer
-        return None if tokenizer is None else (tokenizer, self.model.backbone.config.bos_token_id)
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._engine.device if isinstance(self._engine, ModelEngine) else torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision in which the backbone computes."""
+        return self._engine.dtype if isinstance(self._engine, ModelEngine) else torch.float32

@@ -13,10 +13,7 @@ from tqdm.auto import tqdm
 
 from modeling.infer.cores import at_most, check_threads
 from modeling.infer.errors import import_optional
-from modeling.infer.texts import cut_text
-
-PROGRESS_BAR_FROM = 2_000
-"""Show a progress bar from this many texts."""
+from modeling.infer.texts import PROGRESS_BAR_FROM, cut_text
 
 WINDOW = 10_000
 """Characters of a text that an encoder reads at once, at most."""

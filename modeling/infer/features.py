@@ -1,15 +1,16 @@
 """A model's input: sentence embeddings, tokens, and windows of long texts."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from tokenizers import Tokenizer
+from tqdm.auto import tqdm
 
 from modeling.infer.package import PackageSettings
-from modeling.infer.texts import cut_text
+from modeling.infer.texts import PROGRESS_BAR_FROM, cut_text
 
 _PIECE, _PIECES_AT_ONCE = 2**14, 64
 """Characters that the tokenizer reads as one piece, and pieces that it reads at once: a million characters together."""
@@ -103,6 +104,52 @@ def cut_into_windows(features: Features, config: PackageSettings) -> tuple[Windo
     firsts = np.cumsum(counts) - counts
     starts = np.minimum((np.arange(len(texts)) - firsts[texts]) * step, beyond[texts])
     return Windows(features, length, texts, starts), firsts
+
+
+def read_in_windows(
+    features: Features,
+    config: PackageSettings,
+    read: Callable[[Features], np.ndarray],
+    size: int,
+    map_batches: Callable[..., Iterable[int]] = map,
+) -> np.ndarray:
+    """Logits, float32 [N, L], of N texts, window by window; windows of similar length share a batch.
+
+    Args:
+        features: of N texts.
+        config: the package's settings.
+        read: computes the logits of a batch of windows.
+        size: windows in a batch, at most.
+        map_batches: ``map``, or one that computes batches at once.
+    """
+    windows, firsts = cut_into_windows(features, config)
+    logits = np.zeros((len(windows), len(config.emotion_labels)), dtype=np.float32)
+    order = np.argsort(-windows.lengths, kind="stable")
+
+    def fill(rows: np.ndarray) -> int:
+        logits[rows] = read(windows.take(rows))
+        return len(rows)
+
+    # Only for tokens: embeddings are read faster than they were made, and making them had its own bar.
+    hidden = features.tokens is None or len(windows) < PROGRESS_BAR_FROM
+    with tqdm(total=len(order), unit="text", desc="reading", disable=hidden) as bar:
+        for count in map_batches(fill, [order[start : start + size] for start in range(0, len(order), size)]):
+            bar.update(count)
+    return logits if len(windows) == len(features) else pool_windows(logits, firsts, config.windows)
+
+
+def to_arrays(features: Features) -> dict[str, np.ndarray]:
+    """The model's inputs by name; tokens are padded on the right to the longest text."""
+    found: dict[str, np.ndarray] = {}
+    if features.embeddings is not None:
+        found["embeddings"] = np.ascontiguousarray(features.embeddings, dtype=np.float32)
+    if features.tokens is not None:
+        there = np.arange(max(features.lengths, default=0)) < features.lengths[:, None]
+        found["input_ids"] = np.zeros(there.shape, dtype=np.int64)
+        if len(features):
+            found["input_ids"][there] = np.concatenate(features.tokens)
+        found["attention_mask"] = there.astype(np.int64)
+    return found
 
 
 def pool_windows(logits: np.ndarray, firsts: np.ndarray, windows: str) -> np.ndarray:

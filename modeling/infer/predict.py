@@ -8,14 +8,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from modeling.infer.config import EmotionConfig
 from modeling.infer.cores import at_most, check_threads
-from modeling.infer.encoders import PROGRESS_BAR_FROM
-from modeling.infer.features import Features, Windows, cut_into_windows, pool_windows
+from modeling.infer.features import Features, cut_into_windows, read_in_windows, to_arrays
 
 SMALL_PRODUCT, SMALL_MATRIX = 2**27, 2**22
 """One CPU thread is fastest below this many multiplications in a layer's largest product, and weights in its matrix.
@@ -71,41 +68,42 @@ def predict_logits(
     was_training = model.training
     model.eval()
     config, device = cast(EmotionConfig, model.config), next(model.parameters()).device
-    windows, firsts = cut_into_windows(features, config)
-    logits = np.zeros((len(windows), len(config.emotion_labels)), dtype=np.float32)
-    order = np.argsort(-windows.lengths, kind="stable")
 
-    def read(rows: np.ndarray) -> int:
+    def read(batch: Features) -> np.ndarray:
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):  # threads do not inherit them
-            tensors = {name: tensor.to(device) for name, tensor in to_tensors(windows.take(rows)).items()}
-            logits[rows] = model(**tensors).logits.float().cpu().numpy()
-        return len(rows)
+            tensors = {name: tensor.to(device) for name, tensor in to_tensors(batch).items()}
+            return np.asarray(model(**tensors).logits.float().cpu().numpy())
 
-    with (
-        share_cores(model, len(order), batch_size, threads) as (map_batches, size),
-        tqdm(total=len(order), unit="text", desc="reading", disable=not _shows_progress(windows)) as bar,
-    ):
-        for count in map_batches(read, [order[start : start + size] for start in range(0, len(order), size)]):
-            bar.update(count)
+    with share_cores(model, len(cut_into_windows(features, config)[0]), batch_size, threads) as (map_batches, size):
+        logits = read_in_windows(features, config, read, size, map_batches)
     model.train(was_training)
-    return logits if len(windows) == len(features) else pool_windows(logits, firsts, config.windows)
+    return logits
 
 
 def to_tensors(features: Features) -> dict[str, torch.Tensor]:
     """Arguments of :meth:`EmotionModel.forward`; tokens are padded on the right to the longest text."""
-    found = {}
-    if features.embeddings is not None:
-        found["embeddings"] = torch.from_numpy(np.ascontiguousarray(features.embeddings, dtype=np.float32))
-    if features.tokens is not None:
-        rows = [torch.from_numpy(row) for row in features.tokens]
-        found["input_ids"] = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        found["attention_mask"] = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return found
+    return {name: torch.from_numpy(array) for name, array in to_arrays(features).items()}
 
 
-def _shows_progress(windows: Windows) -> bool:
-    """Only for tokens: embeddings are read faster than they were made, and making them had its own bar."""
-    return windows.features.tokens is not None and len(windows) >= PROGRESS_BAR_FROM
+class ModelEngine:
+    """Probabilities by a model.
+
+    Args:
+        model: it computes on its own device and in its own precision.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.config, self.tokenizer = model.eval(), model.config, model.tokenizer
+        self.empty_token = getattr(getattr(model.backbone, "config", None), "bos_token_id", None) or 0
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+
+    def __str__(self) -> str:
+        return f"on {self.device} in {self.dtype}"
+
+    def probabilities(self, features: Features, batch_size: int, threads: int) -> np.ndarray:
+        """Probabilities, float32 [N, L], of N texts."""
+        return predict_probabilities(self.model, features, batch_size, threads)
 
 
 def predict_probabilities(

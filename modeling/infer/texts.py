@@ -12,6 +12,9 @@ _FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {
 }
 """Characters of other categories that show nothing: Unicode's "default ignorable" ones and the empty Braille cell."""
 
+PROGRESS_BAR_FROM = 2_000
+"""Show a progress bar from this many texts."""
+
 _TEXTS_OF_A_PART, _CHARACTERS_OF_A_PART = 31 * 64, 4_000_000
 """What a classifier holds at once besides the texts and their results, so that memory does not grow with the texts."""
 
