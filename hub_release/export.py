@@ -27,6 +27,7 @@ from hub_release.card.own import (
 )
 from hub_release.card.render import render_card, replace_file, write_card
 from hub_release.check.integrity import hash_problems, layout_problems, unreadable_problems
+from hub_release.graph import write_graph
 from hub_release.package import (
     HANDLER,
     LAYOUT,
@@ -45,17 +46,18 @@ from modeling.recipe import hide_local_paths
 from modeling.records import ADAPTER_WEIGHTS, BASELINE_WEIGHTS, GOLDEN, MODEL, MODEL_CONFIG, RECORDED, GoldenRow
 
 
-def export(run: Path, package: Path, **details: Any) -> None:
+def export(run: Path, package: Path, graph: bool = False, **details: Any) -> None:
     """Write the package of a finished run; the folder appears whole or not at all.
 
     Args:
         run: folder of the run.
         package: folder to write; must be new or empty.
+        graph: also write the model as an ONNX graph, see :func:`hub_release.graph.write_graph`.
         details: fields of :class:`hub_release.card.own.CardDetails`; the name is by default the folder's.
 
     Raises:
-        ReleaseError: the run is not finished, the package folder is a file or not empty, or the card cannot show a
-            detail.
+        ReleaseError: the run is not finished, the package folder is a file or not empty, the card cannot show a
+            detail, or the model has no graph.
     """
     details["name"] = details.get("name") or model_name(package.resolve().name)
     said = change_details(None, details)
@@ -73,12 +75,12 @@ def export(run: Path, package: Path, **details: Any) -> None:
     require_free(package)
     with staging(package.parent, ".export-") as temporary:
         (temporary / "package").mkdir()
-        _write(run, temporary / "package", said)
+        _write(run, temporary / "package", said, graph)
         require_free(package)  # still: another export may have been faster
         publish(temporary / "package", package)
 
 
-def _write(run: Path, package: Path, details: CardDetails) -> None:
+def _write(run: Path, package: Path, details: CardDetails, graph: bool) -> None:
     for name in RECORDED:
         shutil.copyfile(run / name, package / name)
     _hide_local_paths(package / LAYOUT.recipe)
@@ -92,7 +94,7 @@ def _write(run: Path, package: Path, details: CardDetails) -> None:
         "num_labels": len(config["emotion_labels"]),
         VERSION_KEY: project_version(),
     }
-    requirements = requirements_of(config["model_name"], config["encoder"], config["quantization"])
+    requirements = requirements_of(config["model_name"], config["encoder"], config["quantization"], graph=graph)
     (package / LAYOUT.requirements).write_text(requirements, encoding="utf-8")
     (package / LAYOUT.config).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     head, adapter = split_trained_weights(load_file(run / ADAPTER_WEIGHTS))
@@ -109,6 +111,8 @@ def _write(run: Path, package: Path, details: CardDetails) -> None:
     (package / LAYOUT.adapter).parent.mkdir()
     save_file({key: value.contiguous() for key, value in adapter.items()}, package / LAYOUT.adapter)
     _write_adapter_config(run, package, config["model_name"])
+    if graph:
+        write_graph(package)
     _write_details(package, details)
     write_card(package)
     for path in package.rglob("*"):

@@ -101,6 +101,7 @@ class Layout:
     thresholds_plot: str = records.THRESHOLDS_PLOT
     confusions_plot: str = records.CONFUSIONS_PLOT
     reliability_plot: str = records.RELIABILITY_PLOT
+    graph: str = "onnx/model.onnx"
     details: str = "card.json"
     requirements: str = "requirements.txt"
     handler: str = "handler.py"
@@ -112,8 +113,8 @@ class Layout:
 
 
 LAYOUT = Layout()
-OPTIONAL = frozenset({LAYOUT.details})
-"""Files that packages of earlier versions lack."""
+OPTIONAL = frozenset({LAYOUT.graph, LAYOUT.details})
+"""Files that a package has only if its publisher wants them, or that those of earlier versions lack."""
 HANDLER = Path(__file__).with_name(LAYOUT.handler)
 """What ships as a package's ``handler.py``."""
 

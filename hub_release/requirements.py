@@ -25,11 +25,13 @@ _WHEEL_NOTE = """\
 """
 
 
-def requirements_of(model_name: str, encoder: str, quantization: str, code: str | None = None) -> str:
+def requirements_of(
+    model_name: str, encoder: str, quantization: str, code: str | None = None, graph: bool = False
+) -> str:
     """The ``requirements.txt`` of a package: what ``infer.py``, the encoder and the backbone need.
 
     Each lower bound is the project's own, the version that its tests ran with. ``code`` is the text of an earlier
-    version's ``infer.py``; None is this version's.
+    version's ``infer.py``; None is this version's. A package with a ``graph`` needs what computes it, too.
 
     Raises:
         ReleaseError: ``infer.py`` imports something that the project does not declare.
@@ -37,6 +39,8 @@ def requirements_of(model_name: str, encoder: str, quantization: str, code: str 
     needed, extras = third_party_imports(code or bundle()), set()
     if model_name == BUNDLED_BACKBONE:
         needed.add("gguf")
+    if graph:
+        needed.add("onnxruntime")
     if quantization != "none":
         needed.add("accelerate")
         extras.add("nf4")

@@ -101,6 +101,7 @@ class Facts:
     label_set: Source
     details: CardDetails | None
     files: frozenset[str]
+    has_graph: bool
 
     @property
     def labels(self) -> list[str]:
@@ -201,6 +202,7 @@ def read_facts(package: Path) -> Facts:
         label_set=_find_source("label_sets", " ".join(recipe["labels"]), False),
         details=read_details(package),
         files=frozenset(path.name for path in package.iterdir()),
+        has_graph=(package / LAYOUT.graph).is_file(),
     )
     _refuse_html(facts)
     _refuse_contradictions(facts, parsed)

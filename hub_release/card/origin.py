@@ -54,6 +54,7 @@ def _architecture(facts: Facts) -> dict[str, Any]:
     total = sum(counts.values()) + lora
     return {
         "trained_parameters": f"{total:,}",
+        "has_graph": facts.has_graph,
         "weight_hashes": Markdown(", ".join(f"{code(file)} {digest}" for file, digest in facts.weight_hashes.items())),
         "part_rows": [
             *rows,

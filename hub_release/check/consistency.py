@@ -37,6 +37,7 @@ from modeling.infer import (
     as_package_error,
     build_backbone,
     read_adapter,
+    read_graph,
     read_head_file,
     read_json,
     read_tokenizer,
@@ -68,13 +69,15 @@ class Findings(list[PackageError]):
 
 
 def weight_problems(package: Path, config: EmotionConfig) -> Findings:
-    """What keeps the heads, tokenizer or adapter from loading onto the backbone that the configuration names."""
+    """What keeps the heads, tokenizer, graph or adapter from loading, the last onto the backbone that the configuration names."""
     found = Findings()
     heads = [found.attempt(read_head_file, package, name, config) for name in HEAD_FILES]
     if None not in heads:
         found.attempt(refuse_different_heads, heads)
     if config.reads_words:
         found.attempt(read_tokenizer, package, config)
+    if (package / LAYOUT.graph).is_file():
+        found.attempt(read_graph, package)
     backbone = found.attempt(backbone_on_meta, config)
     if backbone is not None:
         found.attempt(_adapter_problem, package, config, backbone)
@@ -165,7 +168,8 @@ def _requirement_problems(package: Path, config: EmotionConfig) -> Iterator[Pack
     if not path.is_file():
         return
     code = (package / LAYOUT.code).read_text(encoding="utf-8") if earlier else None
-    expected = requirements_of(config.model_name, config.encoder, config.quantization, code)
+    has_graph = (package / LAYOUT.graph).is_file()
+    expected = requirements_of(config.model_name, config.encoder, config.quantization, code, has_graph)
     try:
         text = path.read_bytes().decode("utf-8")
         same = same_requirements(text, expected) if earlier else text == expected

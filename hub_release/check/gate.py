@@ -70,6 +70,8 @@ def check(package: Path, allow_contaminated: bool = False) -> list[str]:
         problems += _readable_problems(package, copy, problems, allow_contaminated)
         if not unreadable and all(problem.file in _NOT_LOADED for problem in problems):
             problems += golden_problems(copy)
+            if (copy / LAYOUT.graph).is_file():
+                problems += golden_problems(copy, "onnx")
     return [printable(problem) for problem in problems]
 
 
@@ -113,8 +115,14 @@ def _content_problems(package: Path, allow_contaminated: bool) -> list[PackageEr
     return [problem for problem in found if problem.file not in missing]
 
 
-def golden_problems(package: Path) -> list[PackageError]:
-    """Whether a stranger's process gives the trained model's probabilities; this runs the package's code."""
+def golden_problems(package: Path, backend: str = "torch") -> list[PackageError]:
+    """Whether a stranger's process gives the trained model's probabilities; this runs the package's code.
+
+    Args:
+        package: its folder.
+        backend: what computes there, see :class:`modeling.infer.EmotionClassifier`.
+    """
+    computed = LAYOUT.graph if backend == "onnx" else LAYOUT.code
     config = read_config(package)
     distributions = closure(read_requirements(package / LAYOUT.requirements))
     if config.model_name == BUNDLED_BACKBONE:
@@ -122,7 +130,13 @@ def golden_problems(package: Path) -> list[PackageError]:
     values = sum(parameter.numel() for parameter in backbone_on_meta(config).parameters())
     memory = GOLDEN_BYTES + 2 * 4 * values  # in float32, and once more while it is read
     seconds = GOLDEN_SECONDS + 2 * values / BYTES_PER_SECOND  # published in 16 bits
-    arguments = [str(package.resolve()), " ".join(modules_of(distributions)), " ".join(distributions), str(memory)]
+    arguments = [
+        str(package.resolve()),
+        " ".join(modules_of(distributions)),
+        " ".join(distributions),
+        str(memory),
+        backend,
+    ]
     with scratch() as elsewhere:
         command = [sys.executable, "-I", str(PROBE), *arguments]
         try:
@@ -133,16 +147,16 @@ def golden_problems(package: Path) -> list[PackageError]:
             what = f"has no probabilities after {seconds:,.1f} seconds in a fresh process"
             return [
                 PackageError(
-                    LAYOUT.code, what, "check on a machine that has the backbone in its Hub cache, or export again"
+                    computed, what, "check on a machine that has the backbone in its Hub cache, or export again"
                 )
             ]
     if result.returncode:
         said = re.findall(r"^[\w.]+(?:Error|Exception): .*", result.stderr, re.MULTILINE)  # the first is the cause
         what = f"fails in a fresh process: {said[0] if said else f'exit {result.returncode}'}"
-        return [PackageError(LAYOUT.code, what, "fix what it names and export again")]
+        return [PackageError(computed, what, "fix what it names and export again")]
     difference = json.loads(result.stdout.strip().splitlines()[-1])["difference"]
     if not difference <= TOLERANCE:
         what = f"is not reproduced: the golden probabilities differ by {difference:.2g}, more than {TOLERANCE:g}"
         remedy = "export again: the weights, the backbone or the encoder are not from the run"
-        return [PackageError(LAYOUT.golden, what, remedy)]
+        return [PackageError(computed if backend == "onnx" else LAYOUT.golden, what, remedy)]
     return []

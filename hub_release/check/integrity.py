@@ -12,9 +12,17 @@ from pathlib import Path
 from PIL import Image
 
 from hub_release.package import LAYOUT, OPTIONAL, package_files, sha256
-from modeling.infer import MAX_ADAPTER_BYTES, MAX_TOKENIZER_BYTES, PackageError, read_json, unsafe_entries
+from modeling.infer import (
+    MAX_ADAPTER_BYTES,
+    MAX_GRAPH_BYTES,
+    MAX_TOKENIZER_BYTES,
+    PackageError,
+    read_json,
+    unsafe_entries,
+)
 
-_BINARY = (".safetensors", ".pt", ".png")
+_WEIGHTS = (".safetensors", ".pt", ".onnx")
+_BINARY = (*_WEIGHTS, ".png")
 _MAX_BYTES = 2**24
 _SEARCHED_BYTES = 2**22
 """Names and notes are in the first and last bytes of a file of weights; the numbers between are not searched."""
@@ -51,7 +59,7 @@ def unreadable_problems(package: Path) -> list[PackageError]:
     unsafe = {problem.file for problem in problems}
     for name, path in package_files(package).items():
         limit = MAX_ADAPTER_BYTES if name.endswith((".safetensors", ".pt")) else _MAX_BYTES
-        limit = MAX_TOKENIZER_BYTES if name == LAYOUT.tokenizer else limit
+        limit = {LAYOUT.tokenizer: MAX_TOKENIZER_BYTES, LAYOUT.graph: MAX_GRAPH_BYTES}.get(name, limit)
         if name not in unsafe and (size := path.stat().st_size) > limit:
             problems.append(
                 PackageError(name, f"has {size:,} bytes, more than {limit:,}", "delete it, or export again")
@@ -178,7 +186,7 @@ def text_problems(package: Path) -> list[PackageError]:
 
 def _searched(path: Path) -> bytes:
     """The bytes of a file in which a text can be."""
-    if path.suffix not in (".safetensors", ".pt") or path.stat().st_size <= 2 * _SEARCHED_BYTES:
+    if path.suffix not in _WEIGHTS or path.stat().st_size <= 2 * _SEARCHED_BYTES:
         return path.read_bytes()
     with path.open("rb") as file:
         start = file.read(_SEARCHED_BYTES)

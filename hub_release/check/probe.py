@@ -1,4 +1,4 @@
-"""Reproduce a package's golden probabilities: ``python -I probe.py FOLDER MODULES DISTRIBUTIONS BYTES``.
+"""Reproduce a package's golden probabilities: ``python -I probe.py FOLDER MODULES DISTRIBUTIONS BYTES BACKEND``.
 
 The check runs this file in its own process. Only the package, the standard library and the named modules can be
 imported there. Everything else that is installed, this project included, is out of reach.
@@ -58,20 +58,26 @@ def limit_memory(most: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def measure(folder: str) -> float:
+def measure(folder: str, backend: str) -> float:
     """The largest difference between the golden probabilities and the package's."""
     import numpy as np
-    import torch
     from infer import EmotionClassifier
 
     golden = json.loads(Path(folder, "golden.json").read_text(encoding="utf-8"))
     texts = [row["text"] for row in golden["rows"]]
     wanted = np.array([row["probabilities"] for row in golden["rows"]])
-    said = EmotionClassifier(folder, dtype=torch.float32).predict_proba(texts)
+    said = classifier_of(EmotionClassifier, folder, backend).predict_proba(texts)
     return float(np.abs(said - wanted).max())
+
+
+def classifier_of(kind: Any, folder: str, backend: str) -> Any:
+    """The package's classifier in float32. Earlier versions know no backend."""
+    import torch
+
+    return kind(folder, dtype=torch.float32) if backend == "torch" else kind(folder, backend=backend)
 
 
 if __name__ == "__main__":
     declare(sys.argv[1], set(sys.argv[2].split()), set(sys.argv[3].split()))
     limit_memory(int(sys.argv[4]))
-    sys.stdout.write(json.dumps({"difference": measure(sys.argv[1])}) + "\n")
+    sys.stdout.write(json.dumps({"difference": measure(sys.argv[1], sys.argv[5])}) + "\n")

@@ -37,6 +37,14 @@ def export(
             "times. Needs the memory to load the model."
         ),
     ] = None,
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx",
+            help="Also write the model as onnx/model.onnx, in float32 and with its backbone, for "
+            "EmotionClassifier(…, backend='onnx'). Needs the extra onnx.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write the package of a finished run: weights, configuration, infer.py and model card.
@@ -49,7 +57,7 @@ def export(
         from hub_release.export import export as export_run
 
         given = _given(title=title, license=license, language=language, contact=contact, intended_use=intended_use)
-        export_run(run, package, **given, **_given(name=name, examples=example))
+        export_run(run, package, onnx, **given, **_given(name=name, examples=example))
         next_command = command("hub_release", "check", package)
         finish(as_json, f"{package} is written. Next: run {next_command}", package=str(package))
 

@@ -32,6 +32,7 @@ from .errors import (
     PackageError as PackageError,
     TableError as TableError,
     as_package_error as as_package_error,
+    import_optional as import_optional,
 )
 from .features import (
     Features as Features,
@@ -49,6 +50,13 @@ from .fused import (
     lay_out as lay_out,
     multiplies_bfloat16 as multiplies_bfloat16,
     packs_matrices as packs_matrices,
+)
+from .graph import Graph as Graph
+from .graph_file import (
+    GRAPH_FILE as GRAPH_FILE,
+    MAX_GRAPH_BYTES as MAX_GRAPH_BYTES,
+    graph_problems as graph_problems,
+    read_graph as read_graph,
 )
 from .heads import build_heads as build_heads, build_projection as build_projection
 from .model import EmotionModel as EmotionModel
