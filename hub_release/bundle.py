@@ -44,16 +44,31 @@ class Module:
     logs: bool
 
 
+WITHOUT_TORCH = ("shell", "graph_classifier")
+"""The same for ``infer_onnx.py``, in which :data:`STAND_IN` stands for the classifier by PyTorch."""
+STAND_IN = (f"{INFER}.classifier", f"{INFER}.graph_classifier")
+
+
+def bundle_without_torch() -> str:
+    """The text of ``infer_onnx.py``."""
+    return bundle(WITHOUT_TORCH, stand_in=STAND_IN)
+
+
 @cache
-def bundle(roots: tuple[str, ...] = SHIPPED, package: str = INFER) -> str:
+def bundle(roots: tuple[str, ...] = SHIPPED, package: str = INFER, stand_in: tuple[str, str] = ("", "")) -> str:
     """The text of one file with these modules of a package and their imports; it has the last root's docstring.
+
+    Args:
+        roots: modules of the package.
+        package: their package.
+        stand_in: a module, and one with the same names that stands for it wherever it is imported.
 
     Raises:
         ReleaseError: a module imports in a form that cannot be bundled, or two modules define the same name.
     """
     modules: dict[str, Module] = {}
     for root in roots:
-        _collect(f"{package}.{root}", package, modules)
+        _collect(f"{package}.{root}", package, modules, stand_in)
     imports = sorted(set[tuple[str, str, str]]().union(*(module.imports for module in modules.values())))
     parts = [f'"""{modules[f"{package}.{roots[-1]}"].docstring}\n"""', *_import_lines(imports)]
     if any(module.logs for module in modules.values()):
@@ -66,13 +81,14 @@ def bundle(roots: tuple[str, ...] = SHIPPED, package: str = INFER) -> str:
     return text
 
 
-def _collect(name: str, package: str, modules: dict[str, Module]) -> None:
+def _collect(name: str, package: str, modules: dict[str, Module], stand_in: tuple[str, str]) -> None:
     """Add a module after the modules that it needs."""
+    name = stand_in[1] if name == stand_in[0] else name
     if name in modules:
         return
     module = read_module(name, package)
     for needed in module.needs:
-        _collect(needed, package, modules)
+        _collect(needed, package, modules, stand_in)
     modules[name] = module
 
 

@@ -14,7 +14,7 @@ import yaml
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from hub_release.bundle import bundle
+from hub_release.bundle import bundle, bundle_without_torch
 from hub_release.card.facts import read_facts
 from hub_release.card.own import (
     CardDetails,
@@ -39,7 +39,7 @@ from hub_release.package import (
     require_free,
     sha256,
 )
-from hub_release.requirements import project_version, requirements_of
+from hub_release.requirements import project_version, requirements_of, requirements_of_graph
 from modeling.adapters import split_trained_weights
 from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES, VERSION_KEY, EmotionClassifier, publish, staging
 from modeling.recipe import hide_local_paths
@@ -113,6 +113,8 @@ def _write(run: Path, package: Path, details: CardDetails, graph: bool) -> None:
     _write_adapter_config(run, package, config["model_name"])
     if graph:
         write_graph(package)
+        (package / LAYOUT.graph_code).write_text(bundle_without_torch(), encoding="utf-8")
+        (package / LAYOUT.graph_requirements).write_text(requirements_of_graph(config["encoder"]), encoding="utf-8")
     _write_details(package, details)
     write_card(package)
     for path in package.rglob("*"):

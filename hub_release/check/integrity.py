@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hub_release.package import LAYOUT, OPTIONAL, package_files, sha256
+from hub_release.package import LAYOUT, OF_THE_GRAPH, OPTIONAL, package_files, sha256
 from modeling.infer import (
     MAX_ADAPTER_BYTES,
     MAX_GRAPH_BYTES,
@@ -99,6 +99,7 @@ def layout_problems(package: Path, unreadable: Collection[str] = ()) -> list[Pac
         PackageError(name, "is missing", "run hub_release export again")
         for name in expected
         if name not in present | OPTIONAL
+        or (name in OF_THE_GRAPH and present & set(OF_THE_GRAPH) and name not in present)
     ]
     foreign = [PackageError(name, "is not part of a package", "delete it") for name in sorted(present - known)]
     empty = [
@@ -162,7 +163,7 @@ def text_problems(package: Path) -> list[PackageError]:
     """
     problems = []
     for name, path in package_files(package).items():
-        if name in (LAYOUT.code, LAYOUT.handler):
+        if name in (LAYOUT.code, LAYOUT.graph_code, LAYOUT.handler):
             continue
         content = _searched(path)
         patterns = [

@@ -47,10 +47,8 @@ def declare(folder: str, modules: set[str], distributions: set[str]) -> None:
 
 
 def limit_memory(most: int) -> None:
-    """End this process, not the machine, if it needs more than ``most`` bytes; a GPU's driver reserves what it wants."""
-    import torch
-
-    if importlib.util.find_spec("resource") and not torch.cuda.is_available():
+    """End this process, not the machine, if it needs more than ``most`` bytes."""
+    if importlib.util.find_spec("resource"):
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -58,26 +56,37 @@ def limit_memory(most: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def measure(folder: str, backend: str) -> float:
-    """The largest difference between the golden probabilities and the package's."""
-    import numpy as np
+def load_with_torch(folder: str, most: int) -> Any:
+    """The package's classifier in float32."""
+    import torch
+
+    if not torch.cuda.is_available():  # a GPU's driver reserves what it wants
+        limit_memory(most)
     from infer import EmotionClassifier
+
+    return EmotionClassifier(folder, dtype=torch.float32)
+
+
+def load_graph(folder: str, most: int) -> Any:
+    """The classifier of the package's graph."""
+    limit_memory(most)
+    from infer_onnx import EmotionClassifier
+
+    return EmotionClassifier(folder)
+
+
+def measure(folder: str, classifier: Any) -> float:
+    """The largest difference between the golden probabilities and the classifier's."""
+    import numpy as np
 
     golden = json.loads(Path(folder, "golden.json").read_text(encoding="utf-8"))
     texts = [row["text"] for row in golden["rows"]]
     wanted = np.array([row["probabilities"] for row in golden["rows"]])
-    said = classifier_of(EmotionClassifier, folder, backend).predict_proba(texts)
-    return float(np.abs(said - wanted).max())
-
-
-def classifier_of(kind: Any, folder: str, backend: str) -> Any:
-    """The package's classifier in float32. Earlier versions know no backend."""
-    import torch
-
-    return kind(folder, dtype=torch.float32) if backend == "torch" else kind(folder, backend=backend)
+    return float(np.abs(classifier.predict_proba(texts) - wanted).max())
 
 
 if __name__ == "__main__":
     declare(sys.argv[1], set(sys.argv[2].split()), set(sys.argv[3].split()))
-    limit_memory(int(sys.argv[4]))
-    sys.stdout.write(json.dumps({"difference": measure(sys.argv[1], sys.argv[5])}) + "\n")
+    load = {"torch": load_with_torch, "onnx": load_graph}[sys.argv[5]]
+    difference = measure(sys.argv[1], load(sys.argv[1], int(sys.argv[4])))
+    sys.stdout.write(json.dumps({"difference": difference}) + "\n")

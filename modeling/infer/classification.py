@@ -47,8 +47,12 @@ class Engine(Protocol):
     """
 
     config: Any
-    tokenizer: Tokenizer | None
     empty_token: int
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """For words."""
+        ...
 
     def probabilities(self, features: Features, batch_size: int, threads: int) -> np.ndarray:
         """Probabilities, float32 [N, L], of N texts."""

@@ -10,8 +10,7 @@ from modeling.infer.classification import TextClassifier, check_batch_size, chec
 from modeling.infer.cores import check_threads
 from modeling.infer.encoders import Encoder
 from modeling.infer.files import local_folder
-from modeling.infer.graph import Graph
-from modeling.infer.inherited import refuse_arguments
+from modeling.infer.graph import Graph, refuse_options_of_torch
 from modeling.infer.model import EmotionModel
 from modeling.infer.predict import ModelEngine
 from modeling.infer.settings import Quantization
@@ -85,18 +84,10 @@ class EmotionClassifier(TextClassifier):
         threads: int | None = None,
         backend: Backend = "torch",
     ) -> None:
-        source, options = str(folder_or_hub_id), (check_batch_size(batch_size), check_encoder(encoder), threads)
-        check_threads(threads)
+        source = str(folder_or_hub_id)
+        options = check_batch_size(batch_size), check_encoder(encoder), check_threads(threads)
         if backend == "onnx":
-            refuse_arguments(
-                [
-                    name
-                    for name, value in (("device", device), ("dtype", dtype), ("quantization", quantization))
-                    if value
-                ],
-                dict.fromkeys(("device", "dtype", "quantization"), "leave it out, or use backend='torch'"),
-                "revision, batch_size, encoder, threads and fuse, with backend='onnx'",
-            )
+            refuse_options_of_torch(device, dtype, quantization)
             super().__init__(source, Graph(local_folder(folder_or_hub_id, revision)), *options)
             return
         if backend != "torch":

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from modeling.infer.errors import import_optional
+
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -70,7 +72,7 @@ def _read_quota(folder: Path) -> float | None:
 @contextmanager
 def at_most(threads: int) -> Iterator[None]:
     """Let PyTorch use at most this many CPU threads for the operations inside."""
-    import torch  # what needs no PyTorch uses the rest of this module
+    torch = import_optional("torch", "torch")  # what needs no PyTorch uses the rest of this module
 
     before = torch.get_num_threads()
     torch.set_num_threads(min(threads, before))

@@ -135,7 +135,7 @@ def _load_sentence_transformer(name: str, threads: int, folder: str | None = Non
 
 def _weights_version(model: Any) -> str:
     """Identifies a model's weights, whatever their source: the start of their SHA-256."""
-    import torch  # the other encoders do not need it
+    torch = import_optional("torch", "torch")  # the other encoders do not need it
 
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

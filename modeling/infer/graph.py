@@ -80,6 +80,18 @@ class Graph:
         return np.asarray(found[0], dtype=np.float32)
 
 
+def refuse_options_of_torch(device: Any, dtype: Any, quantization: Any) -> None:
+    """Refuse what a graph cannot follow.
+
+    Raises:
+        ValueError: an option asks for another device or precision than the graph's.
+    """
+    given = {"device": None if str(device) == "cpu" else device, "dtype": dtype, "quantization": quantization}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} is {value!r:.80}, but a graph has its own. Remedy: leave {name} out")
+
+
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Probabilities of logits, of any shape and in their precision."""
     return np.asarray(np.exp(-np.logaddexp(0, -logits)))

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from modeling.infer.config import EmotionConfig
@@ -93,10 +94,15 @@ class ModelEngine:
     """
 
     def __init__(self, model: Any) -> None:
-        self.model, self.config, self.tokenizer = model.eval(), model.config, model.tokenizer
+        self.model, self.config = model.eval(), model.config
         self.empty_token = getattr(getattr(model.backbone, "config", None), "bos_token_id", None) or 0
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, which may be set later."""
+        return cast(Tokenizer | None, self.model.tokenizer)
 
     def __str__(self) -> str:
         return f"on {self.device} in {self.dtype}"

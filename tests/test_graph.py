@@ -1,0 +1,324 @@
+"""A package's graph: the same probabilities without PyTorch, and no session of a hostile file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from peft import LoraConfig, get_peft_model
+from typer.testing import CliRunner
+
+from hub_release.bundle import bundle_without_torch
+from hub_release.check.gate import check
+from hub_release.cli import app
+from hub_release.export import export
+from hub_release.graph import write_graph
+from hub_release.package import LAYOUT, OF_THE_GRAPH, ReleaseError, seal
+from hub_release.requirements import third_party_imports
+from modeling.infer import EmotionClassifier, EmotionModel, Graph, PackageError, graph, graph_problems
+from tests.conftest import EMBED_DIM, fake_encoder, tiny_flags, tiny_tokenizer
+from tests.test_texts import tiny_model
+
+TEXTS = [
+    "sunny cake",
+    "",
+    "a slammed door " * 40,
+    "what?",
+    "dark cellar 😀",
+    *(f"text {n}" * (n % 7 + 1) for n in range(30)),
+]
+SETTINGS: list[dict[str, Any]] = [
+    {"input": "embedding"},
+    {"input": "embedding", "one_token": False},
+    {"input": "embedding", "prefix": "bos"},
+    *(
+        {"input": kind, "attention": attention, "pooling": pooling}
+        for kind, attention, pooling in (
+            ("tokens", "causal", "last"),
+            ("tokens", "bidirectional", "attention"),
+            ("tokens", "causal", "mean"),
+            ("hybrid", "bidirectional", "mean"),
+            ("hybrid", "causal", "attention"),
+            ("hybrid", "bidirectional", "last"),
+        )
+    ),
+    {"input": "hybrid", "attention": "bidirectional", "pooling": "mean", "prefix": "bos"},
+]
+
+
+@pytest.fixture(scope="module")
+def with_graph(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package with a graph."""
+    folder = tmp_path_factory.mktemp("graph") / "package"
+    assert CliRunner().invoke(app, ["export", str(finished_run), str(folder), "--onnx"]).exit_code == 0
+    return folder
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda given: " ".join(map(str, given.values())))
+def test_a_graph_computes_what_its_model_does(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For any number of rows and tokens, with the adapter."""
+    model = tiny_model(**settings)
+    model.tokenizer = tiny_tokenizer() if model.config.reads_words else None
+    lora = LoraConfig(r=2, target_modules=r".*\.(?:v_proj|up_proj)", init_lora_weights=False)
+    model.backbone = get_peft_model(model.backbone, lora)
+    classifier = EmotionClassifier.from_model(model, encoder=fake_encoder)
+    expected = classifier.predict_proba(TEXTS)
+    monkeypatch.setattr(EmotionModel, "from_pretrained", lambda *_: model)
+    (tmp_path / LAYOUT.config).write_text(json.dumps(model.config.to_dict()))
+    write_graph(tmp_path)
+    monkeypatch.setattr(graph, "read_tokenizer", lambda *_: model.tokenizer)
+    for rows, threads in ((64, 1), (1, 1), (24, 2)):
+        found = EmotionClassifier(
+            tmp_path, backend="onnx", encoder=fake_encoder, batch_size=rows, threads=threads
+        ).predict_proba(TEXTS)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_package_with_a_graph_passes_its_check(with_graph: Path) -> None:
+    assert set(OF_THE_GRAPH) <= {path.relative_to(with_graph).as_posix() for path in with_graph.rglob("*")}
+    assert check(with_graph) == []
+    card = (with_graph / LAYOUT.card).read_text()
+    assert "`onnx/model.onnx` is the same model" in card and 'backend="onnx"' in card
+    assert "onnxruntime" in (with_graph / LAYOUT.requirements).read_text()
+    assert "torch" not in (with_graph / LAYOUT.graph_requirements).read_text()
+
+
+def test_a_graph_has_no_path_of_this_machine(with_graph: Path) -> None:
+    content = (with_graph / LAYOUT.graph).read_bytes()
+    assert str(Path(__file__).parents[1]).encode() not in content and b".py" not in content
+
+
+def test_a_stranger_needs_no_torch(with_graph: Path, tmp_path: Path) -> None:
+    """In a fresh process where torch and transformers cannot be imported: from the shell and from Python."""
+    assert third_party_imports(bundle_without_torch()) == {"huggingface-hub", "numpy", "tokenizers", "tqdm"}
+    code = f"""
+import sys
+for name in ("torch", "transformers", "peft", "modeling"):
+    sys.modules[name] = None
+sys.path.insert(0, {str(with_graph)!r})
+import json, infer_onnx
+classifier = infer_onnx.EmotionClassifier({str(with_graph)!r})
+golden = json.load(open({str(with_graph / "golden.json")!r}))["rows"]
+said = classifier.predict_proba([row["text"] for row in golden])
+assert abs(said - [row["probabilities"] for row in golden]).max() < 1e-4
+assert infer_onnx.main(["sunny cake", "--threshold", "0"]) == 0
+print(classifier)
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    line, said = done.stdout.splitlines()
+    assert set(json.loads(line)["emotions"]) == {"joy", "anger", "fear"} and "by ONNX Runtime" in said
+
+
+def test_both_backends_give_the_same_labels(with_graph: Path) -> None:
+    by_torch, by_graph = EmotionClassifier(with_graph), EmotionClassifier(with_graph, backend="onnx")
+    assert by_torch.labels == by_graph.labels
+    for ours, theirs in zip(by_torch.predict(TEXTS), by_graph.predict(TEXTS), strict=True):
+        assert ours.keys() == theirs.keys()
+    assert by_graph.device.type == "cpu" and not hasattr(by_graph, "model")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"backend": "tflite"}, "unknown backend 'tflite'. Remedy: use torch or onnx"),
+        ({"backend": "onnx", "device": "cuda"}, "device is 'cuda', but a graph has its own. Remedy: leave device out"),
+        ({"backend": "onnx", "quantization": "nf4"}, "quantization is 'nf4', but a graph"),
+    ],
+)
+def test_odd_options_are_refused(with_graph: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said.replace(".", r"\.")):
+        EmotionClassifier(with_graph, **options)
+
+
+def test_a_package_without_a_graph_says_so(package: Path) -> None:
+    with pytest.raises(PackageError, match=r"onnx/model\.onnx is missing"):
+        EmotionClassifier(package, backend="onnx")
+
+
+def test_a_quantized_backbone_has_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    model.config.quantization = "nf4"
+    monkeypatch.setattr(EmotionModel, "from_pretrained", lambda *_: model)
+    with pytest.raises(ReleaseError, match=r"the backbone is in nf4.*Remedy"):
+        write_graph(tmp_path)
+
+
+def test_a_failed_graph_leaves_no_package(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(package: Path) -> None:
+        (package / "onnx").mkdir()
+        raise ReleaseError("no graph. Remedy: none")
+
+    monkeypatch.setattr("hub_release.export.write_graph", fail)
+    with pytest.raises(ReleaseError):
+        export(finished_run, tmp_path / "package", graph=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Hostile graphs
+
+
+def node(operator: str, *inputs: str, domain: str = "", **attributes: Any) -> Callable[[onnx.ModelProto], None]:
+    """Add an operator whose result nothing reads."""
+
+    def add(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node(operator, list(inputs), ["unread"], domain=domain, **attributes))
+
+    return add
+
+
+def constant(name: str, values: Any) -> Callable[[onnx.ModelProto], None]:
+    def add(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+
+    return add
+
+
+def all_of(*changes: Callable[[onnx.ModelProto], None]) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        for part in changes:
+            part(model)
+
+    return change
+
+
+def external(location: str) -> Callable[[onnx.ModelProto], None]:
+    def move(model: onnx.ModelProto) -> None:
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+
+    return move
+
+
+def huge(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[:] = [2**40, 2**20]
+
+
+def domain(model: onnx.ModelProto) -> None:
+    model.opset_import.add(domain="evil.operators", version=1)
+
+
+def function(model: onnx.ModelProto) -> None:
+    model.functions.append(helper.make_function("evil", "f", [], [], [], [helper.make_opsetid("", 20)]))
+
+
+def body() -> onnx.GraphProto:
+    return helper.make_graph([], "body", [], [])
+
+
+def many(model: onnx.ModelProto) -> None:
+    model.graph.node.extend(helper.make_node("Neg", ["a"], [f"out{n}"]) for n in range(70_000))
+
+
+HOSTILE: dict[str, Callable[[onnx.ModelProto], None]] = {
+    "data outside": external("../../secret"),
+    "data at an absolute path": external("/etc/passwd"),
+    "data in another file": external("model.onnx_data"),
+    "a huge tensor": huge,
+    "a huge constant shape": all_of(constant("big", [2**20, 2**20]), node("Expand", "embeddings", "big")),
+    "a huge range": all_of(constant("big", 2**40), node("Range", "zero", "big", "one")),
+    "a huge repetition": all_of(node("Constant", value_ints=[2**30, 4]), node("Tile", "embeddings", "unread")),
+    "operators of strangers": all_of(domain, node("Run", domain="evil.operators")),
+    "an operator of a stranger": node("Run", domain="evil.operators"),
+    "a python operator": node("PyOp", domain="ai.onnx.contrib"),
+    "a loop": node("Loop", "", "", body=body()),
+    "a branch": node("If", "a", then_branch=body(), else_branch=body()),
+    "a scan": node("Scan", "a", body=body(), num_scan_inputs=1),
+    "a graph in a plain operator": node("Add", "a", "b", body=body()),
+    "texts": all_of(constant("names", ["a", "b"])),
+    "an own function": function,
+    "too many operators": many,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_session_is_made_of_a_hostile_graph(
+    name: str, with_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled = shutil.copytree(with_graph, tmp_path / "package")
+    model = onnx.load(spoiled / LAYOUT.graph)
+    HOSTILE[name](model)
+    (spoiled / LAYOUT.graph).write_bytes(model.SerializeToString())
+    seal(spoiled)
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("a session was made"))
+    with pytest.raises(PackageError, match=r"onnx/model\.onnx .*Remedy: "):
+        Graph(spoiled)
+    assert any(problem.startswith(LAYOUT.graph) for problem in check(spoiled))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x08", b"\x3a\xff\xff\xff\xff\x0f", b"{}", b"\x3b"])
+def test_what_is_no_graph_is_refused(content: bytes) -> None:
+    assert list(graph_problems(content))
+
+
+def test_random_damage_never_escapes(with_graph: Path) -> None:
+    """Whatever is changed, the answer is a list of problems: nothing else is raised, and nothing takes long."""
+    content = (with_graph / LAYOUT.graph).read_bytes()
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(content[: generator.integers(1, len(content))])
+        for place in generator.integers(0, len(damaged), 20):
+            damaged[place] = generator.integers(0, 256)
+        assert isinstance(list(graph_problems(bytes(damaged))), list)
+
+
+def test_a_graph_of_other_labels_is_refused(with_graph: Path, tmp_path: Path) -> None:
+    spoiled = shutil.copytree(with_graph, tmp_path / "package")
+    config = json.loads((spoiled / LAYOUT.config).read_text())
+    kept = config["emotion_labels"][:2]
+    config = {key: value for key, value in config.items() if key not in ("id2label", "label2id", "num_labels")}
+    config |= {"emotion_labels": kept, "thresholds": {}, "unreliable_labels": []}
+    (spoiled / LAYOUT.config).write_text(json.dumps(config))
+    with pytest.raises(PackageError, match=r"onnx/model\.onnx reads embeddings .*not logits of the package's labels"):
+        Graph(spoiled)
+
+
+def test_a_graph_of_other_weights_is_found(with_graph: Path, tmp_path: Path) -> None:
+    spoiled = shutil.copytree(with_graph, tmp_path / "package")
+    model = onnx.load(spoiled / LAYOUT.graph)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("classifier.bias"))
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 1, bias.name))
+    (spoiled / LAYOUT.graph).write_bytes(model.SerializeToString())
+    seal(spoiled)
+    assert [problem for problem in check(spoiled) if "the golden probabilities differ" in problem]
+
+
+@pytest.mark.parametrize("name", OF_THE_GRAPH)
+def test_a_graph_without_its_files_is_not_whole(with_graph: Path, tmp_path: Path, name: str) -> None:
+    spoiled = shutil.copytree(with_graph, tmp_path / "package")
+    (spoiled / name).unlink()
+    seal(spoiled)
+    assert any(problem.startswith(f"{name} is missing") for problem in check(spoiled))
+
+
+def test_words_through_the_whole_way(finished_run: Path, tiny_backbone: str, tmp_path: Path) -> None:
+    """A run whose backbone reads words: export with a graph, check, and the graph's own tokenizer."""
+    from training.run import main
+
+    flags = tiny_flags(finished_run.parent / "corpus", tiny_backbone, tmp_path / "run")
+    assert main([*flags, "--input", "hybrid", "--pooling", "mean", "--token_norm", "0", "--balance", "none"]) == 0
+    export(tmp_path / "run", tmp_path / "package", graph=True)
+    assert check(tmp_path / "package") == []
+
+
+def test_the_embedding_s_width_is_the_package_s(with_graph: Path) -> None:
+    assert EMBED_DIM != 512  # the finished run has the real encoder
+    with pytest.raises(ValueError, match=r"the encoder gives 12 dimensions, the package expects 512"):
+        EmotionClassifier(with_graph, backend="onnx", encoder=fake_encoder).predict(["a"])
+    assert os.environ.get("HF_HUB_OFFLINE")
