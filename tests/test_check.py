@@ -62,6 +62,7 @@ def test_everything_wrong_is_listed(copy: Path) -> None:
     (copy / LAYOUT.golden).write_text(json.dumps(golden))
     unsealed = [str(problem) for problem in inspect(copy)]
     assert [problem.split()[0] for problem in unsealed] == [LAYOUT.card, LAYOUT.golden, LAYOUT.card]
+    assert "Remedy: run hub_release card" in unsealed[0] and "Remedy: run hub_release export" in unsealed[1]
     seal(copy)
     problems = check(copy)
     assert len(problems) == 2

@@ -146,6 +146,9 @@ def test_own_words_survive(copy: Path) -> None:
     assert WORDS in changed and "trained weights: mit." in changed and "## Contact\n\nelsewhere\n" in changed
     assert read(copy, "card.json") == DETAILS | {"license": "mit", "contact": "elsewhere"}
     assert inspect(copy) == []
+    run("card", copy, "--contact", "")
+    assert "contact" not in read(copy, "card.json") and "## Contact" not in (copy / "README.md").read_text()
+    assert inspect(copy) == []
 
 
 def test_an_edit_elsewhere_is_not_dropped_without_a_word(copy: Path) -> None:

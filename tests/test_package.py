@@ -347,6 +347,11 @@ def test_shell_does_not_lose_results(
         assert "the disk is full" in capsys.readouterr().err and classified
     monkeypatch.setattr(shell, "_TEXTS_PER_WRITE", 2)
     (tmp_path / "in.jsonl").write_text('"a"\n"b"\n"c"\n3\n')
+    (tmp_path / "link.jsonl").symlink_to("in.jsonl")
+    for same in ("in.jsonl", "link.jsonl"):
+        command = ["--model", str(package), "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / same)]
+        assert shell.main(command) == 2 and "is the file of --input. Remedy: " in capsys.readouterr().err
+    assert (tmp_path / "in.jsonl").read_text().count("\n") == 4
     output = tmp_path / "out.jsonl"
     output.write_text("earlier")
     assert shell.main(["--model", str(tmp_path / "none"), "a", "--output", str(output)]) == 2

@@ -422,3 +422,50 @@ def test_names_and_ids_are_there_and_told_apart(tmp_path: Path) -> None:
         read_one(tmp_path, ["joy"], rows, "a.jsonl", id_column="id")
     with pytest.raises(CorpusError, match=r"has an empty name. Remedy"):
         read_one(tmp_path, ["joy", " "], "text,labels\nx,joy\n")
+
+
+def test_texts_of_utf_16_without_its_mark_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("hello\nthere\n".encode("utf-16-le"))
+    with pytest.raises(TableError, match=r"line 1: .* NUL characters, as UTF-16.*Remedy: save it as UTF-8"):
+        list(read_texts(tmp_path / "a.txt"))
+
+
+def test_labels_that_differ_in_spaces_are_one(tmp_path: Path) -> None:
+    """Rows of the one would train the other."""
+    for other in ("joy ", "\u00a0joy"):
+        with pytest.raises(CorpusError, match=r"joy', .*is listed twice. Remedy"):
+            read_one(tmp_path, sorted(["joy", other], reverse=True), "text,labels\nx,joy\n")
+    assert read_one(tmp_path, [" joy", "fear"], "text,labels\nx,joy\n") == [[1, 0]]
+    with pytest.raises(CorpusError, match=r"label_separator is empty. Remedy: give the sign"):
+        read_one(tmp_path, ["joy"], "text,labels\nx,joy\n", label_separator="")
+
+
+def test_one_label_of_zeros_and_ones_is_no_id(tmp_path: Path) -> None:
+    content = "text,labels\nx,1\ny,0\n"
+    with pytest.raises(CorpusError, match=r"Remedy: if they are a 0 or 1 .* multi-hot; or write names$"):
+        read_one(tmp_path, ["toxic"], content)
+    assert read_one(tmp_path, ["toxic"], content, label_format="multi-hot") == [[1], [0]]
+
+
+def test_a_column_of_labels_and_columns_of_zeros_and_ones_must_agree(tmp_path: Path) -> None:
+    content = "text,labels,joy,fear\nx,joy,1,0\ny,{},0,1\n"
+    with pytest.raises(CorpusError, match=r"line 3: the labels are 'joy' in .*'labels', and 'fear' in the 0/1 columns"):
+        read_one(tmp_path, ["joy", "fear"], content.format("joy"))
+    assert read_one(tmp_path, ["joy", "fear"], content.format("fear")) == [[1, 0], [0, 1]]
+    assert read_one(tmp_path, ["joy"], content.format("")) == [[1], [0]]
+    assert read_one(tmp_path, ["joy", "fear"], "text,labels,joy,fear\nx,joy,.9,.1\n") == [[1, 0]]  # scores
+    (tmp_path / "a.csv").write_text(content.format("joy"))
+    with pytest.raises(CorpusError, match="in the 0/1 columns"):
+        read_labeled_file(tmp_path / "a.csv", None, ("joy", "fear"), FileOptions())
+    ignored = FileOptions(ignored_columns=["joy", "fear"])
+    assert len(read_labeled_file(tmp_path / "a.csv", None, ("joy", "fear"), ignored)) == 2
+
+
+def test_what_stands_in_place_of_rows_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"first line is a row with the label 'joy', .*Remedy: write a first line"):
+        read_one(tmp_path, ["joy", "fear"], "I am glad,joy\nI am afraid,fear\n")
+    with pytest.raises(CorpusError, match=r"no column 'text', only 'said', 'joy', 'fear'"):
+        read_one(tmp_path, ["joy", "fear"], "said,joy,fear\nx,1,0\n")
+    for content in ('{"text": {"0": "x"}, "labels": {"0": "joy"}}', '{"data": [{"text": "x", "labels": "joy"}]}'):
+        with pytest.raises(CorpusError, match=r"line 1: .* whole columns, not one row. Remedy: write an object for"):
+            read_one(tmp_path, ["joy"], content, "a.json")

@@ -10,6 +10,8 @@ import shlex
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +27,7 @@ import hub_release.export
 from hub_release.cli import app
 from hub_release.package import ReleaseError
 from modeling.infer import EXHAUSTED, INTERRUPTED, TERMINATED, CacheError, describe_stop, shell
-from tests.conftest import tiny_flags, write_corpus
+from tests.conftest import ROOT, tiny_flags, write_corpus
 from training.commands.train import LogFile
 from training.fit.trainer import SealedCheckpoints
 from training.recipe import RecipeError
@@ -263,3 +265,17 @@ def test_an_unwritable_cache_is_named_before_the_work(tmp_path: Path, monkeypatc
     encoder = load_encoder("use-multilingual-v3")._replace(encode=pytest.fail)
     with pytest.raises(CacheError, match=remedy):
         encode(["text"], encoder, bundled.cache_folder())
+
+
+def test_ctrl_c_while_libraries_load() -> None:
+    code = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *others):\n"
+        "        if name == 'transformers': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from training.run import main\n"
+        "sys.exit(main(['--epochs', '1']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == INTERRUPTED and re.fullmatch("interrupted: nothing was done yet.*\n", done.stderr)

@@ -21,7 +21,6 @@ from modeling.infer.quiet import restore_logs, silence_libraries
 from modeling.infer.stops import EXHAUSTED, catch_sigterm, describe_local_error, describe_stop
 from training.commands.verbs import Command
 from training.errors import TrainingError
-from training.options import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Command[Any] | None = None
     try:
         with catch_sigterm(), restore_logs():
+            from training.options import parse  # it imports transformers, which Ctrl-C may stop too
+
             command = parse(words)
             return run(command)
     except (Exception, KeyboardInterrupt) as error:

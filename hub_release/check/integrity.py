@@ -137,7 +137,10 @@ def hash_problems(package: Path) -> list[PackageError]:
         for name in sorted(set(sums) - expected - set(LAYOUT.files(reads_words=True)))
     ]
     changed = [name for name in sorted(expected & set(sums)) if sha256(package / name) != sums[name]]
-    return problems + [PackageError(name, f"does not match {LAYOUT.sums}", remedy) for name in changed]
+    remedies = {LAYOUT.card: "run hub_release card, which keeps the section for own words"}
+    return problems + [
+        PackageError(name, f"does not match {LAYOUT.sums}", remedies.get(name, remedy)) for name in changed
+    ]
 
 
 def picture_problems(package: Path) -> list[PackageError]:

@@ -10,13 +10,15 @@ import typer
 from hub_release.commands.console import Json, Package, command, errors, finish
 from hub_release.package import LAYOUT
 
-Title = Annotated[str, typer.Option(help="Heading of the model card.")]
-License = Annotated[str, typer.Option(help="License of the trained weights, by its id on the Hub, such as apache-2.0.")]
+Title = Annotated[str | None, typer.Option(help="Heading of the model card.")]
+License = Annotated[
+    str | None, typer.Option(help="License of the trained weights, by its id on the Hub, such as apache-2.0.")
+]
 Language = Annotated[
     list[str] | None, typer.Option(help="ISO code of a language of the texts, such as en; may be given several times.")
 ]
-Contact = Annotated[str, typer.Option(help="How to reach you: an address or a page.")]
-IntendedUse = Annotated[str, typer.Option(help="What the model is for, in a few sentences.")]
+Contact = Annotated[str | None, typer.Option(help="How to reach you: an address or a page.")]
+IntendedUse = Annotated[str | None, typer.Option(help="What the model is for, in a few sentences.")]
 
 
 def export(
@@ -25,11 +27,11 @@ def export(
     name: Annotated[
         str, typer.Option(help="The model's name in the Hub's list of results; default: the name of PACKAGE.")
     ] = "",
-    title: Title = "",
-    license: License = "",
+    title: Title = None,
+    license: License = None,
     language: Language = None,
-    contact: Contact = "",
-    intended_use: IntendedUse = "",
+    contact: Contact = None,
+    intended_use: IntendedUse = None,
     example: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,11 +66,11 @@ def export(
 
 def card(
     package: Package,
-    title: Title = "",
-    license: License = "",
+    title: Title = None,
+    license: License = None,
     language: Language = None,
-    contact: Contact = "",
-    intended_use: IntendedUse = "",
+    contact: Contact = None,
+    intended_use: IntendedUse = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Also drop edits outside of the section for own words.")
     ] = False,
@@ -77,7 +79,8 @@ def card(
     """Render the model card again from the package's recorded files, which must match its SHA256SUMS.
 
     The section between the two comments on own words stays as you wrote it. Other edits are never dropped without
-    --overwrite. What you say about the model replaces what export recorded.
+    --overwrite. What you say about the model replaces what export recorded;
+    an empty text takes it back.
 
     Example: `hub_release card packages/goemotions`
     """
@@ -92,4 +95,4 @@ def card(
 
 def _given(**options: Any) -> dict[str, Any]:
     """The options that were given."""
-    return {key: value for key, value in options.items() if value}
+    return {key: value for key, value in options.items() if value is not None}

@@ -69,16 +69,25 @@ def _first_line(path: Path, suffix: str, file: IO[str]) -> tuple[int, str]:
     """
     before, first = next(((n, line) for n, line in enumerate(file) if line.strip("\r\n")), (0, ""))
     place = f"{path}, line {before + 1}"
-    if "\0" in first:
-        raise TableError(
-            f"{place}: {first!r:.80} has NUL characters, as UTF-16 without its mark has. Remedy: save it as UTF-8"
-        )
+    refuse_nul(place, first)
     if suffix == ".tsv" and "\r" in first.rstrip("\r\n"):
         raise TableError(
             f"{place}: {first!r:.80} has carriage returns, but only newlines end the lines of a TSV file. Remedy: save "
             "it with newlines"
         )
     return before, first
+
+
+def refuse_nul(place: str, first: str) -> None:
+    """Refuse a first line that UTF-16 without its mark seems to have; plain English in it is UTF-8 too.
+
+    Raises:
+        TableError: it has NUL characters.
+    """
+    if "\0" in first:
+        raise TableError(
+            f"{place}: {first!r:.80} has NUL characters, as UTF-16 without its mark has. Remedy: save it as UTF-8"
+        )
 
 
 def _find_delimiter(path: Path, suffix: str, first: str, text_column: str) -> str:

@@ -30,7 +30,9 @@ _TEXTS_PER_WRITE = 1024
 """Results are written after so many texts: a stop loses no more."""
 
 
-def _refuse_unwritable(path: Path) -> None:
+def _refuse_output(path: Path, read: Path | None) -> None:
+    if read is not None and path.is_file() and read.is_file() and path.samefile(read):  # it is still being read
+        raise ValueError(f"--output {path} is the file of --input. Remedy: name another file")
     if path.is_dir():
         raise ValueError(f"--output {path} is a folder. Remedy: name a file in it")
     if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("no text given: write texts after the command, or use --input FILE")
     try:
         if arguments.output:
-            _refuse_unwritable(arguments.output)
+            _refuse_output(arguments.output, arguments.input)
         with catch_sigterm():
             for written in _write(arguments):  # noqa: B007  # needed after an error
                 pass

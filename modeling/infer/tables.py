@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 from modeling.infer.decoding import describe_encoding
 from modeling.infer.errors import TableError, import_optional
-from modeling.infer.separated import quote_names, separated_rows
+from modeling.infer.separated import quote_names, refuse_nul, separated_rows
 
 ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 """Suffixes of files whose rows have columns."""
@@ -119,6 +119,8 @@ def _text_rows(path: Path, suffix: str, compression: str, text_column: str, colu
                     yield Row(f"{path}, line {number}", values, problem)
             elif suffix == TEXT_SUFFIX:
                 for number, line in enumerate(file, start=1):
+                    if number == 1:
+                        refuse_nul(f"{path}, line 1", line)
                     yield Row(f"{path}, line {number}", {"text": line.rstrip("\r\n")})
             else:
                 yield from _json_rows(path, suffix, file)
@@ -175,6 +177,9 @@ def _json_row(place: str, value: Any) -> Row:
         return Row(place, {"text": value})
     if not isinstance(value, dict):
         return Row(place, {}, f"{json.dumps(value, ensure_ascii=False)!r:.80} is not an object. Remedy: {_OBJECT}")
+    if value and all(isinstance(part, (list, dict)) for part in value.values()):
+        remedy = 'write an object for each row, as to_json(orient="records", lines=True) of pandas does'
+        return Row(place, {}, f"{quote_names(value)}: whole columns, not one row. Remedy: {remedy}")
     return Row(place, value)
 
 

@@ -89,7 +89,8 @@ def _read(path: Path, keys: Sequence[bytes], chunk: int = 500) -> dict[bytes, np
         return found
     damaged = 0
     with closing(_open(path)) as database:
-        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'hashes'").fetchone():
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+        if not tables >= {"embeddings", "hashes"}:
             return found
         for start in range(0, len(keys), chunk):
             part = keys[start : start + chunk]

@@ -152,8 +152,10 @@ def _find_separator(cells: Sequence[Any], labels: LabelSet, given: str | None) -
     """The separator with which the fewest items are unknown; a comma if several are as good.
 
     Raises:
-        CorpusError: two separators give other known labels.
+        CorpusError: two separators give other known labels, or the given one is empty.
     """
+    if given == "":
+        raise CorpusError("label_separator is empty. Remedy: give the sign between the labels, or leave it out")
     if given is not None:
         return given
     texts = [cell for cell in cells if isinstance(cell, str) and labels.find(cell) is None and _literal(cell) is None]
@@ -242,13 +244,16 @@ def _find_format(
     place, cell = places[row], f"{cells[row]!r:.80}"
     if any(labels.find(item) is not None for item in flat):  # then numbers are names, and ids would be others
         raise CorpusError(f"{place}: {cell}: unknown label {label_text(item)!r}. {labels.suggest(item)}")
-    bits = ""
-    if all(map(is_zero_or_one, flat)) and any(len(part) == len(labels.names) > 1 for part in items):
-        bits = "if they are a 0 or 1 for each label, give --label_format multi-hot; "
-    raise CorpusError(
-        f"{place}: {cell} is a number, and no label has this name. Remedy: {bits}if numbers are ids in the order of the labels (0 is {labels.names[0]}, "
-        f"{len(labels.names) - 1} is {labels.names[-1]}), give --label_format ids; or write names"
-    )
+    ways = []
+    if all(map(is_zero_or_one, flat)) and any(len(part) == len(labels.names) for part in items):
+        ways = ["if they are a 0 or 1 for each label, give --label_format multi-hot"]
+    if len(labels.names) > 1:
+        ways += [
+            f"if numbers are ids in the order of the labels (0 is {labels.names[0]}, {len(labels.names) - 1} is "
+            f"{labels.names[-1]}), give --label_format ids"
+        ]
+    remedy = "; ".join([*ways, "or write names" if ways else "write names"])
+    raise CorpusError(f"{place}: {cell} is a number, and no label has this name. Remedy: {remedy}")
 
 
 def _are_vectors(items: Sequence[list[Any]], cells: Sequence[Any], length: int) -> bool:

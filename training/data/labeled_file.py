@@ -58,6 +58,7 @@ def read_labeled_file(
         table = read_file(path, columns, names)
         if columns.labels in table.rows:
             labels = _label_set(mapping, model_labels)
+            table = table._replace(rows=table.rows.drop(columns=list(options.ignored_columns), errors="ignore"))
         else:
             labels = LabelSet(tuple(_label_columns(table, mapping, model_labels, options)))
         rows = table_rows({"file": table}, labels, columns, options.reading)["file"]

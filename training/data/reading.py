@@ -227,6 +227,7 @@ def table_rows(
             problems += _missing_ids(rows[columns.id], row_places, columns.id)
         if columns.labels in rows:
             named = [next(found) for _ in row_places]
+            problems += _contradictions(tables[split], named, labels, columns)
         else:
             values = rows[list(labels.names)].itertuples(index=False)
             named = [
@@ -256,6 +257,13 @@ def _missing_columns(table: Table, labels: LabelSet, columns: Columns) -> Iterat
     own = [name for name in labels.names if name not in there]
     if not own and labels.names:
         missing.pop("--label_column", None)
+    label = next((name for name in there if _has_labels(table.rows[name], name, labels)), None)
+    if label is not None and missing.keys() >= {"--text_column", "--label_column"}:
+        yield (
+            f"{table.source}: the first line is a row with the label {label!r}, not the names of columns, which are "
+            f"missing. Remedy: write a first line with {columns.text} and {columns.labels}"
+        )
+        return
     for flag, name in missing.items():
         close = difflib.get_close_matches(name, there, n=1)
         hint = f" Did you mean {quote_names(close)}?" if close else ""
@@ -264,6 +272,29 @@ def _missing_columns(table: Table, labels: LabelSet, columns: Columns) -> Iterat
             some = f"; {quote_names(own)} would be missing" if len(own) < len(labels.names) else ""
             remedy += f", or, in training, --labels to the names of 0/1 columns, one per label{some}"
         yield f"{table.source}: no column {quote_names([name])}, only {quote_names(there)}.{hint} Remedy: {remedy}"
+
+
+def _has_labels(cells: Iterable[Any], name: str, labels: LabelSet) -> bool:
+    """Is the name of a column a label, as its cells are? Then it is the first of them."""
+    return labels.find(name) is not None and any(labels.find(cell) is not None for cell in cells)
+
+
+def _contradictions(table: Table, found: Sequence[Sequence[str]], labels: LabelSet, columns: Columns) -> Iterator[str]:
+    """Rows whose labels differ from their 0/1 columns, if there is one for each label: either may be meant."""
+    names = [name for name in labels.names if name in table.rows and name not in columns]
+    if not names or len(names) < len(labels.names):
+        return
+    values = table.rows[names].itertuples(index=False)
+    for place, row, listed in zip(table.places, values, found, strict=True):
+        problems: list[str] = []
+        marked = one_hot_labels(row, names, place, problems)
+        if problems:
+            return  # these columns are something else
+        if set(marked) != set(listed) & set(names):
+            yield (
+                f"{place}: the labels are {quote_names(listed) or 'none'} in column {columns.labels!r}, and "
+                f"{quote_names(marked) or 'none'} in the 0/1 columns. Remedy: delete what is wrong"
+            )
 
 
 def _find_file(folder: Path, split: str, suffixes: Sequence[str]) -> Path:

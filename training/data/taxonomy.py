@@ -128,9 +128,10 @@ def build_taxonomy(labels: Sequence[str], corpus_labels: Sequence[str] | None = 
             f"{', '.join(TAXONOMIES)}, or list yours"
         )
     own = tuple(normal_name(label) for label in labels)
-    twice = sorted({label for label in own if own.count(label) > 1})
+    bare = [label.strip() for label in own]  # the spaces around a cell do not count
+    twice = sorted({label for label in own if bare.count(label.strip()) > 1 and label.strip()})
     if twice:
-        raise ValueError(f"labels: {', '.join(twice)} is listed twice. Remedy: list each label once")
+        raise ValueError(f"labels: {quote_names(twice)} is listed twice. Remedy: list each label once")
     if not all(label.strip() for label in own):
         raise ValueError(f"labels: {quote_names(own)} has an empty name. Remedy: give each label a name")
     known = own if corpus_labels is None else tuple(corpus_labels)
