@@ -21,11 +21,18 @@ from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
 from tests import HUB_CACHE
 from tests.cards import Change, edit
 from tests.hub_server import TestHub, connected
-from tests.pictures import quick_pictures
+from tests.pictures import drawn_pictures, quick_pictures
 
+SLOWEST = ["hostile", "trainer", "compare", "tokens", "memory", "distillation", "demo", "package", "verbs", "check"]
+"""Files of tests that are run first, so that no process waits long for another at the end."""
 ROOT = Path(__file__).resolve().parent.parent
 EMBED_DIM = 12
 LABELS = ("joy", "anger", "fear")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"test_{name}": rank for rank, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 def tiny_config() -> MistralConfig:
@@ -127,7 +134,8 @@ def tiny_flags(corpus: Path, backbone: str | Path, output: str | Path) -> list[s
     """Flags of a run on the tiny backbone; an epoch takes about a second."""
     return (
         f"--recipe quickstart --dataset files --data_dir {corpus} --labels {' '.join(LABELS)} --model_name {backbone} "
-        f"--output_dir {output} --epochs 3 --batch_size 8 --balance_target 0 --bf16 false --token_norm 20 --alpha r2"
+        f"--output_dir {output} --epochs 3 --batch_size 8 --balance_target 0 --bf16 false --token_norm 20 --alpha r2 "
+        "--gradient_accumulation_steps 1"
     ).split()
 
 
@@ -145,7 +153,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -
 
     base = tmp_path_factory.mktemp("run")
     corpus = write_corpus(base / "corpus")
-    assert main([*tiny_flags(corpus, tiny_backbone, base / "run"), "--balance_target", "30"]) == 0
+    with drawn_pictures():
+        assert main([*tiny_flags(corpus, tiny_backbone, base / "run"), "--balance_target", "30"]) == 0
     return base / "run"
 
 

@@ -12,6 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tests import EXHAUSTIVE
+from training.fit import results
+
+_DRAW = results.draw
 
 
 @contextmanager
@@ -20,18 +23,23 @@ def quick_pictures() -> Iterator[None]:
 
     For runs whose pictures nobody looks at: those of the fixtures in conftest.py and of test_plots.py are drawn.
     """
-    from training.fit import results
-
-    draw = results.draw
 
     def draw_quickly(*arguments: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Figure, "savefig", _write_pixel)
-            draw(*arguments)
+            _DRAW(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         if not EXHAUSTIVE:
             patch.setattr(results, "draw", draw_quickly)
+        yield
+
+
+@contextmanager
+def drawn_pictures() -> Iterator[None]:
+    """Draw the pictures of runs, also within :func:`quick_pictures`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "draw", _DRAW)
         yield
 
 

@@ -32,6 +32,7 @@ from training.recipe import RecipeError
 from training.run import main
 from training.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("pixels")
 FIRST = 3
 """The step of the first checkpoint."""
 
