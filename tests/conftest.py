@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -33,6 +34,11 @@ LABELS = ("joy", "anger", "fear")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {f"test_{name}": rank for rank, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # every training collects garbage, and would look through all that the libraries hold
 
 
 def tiny_config() -> MistralConfig:

