@@ -37,7 +37,7 @@ def render_card(package: Path, details: CardDetails | None = None) -> str:
         ReleaseError: a recorded file is missing, is not what a run writes, or contradicts another; or the template's
             variables and the values differ; or the publisher's own words break out of their section.
     """
-    template, wanted = _compile(template_path().read_text(encoding="utf-8"))
+    template_text = template_path().read_text(encoding="utf-8")
     try:
         facts = read_facts(package)
         facts = replace(facts, details=details or facts.details)
@@ -49,6 +49,7 @@ def render_card(package: Path, details: CardDetails | None = None) -> str:
             **collect_scores(facts),
             **collect_origin(facts),
         }
+        template, wanted = _compile(template_text)
         if wanted != set(values):
             raise ReleaseError(f"the card's template and its values differ: {', '.join(sorted(wanted ^ set(values)))}")
         card = template.render(values)
