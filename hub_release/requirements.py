@@ -7,6 +7,7 @@ import importlib.metadata
 import sys
 import tomllib
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def requirements_of(
     Raises:
         ReleaseError: ``infer.py`` imports something that the project does not declare.
     """
-    needed, extras = third_party_imports(code or bundle()), set()
+    needed, extras = set(third_party_imports(code or bundle())), set()
     if model_name == BUNDLED_BACKBONE:
         needed.add("gguf")
     if graph:
@@ -69,7 +70,8 @@ def _join(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in sorted(lines))
 
 
-def third_party_imports(code: str) -> set[str]:
+@lru_cache(maxsize=2)
+def third_party_imports(code: str) -> frozenset[str]:
     """Distributions that Python code imports, assuming that they have the names of their modules."""
     modules = set()
     for node in ast.walk(ast.parse(code)):
@@ -77,7 +79,7 @@ def third_party_imports(code: str) -> set[str]:
             modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             modules.add(node.module.split(".")[0])
-    return {str(canonicalize_name(module)) for module in modules - set(sys.stdlib_module_names)}
+    return frozenset(str(canonicalize_name(module)) for module in modules - set(sys.stdlib_module_names))
 
 
 def project_version() -> str:

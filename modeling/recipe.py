@@ -228,7 +228,8 @@ def marked(mark: str, default: bool = False) -> list[str]:
 
 def not_on_card() -> list[str]:
     """Settings that the card names elsewhere, that do not affect the result, or that name local files."""
-    return [name for name in FIELDS if name in marked("local_path") or name not in marked("on_card", True)]
+    local, shown = marked("local_path"), marked("on_card", True)
+    return [name for name in FIELDS if name in local or name not in shown]
 
 
 def free_on_resume() -> list[str]:

@@ -16,8 +16,10 @@ _SHARED = os.environ.get("TESTS_HUB_CACHE")
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")])
 )
+EXHAUSTIVE = bool(os.environ.get("EXHAUSTIVE"))
+"""Run also what repeats a cheaper test with more cases or larger models? See README.md."""
 HUB_CACHE = Path(_SHARED or tempfile.mkdtemp(prefix="hub-cache-"))
-"""The Hub's cache for tests: empty at the start, and used only by this process and those of tests/entry_points.py."""
+"""The Hub's cache for tests: empty at the start, and used only by this process and those of tests/forks.py."""
 os.environ["HF_HUB_CACHE"] = str(HUB_CACHE)
 if not _SHARED:
     atexit.register(shutil.rmtree, HUB_CACHE, ignore_errors=True)

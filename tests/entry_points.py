@@ -1,21 +1,15 @@
-"""The ways into a package that a stranger made, each tried in a process of its own with little memory.
-
-The processes are forked from one that has the libraries loaded and has computed nothing, so each takes milliseconds.
-"""
+"""The ways into a package that a stranger made, each tried in a process of its own with little memory."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import peft  # noqa: F401  # loaded once, before the fork
 from transformers import AutoModelForSequenceClassification
 
 import hub_release.check.gate
@@ -24,7 +18,7 @@ from hub_release.demo.page import app
 from hub_release.demo.serve import serve
 from hub_release.package import ReleaseError
 from modeling.infer import EmotionClassifier, PackageError
-from tests import HUB_CACHE
+from tests.forks import CONTEXT, start
 
 MOST_BYTES = 2**32
 MOST_SECONDS = 30
@@ -86,29 +80,17 @@ def attempt(connection: Connection, package: Path, names: tuple[str, ...]) -> No
         connection.send(Outcome(refused_by, said, time.monotonic() - started, peak, bool(ran)))
 
 
-@contextmanager
-def entrances() -> Iterator[Callable[[Path, tuple[str, ...]], dict[str, Outcome]]]:
-    """A function that tries a package by several ways in."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    os.environ["TESTS_HUB_CACHE"] = str(HUB_CACHE)  # the children share this process's
-
-    def enter(package: Path, names: tuple[str, ...]) -> dict[str, Outcome]:
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=attempt, args=(sender, package, names))
-        process.start()
-        sender.close()
-        found: dict[str, Outcome] = {}
-        try:
-            for name in names:
-                assert receiver.poll(2 * MOST_SECONDS), f"{name} does not end"
-                found[name] = receiver.recv()  # EOFError: the process was killed
-        finally:
-            process.kill()
-            process.join()
-        return found
-
+def enter(package: Path, names: tuple[str, ...]) -> dict[str, Outcome]:
+    """Try a package by several ways in, one after the other in the same process."""
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = start(attempt, sender, package, names)
+    sender.close()
+    found: dict[str, Outcome] = {}
     try:
-        yield enter
+        for name in names:
+            assert receiver.poll(2 * MOST_SECONDS), f"{name} does not end"
+            found[name] = receiver.recv()  # EOFError: the process was killed
     finally:
-        del os.environ["TESTS_HUB_CACHE"]
+        process.kill()
+        process.join()
+    return found

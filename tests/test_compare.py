@@ -21,6 +21,8 @@ from training.recipe import RecipeError
 from training.run import main
 from training.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("pixels")
+
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
@@ -131,8 +133,11 @@ def test_compare_resumes_and_pairs(flags: list[str], tmp_path: Path, capsys: pyt
     assert main([*command, "--epochs", "1"]) == 2
     assert "finished with other settings or rows: " in capsys.readouterr().err
     assert all(run.stat().st_mtime_ns == stamps[run] for run in runs)
-    assert main([*command, "--epochs", "1", "--overwrite"]) == 0
-    assert all(run.stat().st_mtime_ns != stamps[run] for run in runs)
+    fewer = ["--compare", "balance=none", "loss=bce", "--seeds", "0"]
+    again = [*flags, *fewer, "--output_dir", str(tmp_path), "--epochs", "1", "--overwrite"]
+    assert main(again) == 0
+    replaced = tmp_path / "balance=none_loss=bce" / "seed-0" / "timing.json"
+    assert [run for run in runs if run.stat().st_mtime_ns != stamps[run]] == [replaced]
 
 
 def test_compare_runs_again_where_rows_changed_and_nowhere_else(

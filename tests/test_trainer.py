@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -27,12 +26,16 @@ from modeling.fused_layer import FusedOneTokenLayer
 from modeling.infer import EmotionConfig, EmotionModel, Features, at_most, predict
 from modeling.memory import RESERVE, plan_memory
 from modeling.recipe import choices
+from tests import EXHAUSTIVE
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config, tiny_flags, write_corpus
+from tests.forks import Training
 from training.fit.batch import read_setting
 from training.fit.trainer import CheckpointByTime, FeatureDataset, FocalTrainer, LengthGroupedSampler
 from training.options import parse
 from training.run import main
 from training.run_folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("pixels")
 
 RATES = {"projection": 1e-2, "classifier": 5e-3, "lora": 2e-3}
 
@@ -209,7 +212,10 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "adapter_model.safetensors")
 
 
-def launch(flags: list[str], cache: Path, processes: int = 1) -> subprocess.Popen[bytes]:
+def launch(flags: list[str], cache: Path, processes: int = 1, forked: bool = not EXHAUSTIVE) -> int:
+    """Train in processes of their own; returns the exit code. Forked ones start without the launcher's 20 seconds."""
+    if forked:
+        return Training(flags, cache, processes).wait()
     launcher = ["--num_cpu_threads_per_process", "1", "--num_processes", str(processes)]
     # On a machine without GPUs, accelerate ignores the number of processes without --multi_gpu.
     launcher += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else ["--cpu"]
@@ -219,24 +225,24 @@ def launch(flags: list[str], cache: Path, processes: int = 1) -> subprocess.Pope
         "GOEMOTIONS_MISTRAL_CACHE": str(cache),
         "OMP_NUM_THREADS": "1",
     }
-    log = (cache / "launch.log").open("ab")
-    return subprocess.Popen(
-        [*command, "training/run.py", *flags], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-    )
+    with (cache / "launch.log").open("ab") as log:
+        return subprocess.run(
+            [*command, "training/run.py", *flags], cwd=ROOT, env=environment, stdout=log, stderr=log
+        ).returncode
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_backbone: str) -> None:
     corpus = write_corpus(tmp_path / "corpus", rows=96)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert launch(tiny_flags(corpus, tiny_backbone, whole), tmp_path).wait() == 0
-    process = launch([*tiny_flags(corpus, tiny_backbone, cut), "--save_total_limit", "9"], tmp_path)
+    assert launch(tiny_flags(corpus, tiny_backbone, whole), tmp_path) == 0
+    process = Training([*tiny_flags(corpus, tiny_backbone, cut), "--save_total_limit", "9"], tmp_path, 1)
     deadline = time.monotonic() + 120
     while not (cut / "checkpoints" / "checkpoint-12" / "SHA256SUMS").exists():
         assert time.monotonic() < deadline and process.poll() in (None, 0), (tmp_path / "launch.log").read_text()[
             -3000:
         ]
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     # Everything after the first epoch is lost, and the last checkpoint is only half written.
     for step in (24, 36):
@@ -244,7 +250,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_backbone: 
     (cut / "checkpoints" / "checkpoint-24").mkdir()
     (cut / "metrics.json").unlink(missing_ok=True)
     flags = [*tiny_flags(corpus, tiny_backbone, cut), "--save_total_limit", "9"]
-    assert launch([*flags, "--resume"], tmp_path).wait() == 0
+    assert launch([*flags, "--resume"], tmp_path) == 0
     resumed = (cut / "train.log").read_text().split("resuming from")[1]
     assert "epoch 2.00" in resumed and "epoch 1.00" not in resumed  # a new start would give the same weights
     assert RunFolder(cut).read("metrics.json") == RunFolder(whole).read("metrics.json")
@@ -256,25 +262,32 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, tiny_backbone: 
 
 def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path: Path, tiny_backbone: str) -> None:
     """With dropout and batches by length: the resumed run must reproduce their order."""
-    runs = [RunFolder(tmp_path / name) for name in ("whole", "cut")]
-    for run in runs:
-        flags = [
-            *tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, run.path),
-            *("--input", "tokens", "--pooling", "mean", "--balance", "none", "--lora_dropout", "0.2"),
-            *("--checkpoint_minutes", "1e-9", "--save_total_limit", "99"),
-        ]
-        assert main(flags) == 0
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    flags = [
+        *tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, whole),
+        *("--input", "tokens", "--pooling", "mean", "--balance", "none", "--lora_dropout", "0.2"),
+        *("--checkpoint_minutes", "1e-9", "--save_total_limit", "99"),
+    ]
+    assert main(flags) == 0
     # There is a checkpoint after every step. Everything after step 3 of 6 of the second epoch is lost.
-    assert {path.name for path in run.checkpoints.iterdir()} == {f"checkpoint-{step}" for step in range(1, 19)}
-    for step in range(10, 19):
-        shutil.rmtree(run.checkpoints / f"checkpoint-{step}")
-    assert main([*flags, "--resume"]) == 0
-    assert "checkpoint-9" in (run.path / "train.log").read_text().split("resuming from")[1]
-    whole, cut = (RunFolder(folder.path).read("metrics.json") for folder in runs)
-    assert cut == whole
-    first, second = (weights_of(folder.path) for folder in runs)
+    cut_off(whole, cut, last=9, steps=18)
+    assert main([*flags, "--output_dir", str(cut), "--resume"]) == 0
+    assert "checkpoint-9" in (cut / "train.log").read_text().split("resuming from")[1]
+    assert RunFolder(cut).read("metrics.json") == RunFolder(whole).read("metrics.json")
+    first, second = weights_of(whole), weights_of(cut)
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=0)
+
+
+def cut_off(whole: Path, cut: Path, last: int, steps: int) -> None:
+    """Copy a run as if it had been killed after its checkpoint of the step ``last``."""
+    shutil.copytree(whole, cut)
+    assert {path.name for path in (cut / "checkpoints").iterdir()} == {f"checkpoint-{n}" for n in range(1, steps + 1)}
+    for step in range(last + 1, steps + 1):
+        shutil.rmtree(cut / "checkpoints" / f"checkpoint-{step}")
+    shutil.rmtree(cut / "model")
+    for name in ("metrics.json", "timing.json"):
+        (cut / name).unlink()
 
 
 def test_batches_have_similar_lengths_and_repeat_in_the_same_epoch() -> None:
@@ -322,9 +335,10 @@ def test_two_processes_equal_one(tmp_path: Path, tiny_backbone: str, reads: str,
     corpus = write_corpus(tmp_path / "corpus", rows=rows)
     one, two = tmp_path / "one", tmp_path / "two"
     shared = ["--head_dropout", "0", "--embedding_noise", "0", "--input", reads, "--balance", "none"]
-    assert launch([*tiny_flags(corpus, tiny_backbone, one), *shared, "--batch_size", "16"], tmp_path).wait() == 0
+    assert launch([*tiny_flags(corpus, tiny_backbone, one), *shared, "--batch_size", "16"], tmp_path) == 0
     cut = ["--batch_size", "4", "--gradient_accumulation_steps", "2"]
-    done = launch([*tiny_flags(corpus, tiny_backbone, two), *shared, *cut], tmp_path, processes=2).wait()
+    forked = reads == "tokens" and not EXHAUSTIVE  # the launcher itself is tested with the other
+    done = launch([*tiny_flags(corpus, tiny_backbone, two), *shared, *cut], tmp_path, 2, forked)
     assert done == 0, (tmp_path / "launch.log").read_text()[-3000:]
     assert RunFolder(two).read("environment.json")["processes"] == 2
     first, second = weights_of(one), weights_of(two)
@@ -336,21 +350,18 @@ def test_two_processes_equal_one(tmp_path: Path, tiny_backbone: str, reads: str,
 def test_two_processes_resumed_within_an_epoch_equal_uninterrupted(
     tmp_path: Path, tiny_backbone: str, reads: str
 ) -> None:
-    runs = [RunFolder(tmp_path / name) for name in ("whole", "cut")]
-    corpus = write_corpus(tmp_path / "corpus")
-    for run in runs:
-        flags = [
-            *tiny_flags(corpus, tiny_backbone, run.path),
-            *("--input", reads, "--balance", "none", "--batch_size", "4", "--epochs", "2"),
-            *("--checkpoint_minutes", "1e-9", "--save_total_limit", "99"),
-        ]
-        done = launch(flags, tmp_path, processes=2).wait()
-        assert done == 0, (tmp_path / "launch.log").read_text()[-3000:]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    flags = [
+        *tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, whole),
+        *("--input", reads, "--balance", "none", "--batch_size", "4", "--epochs", "2"),
+        *("--checkpoint_minutes", "1e-9", "--save_total_limit", "99"),
+    ]
+    done = launch(flags, tmp_path, processes=2)
+    assert done == 0, (tmp_path / "launch.log").read_text()[-3000:]
     # There is a checkpoint after every step. Everything after step 2 of 6 of the second epoch is lost.
-    for step in range(9, 13):
-        shutil.rmtree(run.checkpoints / f"checkpoint-{step}")
-    assert launch([*flags, "--resume"], tmp_path, processes=2).wait() == 0
-    assert "checkpoint-8" in (run.path / "train.log").read_text().split("resuming from")[1]
-    first, second = (weights_of(folder.path) for folder in runs)
+    cut_off(whole, cut, last=8, steps=12)
+    assert launch([*flags, "--output_dir", str(cut), "--resume"], tmp_path, processes=2) == 0
+    assert "checkpoint-8" in (cut / "train.log").read_text().split("resuming from")[1]
+    first, second = weights_of(whole), weights_of(cut)
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=0)

@@ -58,7 +58,6 @@ def test_from_a_file_of_tickets_to_a_scored_package(
     tmp_path: Path, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GOEMOTIONS_MISTRAL_CACHE", str(tmp_path / "cache"))
     write_tickets(tmp_path / "tickets.csv", 400, 0)
     write_tickets(tmp_path / "next_month.csv", 60, 1)
     typed = commands()

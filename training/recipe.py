@@ -168,9 +168,12 @@ _ACCEPTED: dict[Any, tuple[tuple[type, ...], str]] = {
 """The types that a setting's values may have in YAML, and their names; for a list, the types of its items."""
 
 
+_HINTS = get_type_hints(Recipe)
+
+
 def _refuse_other_type(key: str, value: Any) -> None:
     """Refuse a value that would change when written as a flag, such as a list of one number for a number."""
-    hint = get_type_hints(Recipe).get(key)
+    hint = _HINTS.get(key)
     if hint is None or (key == "alpha" and isinstance(value, dict)):
         return
     wanted = plain_type(hint)

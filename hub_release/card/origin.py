@@ -147,7 +147,8 @@ def _audit(audit: Mapping[str, Any]) -> dict[str, Any]:
 def _training(facts: Facts) -> dict[str, Any]:
     environment, timing, recipe = facts.environment, facts.timing, facts.recipe
     trained = recipe | {"bf16": environment.get("bf16", recipe["bf16"])}  # a CPU may not have it
-    settings = {key: value for key, value in trained.items() if key not in not_on_card()}
+    hidden = not_on_card()
+    settings = {key: value for key, value in trained.items() if key not in hidden}
     emissions = timing.get("emissions")
     versions = {"python": environment["python"], **environment["packages"]}
     return {

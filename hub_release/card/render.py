@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, TemplateError, meta
+from jinja2 import Environment, StrictUndefined, Template, TemplateError, meta
 from safetensors import SafetensorError
 
 from hub_release.card.facts import read_facts
@@ -36,11 +37,7 @@ def render_card(package: Path, details: CardDetails | None = None) -> str:
         ReleaseError: a recorded file is missing, is not what a run writes, or contradicts another; or the template's
             variables and the values differ; or the publisher's own words break out of their section.
     """
-    template = template_path().read_text(encoding="utf-8")
-    environment = Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, finalize=plain
-    )
-    environment.filters |= {"code": code, "cells": cells}
+    template_text = template_path().read_text(encoding="utf-8")
     try:
         facts = read_facts(package)
         facts = replace(facts, details=details or facts.details)
@@ -52,10 +49,10 @@ def render_card(package: Path, details: CardDetails | None = None) -> str:
             **collect_scores(facts),
             **collect_origin(facts),
         }
-        wanted = meta.find_undeclared_variables(environment.parse(template))
+        template, wanted = _compile(template_text)
         if wanted != set(values):
             raise ReleaseError(f"the card's template and its values differ: {', '.join(sorted(wanted ^ set(values)))}")
-        card = environment.from_string(template).render(values)
+        card = template.render(values)
         card.encode("utf-8")  # half an emoji is legal in JSON, but cannot be encoded
         return card
     except FileNotFoundError as error:
@@ -69,6 +66,16 @@ def render_card(package: Path, details: CardDetails | None = None) -> str:
             f"a recorded file is not what a run writes ({type(error).__name__}: {error}). "
             "Remedy: run hub_release export again"
         ) from error
+
+
+@lru_cache(maxsize=1)
+def _compile(text: str) -> tuple[Template, set[str]]:
+    """A template and the variables that it needs. Compiling one takes longer than filling it in."""
+    environment = Environment(
+        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, finalize=plain
+    )
+    environment.filters |= {"code": code, "cells": cells}
+    return environment.from_string(text), meta.find_undeclared_variables(environment.parse(text))
 
 
 def write_card(package: Path) -> None:

@@ -1,10 +1,12 @@
 """Time from ``import infer`` to the first label, and the memory of a classifier, in fresh processes.
 
-    python tests/benchmarks/startup.py PACKAGE
+    python tests/benchmarks/startup.py PACKAGE [PYTHON]
 
-Prints one JSON line for each precision, with medians of five processes: the seconds until ``infer`` is imported, until
-the package and its backbone are loaded, and until the encoder is loaded and the first label is there; and the resident
-memory after each, in MiB. A first round, which does not count, puts the files into the page cache.
+Prints one JSON line for each precision of ``infer.py``; and, if the package has a graph, one for ``infer_onnx.py``,
+which PYTHON runs: the interpreter of an environment that has ``requirements_onnx.txt`` alone (by default this one). The
+figures are medians of five processes: the seconds until the code is imported, until the package and its backbone are
+loaded, and until the encoder is loaded and the first label is there; and the resident memory after each, in MiB. A first
+round, which does not count, puts the files into the page cache. The ways alternate.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 from timing import ROUNDS, emit
+
+from hub_release.package import LAYOUT
 
 CHILD = """
 import json, sys, time
@@ -24,9 +29,15 @@ def now(name):
     figures[f"{name}_seconds"], figures[f"{name}_mib"] = time.perf_counter() - started, resident
 figures, started = {}, time.perf_counter()
 sys.path.insert(0, sys.argv[1])
-import infer, torch
+if sys.argv[2] == "onnx":
+    from infer_onnx import EmotionClassifier
+    options = {}
+else:
+    import torch
+    from infer import EmotionClassifier
+    options = {"dtype": getattr(torch, sys.argv[2])}
 now("imported")
-classifier = infer.EmotionClassifier(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
+classifier = EmotionClassifier(sys.argv[1], **options)
 now("loaded")
 classifier.predict(["I passed the exam!"])
 now("first_label")
@@ -35,14 +46,18 @@ print(json.dumps(figures))
 
 
 def main() -> None:
-    for dtype in ("float32", "bfloat16"):
-        rounds = []
-        for _ in range(ROUNDS + 1):
-            command = [sys.executable, "-I", "-W", "ignore", "-c", CHILD, sys.argv[1], dtype]
+    package, python = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else sys.executable
+    ways = {"float32": sys.executable, "bfloat16": sys.executable}
+    if (Path(package) / LAYOUT.graph).is_file():
+        ways["onnx"] = python
+    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(ROUNDS + 1):
+        for way, interpreter in ways.items():
+            command = [interpreter, "-I", "-W", "ignore", "-c", CHILD, package, way]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            rounds.append(json.loads(done.stdout.splitlines()[-1]))
-        medians = {key: round(float(np.median([line[key] for line in rounds[1:]])), 2) for key in rounds[0]}
-        emit("startup", dtype=dtype, **medians)
+            rounds[way].append(json.loads(done.stdout.splitlines()[-1]))
+    for way, lines in rounds.items():
+        emit("startup", way=way, **{key: round(float(np.median([x[key] for x in lines[1:]])), 2) for key in lines[0]})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""Processes that are forked from one with the libraries loaded, which has trained nothing: each starts in milliseconds.
+
+A fresh interpreter needs seconds to import the same. Where freshness is what is tested, start one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import HUB_CACHE
+from tests.pictures import quick_pictures
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.preloaded"])
+
+
+def start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Start a process that calls ``target``; it shares the Hub's cache of this one."""
+    process = CONTEXT.Process(target=target, args=arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESTS_HUB_CACHE", str(HUB_CACHE))  # read by tests/__init__.py where the forks come from
+        process.start()
+    return process
+
+
+def print_to(log: Path) -> None:
+    """Append what this process prints to a file."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1), os.dup2(file, 2)
+
+
+class Training:
+    """A run of ``training/run.py`` in forked processes, with the environment that ``accelerate launch`` gives them.
+
+    Args:
+        flags: of the command line.
+        cache: the folder of its embeddings, and of ``launch.log``.
+        processes: how many train together.
+    """
+
+    def __init__(self, flags: list[str], cache: Path, processes: int) -> None:
+        with closing(socket.create_server(("127.0.0.1", 0))) as free:
+            port = free.getsockname()[1]
+        shared = {"GOEMOTIONS_MISTRAL_CACHE": str(cache), "ACCELERATE_USE_CPU": "true"}
+        if processes > 1:
+            sizes = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+            shared |= {**sizes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        self.processes = [
+            start(_train, flags, cache / "launch.log", shared | _rank(rank, processes)) for rank in range(processes)
+        ]
+
+    def wait(self) -> int:
+        """The first exit code that is not 0, once all have ended."""
+        for process in self.processes:
+            process.join()
+        return next((process.exitcode or 0 for process in self.processes if process.exitcode), 0)
+
+    def poll(self) -> int | None:
+        """As :meth:`wait`, but None where one still runs."""
+        return None if any(process.is_alive() for process in self.processes) else self.wait()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+
+
+def _rank(rank: int, processes: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+
+
+def _train(flags: list[str], log: Path, environment: dict[str, str]) -> None:
+    from training.run import main
+
+    print_to(log)
+    os.environ.update(environment)
+    sys.argv = ["training/run.py", *flags]
+    code = 1
+    try:
+        with quick_pictures():
+            code = main(flags)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
