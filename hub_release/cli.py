@@ -42,7 +42,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from hub_release.requirements import project_version
+        from hub_release.shipped.requirements import project_version
 
         typer.echo(project_version())
         raise typer.Exit

@@ -14,7 +14,6 @@ import yaml
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from hub_release.bundle import bundle, bundle_without_torch
 from hub_release.card.facts import read_facts
 from hub_release.card.own import (
     CardDetails,
@@ -27,7 +26,6 @@ from hub_release.card.own import (
 )
 from hub_release.card.render import render_card, replace_file, write_card
 from hub_release.check.integrity import hash_problems, layout_problems, unreadable_problems
-from hub_release.graph import write_graph
 from hub_release.package import (
     HANDLER,
     LAYOUT,
@@ -39,7 +37,9 @@ from hub_release.package import (
     require_free,
     sha256,
 )
-from hub_release.requirements import project_version, requirements_of, requirements_of_graph
+from hub_release.shipped.bundle import bundle, bundle_without_torch
+from hub_release.shipped.graph import write_graph
+from hub_release.shipped.requirements import project_version, requirements_of, requirements_of_graph
 from modeling.adapters import split_trained_weights
 from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES, VERSION_KEY, EmotionClassifier, publish, staging
 from modeling.recipe import hide_local_paths
@@ -52,7 +52,7 @@ def export(run: Path, package: Path, graph: bool = False, **details: Any) -> Non
     Args:
         run: folder of the run.
         package: folder to write; must be new or empty.
-        graph: also write the model as an ONNX graph, see :func:`hub_release.graph.write_graph`.
+        graph: also write the model as an ONNX graph, see :func:`hub_release.shipped.graph.write_graph`.
         details: fields of :class:`hub_release.card.own.CardDetails`; the name is by default the folder's.
 
     Raises:

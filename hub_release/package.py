@@ -119,7 +119,7 @@ OF_THE_GRAPH = (LAYOUT.graph, LAYOUT.graph_code, LAYOUT.graph_requirements)
 """Files that a package has if it has a graph."""
 OPTIONAL = frozenset({*OF_THE_GRAPH, LAYOUT.details})
 """Files that a package has only if its publisher wants them, or that those of earlier versions lack."""
-HANDLER = Path(__file__).with_name(LAYOUT.handler)
+HANDLER = Path(__file__).with_name("shipped") / LAYOUT.handler
 """What ships as a package's ``handler.py``."""
 
 OF_THE_HUB = frozenset({".gitattributes"})

@@ -13,8 +13,8 @@ import hub_release.card.render
 import hub_release.export
 import tests.entry_points
 import training.commands.train
-from hub_release.bundle import bundle
-from hub_release.requirements import third_party_imports
+from hub_release.shipped.bundle import bundle
+from hub_release.shipped.requirements import third_party_imports
 
 LOADED = (matplotlib.pyplot, peft, hub_release, tests.entry_points, training)
 third_party_imports(bundle())

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from hub_release import bundle as bundler
-from hub_release.bundle import INFER, ROOT, bundle, definitions, read_module
 from hub_release.package import ReleaseError
+from hub_release.shipped import bundle as bundler
+from hub_release.shipped.bundle import INFER, ROOT, bundle, bundle_without_torch, definitions, read_module
 
 FOLDER = ROOT / "modeling" / "infer"
-MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+WITHOUT_TORCH = "graph_classifier"
+"""The one module that ships only in ``infer_onnx.py``."""
+MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", WITHOUT_TORCH))
 
 
 def test_every_definition_is_its_module_s() -> None:
@@ -55,6 +57,16 @@ def test_it_imports_nothing_of_ours_and_each_name_once() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom) and node.col_offset == 0:
             names += [alias.asname or alias.name for alias in node.names]
     assert len(names) == len(set(names)) > 40
+
+
+def test_the_bundle_without_torch_has_the_modules_own_text() -> None:
+    text, ours = bundle_without_torch(), bundle()
+    titles = re.findall(r"^# modeling/infer/(\w+)\.py: ", text, re.MULTILINE)
+    assert WITHOUT_TORCH in titles and len(titles) == len(set(titles)) > 15
+    for module in titles:
+        body = read_module(f"{INFER}.{module}").body
+        assert body in text and (body in ours) == (module != WITHOUT_TORCH)
+    assert not {"classifier", "model", "config", "pipeline"} & set(titles)
 
 
 def test_a_subset_makes_a_smaller_bundle_without_torch(tmp_path: Path) -> None:

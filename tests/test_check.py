@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 import hub_release.check.agreement
 import hub_release.check.gate
-from hub_release.bundle import bundle
 from hub_release.check.agreement import _card_problems, record_problems
 from hub_release.check.consistency import weight_problems
 from hub_release.check.gate import check, golden_problems, inspect
@@ -27,7 +26,8 @@ from hub_release.check.integrity import hash_problems, text_problems
 from hub_release.cli import app
 from hub_release.export import export
 from hub_release.package import LAYOUT, package_files, seal
-from hub_release.requirements import closure, modules_of, read_requirements, requirements_of
+from hub_release.shipped.bundle import bundle
+from hub_release.shipped.requirements import closure, modules_of, read_requirements, requirements_of
 from modeling.infer import EmotionClassifier, read_config
 from tests.conftest import LABELS, ROOT, add_to_hub_cache
 

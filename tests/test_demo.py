@@ -34,11 +34,11 @@ from hypothesis import given, settings, strategies as st
 from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
 from typer.testing import CliRunner
 
-from hub_release.bundle import bundle
 from hub_release.cli import app
 from hub_release.demo.page import app as page_app, files as page_files, results as page_results
 from hub_release.demo.serve import space_files
 from hub_release.package import ReleaseError
+from hub_release.shipped.bundle import bundle
 from modeling.infer import EmotionClassifier
 from tests.conftest import ROOT, add_to_hub_cache
 

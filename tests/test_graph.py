@@ -18,13 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 from peft import LoraConfig, get_peft_model
 from typer.testing import CliRunner
 
-from hub_release.bundle import bundle_without_torch
 from hub_release.check.gate import check
 from hub_release.cli import app
 from hub_release.export import export
-from hub_release.graph import write_graph
 from hub_release.package import LAYOUT, OF_THE_GRAPH, ReleaseError, seal
-from hub_release.requirements import third_party_imports
+from hub_release.shipped.bundle import bundle_without_torch
+from hub_release.shipped.graph import write_graph
+from hub_release.shipped.requirements import third_party_imports
 from modeling.infer import EmotionClassifier, EmotionModel, Graph, PackageError, graph, graph_problems
 from tests.conftest import EMBED_DIM, fake_encoder, tiny_flags, tiny_tokenizer
 from tests.test_texts import tiny_model

@@ -23,11 +23,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import MistralModel
 
-from hub_release.bundle import bundle
 from hub_release.check.gate import inspect
 from hub_release.export import export
 from hub_release.package import LAYOUT, ReleaseError
-from hub_release.requirements import project_version
+from hub_release.shipped.bundle import bundle
+from hub_release.shipped.requirements import project_version
 from modeling import infer
 from modeling.infer import EmotionClassifier, shell
 from tests.conftest import LABELS, ROOT, add_to_hub_cache, tiny_flags

@@ -21,7 +21,7 @@ import hub_release.check.gate
 import hub_release.hub.push
 from hub_release.cli import app
 from hub_release.package import LAYOUT, package_files
-from hub_release.requirements import project_version
+from hub_release.shipped.requirements import project_version
 from tests import HUB_CACHE
 from tests.conftest import ROOT, write_files
 from tests.hub_server import WRITER, TestHub, environment

@@ -9,7 +9,7 @@ from typing import Any
 
 from hub_release.card.facts import Facts, Source, read_sources
 from hub_release.card.text import Markdown, code, duration, plain
-from hub_release.requirements import PROJECT
+from hub_release.shipped.requirements import PROJECT
 from modeling.adapters import HEAD_PARTS
 from modeling.infer import VERSION_KEY
 from modeling.recipe import not_on_card

@@ -11,12 +11,12 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from hub_release.bundle import bundle, bundle_without_torch
 from hub_release.card.facts import refuse_backbone
 from hub_release.check.agreement import EXPORT
 from hub_release.check.earlier import is_earlier, is_earlier_code
 from hub_release.package import HANDLER, LAYOUT, read_record
-from hub_release.requirements import (
+from hub_release.shipped.bundle import bundle, bundle_without_torch
+from hub_release.shipped.requirements import (
     PROJECT,
     not_installed,
     read_requirements,

@@ -29,7 +29,7 @@ from hub_release.check.integrity import (
     unreadable_problems,
 )
 from hub_release.package import LAYOUT, package_files, printable, scratch
-from hub_release.requirements import BUNDLED_WHEEL, closure, modules_of, read_requirements
+from hub_release.shipped.requirements import BUNDLED_WHEEL, closure, modules_of, read_requirements
 from modeling.infer import BUNDLED_BACKBONE, PackageError, read_config
 from modeling.records import MODEL_CONFIG, RECORDED
 

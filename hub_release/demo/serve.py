@@ -10,9 +10,9 @@ from types import ModuleType
 
 from huggingface_hub import SpaceCardData, metadata_load
 
-from hub_release.bundle import bundle
 from hub_release.demo.page.files import is_about_emotions
 from hub_release.package import LAYOUT, ReleaseError, require_folder
+from hub_release.shipped.bundle import bundle
 from modeling.infer import EmotionClassifier
 
 _SPACE_CARD = Path(__file__).with_name("space_card.md")

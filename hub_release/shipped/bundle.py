@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hub_release.package import ReleaseError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 """The parent of the code's folders, in a checkout and in an installed wheel."""
 INFER = "modeling.infer"
 SHIPPED = ("pipeline", "shell")

@@ -14,8 +14,8 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from hub_release.bundle import bundle, bundle_without_torch
 from hub_release.package import ReleaseError
+from hub_release.shipped.bundle import bundle, bundle_without_torch
 from modeling.infer import BUNDLED_BACKBONE, ENCODERS
 
 PROJECT = "goemotions-mistral"
@@ -90,7 +90,7 @@ def project_version() -> str:
 
 def _checkout() -> dict[str, Any] | None:
     """The ``project`` table of ``pyproject.toml``; None in an installed wheel."""
-    path = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    path = Path(__file__).resolve().parents[2] / "pyproject.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))["project"] if path.is_file() else None
 
 

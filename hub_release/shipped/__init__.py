@@ -1,0 +1,1 @@
+"""What ships as code: the bundles, what they need installed, and the endpoint."""
