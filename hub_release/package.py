@@ -109,16 +109,19 @@ class Layout:
     handler: str = "handler.py"
     sums: str = "SHA256SUMS"
 
-    def files(self, reads_words: bool = False) -> tuple[str, ...]:
-        """All file names; the tokenizer only if the backbone reads words."""
-        return tuple(name for name in astuple(self) if reads_words or name != self.tokenizer)
+    def of_the_graph(self) -> tuple[str, ...]:
+        """The files that a package has only if it was exported with a graph."""
+        return (self.graph, self.graph_code, self.graph_requirements)
+
+    def files(self, reads_words: bool = False, graph: bool = False) -> tuple[str, ...]:
+        """All file names; the tokenizer only if the backbone reads words, and the graph's only if there is one."""
+        left_out = {*(() if reads_words else (self.tokenizer,)), *(() if graph else self.of_the_graph())}
+        return tuple(name for name in astuple(self) if name not in left_out)
 
 
 LAYOUT = Layout()
-OF_THE_GRAPH = (LAYOUT.graph, LAYOUT.graph_code, LAYOUT.graph_requirements)
-"""Files that a package has if it has a graph."""
-OPTIONAL = frozenset({*OF_THE_GRAPH, LAYOUT.details})
-"""Files that a package has only if its publisher wants them, or that those of earlier versions lack."""
+OPTIONAL = frozenset({LAYOUT.details})
+"""Files that packages of earlier versions lack."""
 HANDLER = Path(__file__).with_name("shipped") / LAYOUT.handler
 """What ships as a package's ``handler.py``."""
 

@@ -106,8 +106,8 @@ def test_a_classifier_keeps_to_its_threads(monkeypatch: pytest.MonkeyPatch, thre
     used: list[int] = []
     original = predict.share_cores
 
-    def share(model: Any, texts: int, batch_size: int, threads: int | None) -> Any:
-        used.append(cores.check_threads(threads))
+    def share(model: Any, texts: int, batch_size: int, threads: int) -> Any:
+        used.append(threads)
         return original(model, texts, batch_size, threads)
 
     monkeypatch.setattr(predict, "share_cores", share)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from modeling.infer import EmotionClassifier, EmotionConfig, EmotionModel
+from modeling.infer import EmotionClassifier, EmotionConfig
 from training.commands import evaluate as evaluation
 from training.commands.evaluate import load_classifier, score
 from training.data.label_mapping import LabelMapping, MappingError, match_labels, read_mapping, shipped_mappings
@@ -126,7 +126,8 @@ def test_a_hand_worked_mapping(
     )
     classifier = EmotionClassifier.__new__(EmotionClassifier)
     classifier.config, classifier.labels, classifier.batch_size = config, config.emotion_labels, 8
-    classifier.model = cast(EmotionModel, SimpleNamespace(tokenizer=None))
+    monkeypatch.setattr(EmotionClassifier, "model", SimpleNamespace(tokenizer=None))
+    classifier._engine = cast(Engine, SimpleNamespace(tokenizer=None))
     classifier._encoder = lambda texts: np.zeros((len(texts), 1))
     monkeypatch.setattr(evaluation, "encode", lambda texts, *_: texts)
     monkeypatch.setattr(

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from hub_release.check.gate import check
 from hub_release.cli import app
 from hub_release.export import export
-from hub_release.package import LAYOUT, OF_THE_GRAPH, ReleaseError, seal
+from hub_release.package import LAYOUT, ReleaseError, seal
 from hub_release.shipped.bundle import bundle_without_torch
 from hub_release.shipped.graph import write_graph
 from hub_release.shipped.requirements import third_party_imports
@@ -87,7 +87,7 @@ def test_a_graph_computes_what_its_model_does(
 
 
 def test_a_package_with_a_graph_passes_its_check(with_graph: Path) -> None:
-    assert set(OF_THE_GRAPH) <= {path.relative_to(with_graph).as_posix() for path in with_graph.rglob("*")}
+    assert set(LAYOUT.of_the_graph()) <= {path.relative_to(with_graph).as_posix() for path in with_graph.rglob("*")}
     assert check(with_graph) == []
     card = (with_graph / LAYOUT.card).read_text()
     assert "`onnx/model.onnx` is the same model" in card and 'backend="onnx"' in card
@@ -299,7 +299,7 @@ def test_a_graph_of_other_weights_is_found(with_graph: Path, tmp_path: Path) -> 
     assert [problem for problem in check(spoiled) if "the golden probabilities differ" in problem]
 
 
-@pytest.mark.parametrize("name", OF_THE_GRAPH)
+@pytest.mark.parametrize("name", LAYOUT.of_the_graph())
 def test_a_graph_without_its_files_is_not_whole(with_graph: Path, tmp_path: Path, name: str) -> None:
     spoiled = shutil.copytree(with_graph, tmp_path / "package")
     (spoiled / name).unlink()

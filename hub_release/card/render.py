@@ -49,7 +49,7 @@ def render_card(package: Path, details: CardDetails | None = None) -> str:
             **collect_scores(facts),
             **collect_origin(facts),
         }
-        template, wanted = _compile(template_text)
+        template, wanted = compile_template(template_text)
         if wanted != set(values):
             raise ReleaseError(f"the card's template and its values differ: {', '.join(sorted(wanted ^ set(values)))}")
         card = template.render(values)
@@ -69,7 +69,7 @@ def render_card(package: Path, details: CardDetails | None = None) -> str:
 
 
 @lru_cache(maxsize=1)
-def _compile(text: str) -> tuple[Template, set[str]]:
+def compile_template(text: str) -> tuple[Template, set[str]]:
     """A template and the variables that it needs. Compiling one takes longer than filling it in."""
     environment = Environment(
         undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, finalize=plain

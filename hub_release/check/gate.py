@@ -111,7 +111,7 @@ def _content_problems(package: Path, allow_contaminated: bool) -> list[PackageEr
         found += weight_problems(package, config)
         found += origin_problems(package, config)
         found += record_problems(package, config)
-    missing = {name for name in LAYOUT.files(reads_words=True) if not (package / name).is_file()}
+    missing = {name for name in LAYOUT.files(reads_words=True, graph=True) if not (package / name).is_file()}
     return [problem for problem in found if problem.file not in missing]
 
 

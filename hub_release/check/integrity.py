@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hub_release.package import LAYOUT, OF_THE_GRAPH, OPTIONAL, package_files, sha256
+from hub_release.package import LAYOUT, OPTIONAL, package_files, sha256
 from modeling.infer import (
     MAX_ADAPTER_BYTES,
     MAX_GRAPH_BYTES,
@@ -102,13 +102,14 @@ def copy_files(package: Path, target: Path, names: Iterable[str]) -> list[Packag
 
 def layout_problems(package: Path, unreadable: Collection[str] = ()) -> list[PackageError]:
     """Files that are missing, empty, or not part of a package; those in ``unreadable`` are not opened."""
-    expected = LAYOUT.files(LAYOUT.config not in unreadable and _reads_words(package))
-    present, known = set(package_files(package)), set(expected)
+    present = set(package_files(package))
+    has_graph = not present.isdisjoint(LAYOUT.of_the_graph())
+    expected = LAYOUT.files(LAYOUT.config not in unreadable and _reads_words(package), has_graph)
+    known = set(expected)
     lost = [
         PackageError(name, "is missing", "run hub_release export again")
         for name in expected
         if name not in present | OPTIONAL
-        or (name in OF_THE_GRAPH and present & set(OF_THE_GRAPH) and name not in present)
     ]
     foreign = [PackageError(name, "is not part of a package", "delete it") for name in sorted(present - known)]
     empty = [
@@ -143,7 +144,7 @@ def hash_problems(package: Path) -> list[PackageError]:
     problems = [PackageError(LAYOUT.sums, f"does not name {name}", remedy) for name in sorted(expected - set(sums))]
     problems += [
         PackageError(LAYOUT.sums, f"names {name!r}, which the package does not have", remedy)
-        for name in sorted(set(sums) - expected - set(LAYOUT.files(reads_words=True)))
+        for name in sorted(set(sums) - expected - set(LAYOUT.files(reads_words=True, graph=True)))
     ]
     changed = [name for name in sorted(expected & set(sums)) if sha256(package / name) != sums[name]]
     remedies = {LAYOUT.card: "run hub_release card, which keeps the section for own words"}

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from modeling.infer.config import EmotionConfig
-from modeling.infer.cores import at_most, check_threads
+from modeling.infer.cores import at_most
 from modeling.infer.features import Features, cut_into_windows, read_in_windows, to_arrays
 
 SMALL_PRODUCT, SMALL_MATRIX = 2**27, 2**22
@@ -43,11 +43,12 @@ def share_cores(
     """Share texts among a CPU's cores: yield a ``map`` over batches, and the number of texts in a batch.
 
     Cores that read their own texts need not wait for each other at every operation. Together they read at most
-    ``batch_size`` texts at once, with at most ``threads`` threads, see :func:`check_threads`. bitsandbytes changes its layers as they compute, so it gets only one worker.
+    ``batch_size`` texts at once, with at most ``threads`` of PyTorch's threads. bitsandbytes changes its layers as they compute, so it gets only one worker.
     """
     config, at_once = cast(EmotionConfig, model.config), max(min(batch_size, texts), 1)
     with _one_reader:
-        threads, workers = min(torch.get_num_threads(), check_threads(threads)), 1
+        available = torch.get_num_threads()
+        threads, workers = min(available, threads or available), 1
         if next(model.parameters()).device.type == "cpu" and config.quantization == "none":
             workers = min(threads, max(at_once // ROWS_OF_A_WORKER, 1))
         size, each = at_once // workers, threads // workers
