@@ -127,7 +127,7 @@ def test_a_hand_worked_mapping(
     classifier = EmotionClassifier.__new__(EmotionClassifier)
     classifier.config, classifier.labels, classifier.batch_size = config, config.emotion_labels, 8
     monkeypatch.setattr(EmotionClassifier, "model", SimpleNamespace(tokenizer=None))
-    classifier._engine = cast(Engine, SimpleNamespace(tokenizer=None))
+    classifier._engine = cast(Any, SimpleNamespace(tokenizer=None))
     classifier._encoder = lambda texts: np.zeros((len(texts), 1))
     monkeypatch.setattr(evaluation, "encode", lambda texts, *_: texts)
     monkeypatch.setattr(
