@@ -96,7 +96,7 @@ def test_the_encoder_shares_texts_over_its_threads(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(encoders, "ThreadPoolExecutor", pool)
     texts = [f"text number {number}" for number in range(10)]
     found = load_encoder("use-multilingual-v3", threads)(texts)
-    assert made == [threads]
+    assert made == ([threads] if threads > 1 else [])  # one thread is the caller's own
     np.testing.assert_allclose(found, load_encoder("use-multilingual-v3", 8)(texts), atol=1e-6)
 
 

@@ -99,6 +99,8 @@ def _load_use_multilingual_v3(name: str, threads: int) -> LoadedEncoder:
     def encode(texts: list[str]) -> np.ndarray:
         size = max(-(-len(texts) // threads), 1)
         shares = [texts[start : start + size] for start in range(0, len(texts), size)]
+        if len(shares) == 1:
+            return np.asarray(encoder.encode(texts))
         with ThreadPoolExecutor(threads) as pool:
             return np.concatenate([np.zeros((0, 512), np.float32), *pool.map(encoder.encode, shares)])
 

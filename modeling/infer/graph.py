@@ -48,6 +48,8 @@ class Graph:
             self._session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has a kind of its own for each cause, and no common one
             raise PackageError(GRAPH_FILE, f"cannot be loaded: {error!s:.200}", "export the run again") from None
+        # The session keeps the file, to load it for other devices: as many bytes as its weights, which nothing reads.
+        self._session._model_bytes = b""
         wanted = {"embeddings"} if config.reads_embedding else set()
         wanted |= {"input_ids", "attention_mask"} if config.reads_words else set()
         found = {given.name for given in self._session.get_inputs()}
