@@ -21,12 +21,16 @@ from typer.testing import CliRunner
 from hub_release.check.gate import check
 from hub_release.cli import app
 from hub_release.export import export
-from hub_release.package import LAYOUT, ReleaseError, seal
+from hub_release.hub.client import connect
+from hub_release.hub.commit import Destination, push_files
+from hub_release.hub.pull import pull
+from hub_release.package import LAYOUT, ReleaseError, package_files, seal
 from hub_release.shipped.bundle import bundle_without_torch
 from hub_release.shipped.graph import write_graph
 from hub_release.shipped.requirements import third_party_imports
 from modeling.infer import EmotionClassifier, EmotionModel, Graph, PackageError, graph, graph_problems
 from tests.conftest import EMBED_DIM, fake_encoder, tiny_flags, tiny_tokenizer
+from tests.hub_server import TestHub
 from tests.test_texts import tiny_model
 
 TEXTS = [
@@ -315,6 +319,15 @@ def test_words_through_the_whole_way(finished_run: Path, tiny_backbone: str, tmp
     assert main([*flags, "--input", "hybrid", "--pooling", "mean", "--token_norm", "0", "--balance", "none"]) == 0
     export(tmp_path / "run", tmp_path / "package", graph=True)
     assert check(tmp_path / "package") == []
+
+
+def test_a_graph_is_published_with_its_package(with_graph: Path, hub: TestHub, tmp_path: Path) -> None:
+    api = connect()
+    push_files(api, Destination("you/model"), package_files(with_graph), "message", lambda plan: True)
+    assert set(LAYOUT.files(graph=True)) <= set(hub.repositories["model", "you/model"].files())
+    pull(api, "you/model", tmp_path / "pulled")
+    found = EmotionClassifier(tmp_path / "pulled", backend="onnx").predict_proba(TEXTS)
+    np.testing.assert_array_equal(found, EmotionClassifier(with_graph, backend="onnx").predict_proba(TEXTS))
 
 
 def test_the_embedding_s_width_is_the_package_s(with_graph: Path) -> None:
