@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,8 @@ def test_both_backends_give_the_same_labels(with_graph: Path) -> None:
     assert by_torch.labels == by_graph.labels
     for ours, theirs in zip(by_torch.predict(TEXTS), by_graph.predict(TEXTS), strict=True):
         assert ours.keys() == theirs.keys()
+    again = pickle.loads(pickle.dumps(by_graph))  # noqa: S301  # as datasets.map does for its processes
+    assert again.predict(TEXTS) == by_graph.predict(TEXTS)
     assert by_graph.device.type == "cpu" and not hasattr(by_graph, "model")
 
 

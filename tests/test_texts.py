@@ -220,6 +220,8 @@ def test_repr_says_what_was_loaded(classifier: EmotionClassifier, package: Path)
     said = repr(loaded)
     assert said.startswith(f"<EmotionClassifier of {package}: 3 labels ('joy', 'anger', 'fear'), input embedding")
     assert "backbone tiny/mistral, encoder use-multilingual-v3, on cpu in torch.float32>" in said
+    half = EmotionClassifier(package, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and "on cpu in torch.bfloat16>" in repr(half)
     assert repr(classifier).startswith("<EmotionClassifier of a loaded model: 3 labels")
     words = EmotionClassifier.from_model(tiny_model(input="tokens"))
     assert "encoder" not in repr(words) and "input tokens" in repr(words)

@@ -99,7 +99,7 @@ class EmotionClassifier(TextClassifier):
         model = EmotionModel.from_pretrained(
             folder, dtype=precision, device=chosen, fuse=fuse, quantization=quantization
         )
-        super().__init__(source, ModelEngine(model), *options)
+        super().__init__(source, ModelEngine(model, precision), *options)
 
     @classmethod
     def from_model(

@@ -35,6 +35,7 @@ class Graph:
 
     def __init__(self, folder: Path) -> None:
         refuse_unsafe_entries(folder)
+        self._folder = folder
         self.config = config = read_settings(folder)
         self.tokenizer = read_tokenizer(folder, config) if config.reads_words else None
         self.empty_token = (config.backbone_config or {}).get("bos_token_id") or 0
@@ -60,6 +61,10 @@ class Graph:
                 f"reads {', '.join(sorted(found))} and gives {shapes!r:.80}, not logits of the package's labels",
                 "export the run again",
             )
+
+    def __reduce__(self) -> tuple[type["Graph"], tuple[Path]]:
+        """Another process makes a session of its own."""
+        return Graph, (self._folder,)
 
     def __str__(self) -> str:
         return "by ONNX Runtime on cpu"

@@ -91,14 +91,15 @@ class ModelEngine:
     """Probabilities by a model.
 
     Args:
-        model: it computes on its own device and in its own precision.
+        model: it computes on its own device.
+        dtype: the precision of its backbone; None is that of its first weights.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
         self.model, self.config = model.eval(), model.config
         self.empty_token = getattr(getattr(model.backbone, "config", None), "bos_token_id", None) or 0
         parameter = next(model.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = parameter.device, dtype or parameter.dtype
 
     @property
     def tokenizer(self) -> Tokenizer | None:
