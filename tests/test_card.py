@@ -27,8 +27,8 @@ from hub_release.card.own import BEGIN, END
 from hub_release.card.render import render_card
 from hub_release.card.text import cells, code, duration, plain
 from hub_release.cli import app
-from hub_release.package import ReleaseError, seal, template_path
-from tests.cards import Change, put, read, score, tables_of
+from hub_release.package import LAYOUT, ReleaseError, seal, template_path
+from tests.cards import Change, edit, put, read, score, tables_of
 from tests.conftest import LABELS
 
 POLICIES = {"fixed": "0.5 for all labels", "global": "one for all labels", "per_label": "one for each label"}
@@ -388,3 +388,15 @@ def test_any_text_is_shown_as_it_is(text: str) -> None:
         )
         found = [token.content for token in cell if token.type == "inline"]
         assert len(found) == 4 and found[3] == "end"
+
+
+@pytest.mark.parametrize(
+    ("method", "bias", "said"), [("none", 0.0, False), ("temperature", 0.5, True), ("platt", 0.5, False)]
+)
+def test_a_card_says_which_labels_were_held_back(
+    package: Path, tmp_path: Path, method: str, bias: float, said: bool
+) -> None:
+    """Only where the method's own sentence does not: Platt scaling has a scale and a bias for every label."""
+    copy = shutil.copytree(package, tmp_path / "package")
+    edit(copy / LAYOUT.calibration, lambda record: record.update(method=method, bias=[bias, 0.0, 0.0]))
+    assert ("Labels with few positives have a scale and a bias of their own" in render_card(copy)) == said

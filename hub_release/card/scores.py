@@ -123,6 +123,7 @@ def _reliability(facts: Facts) -> dict[str, Any]:
         "rule_width": f"{rule['f1_interval_wider_than']:g}",
         "unreliable_rows": [(row["label"], f"{int(row['support']):,}", _label_score(row, "f1")) for row in rows],
         "calibration_method": calibration["method"],
+        "holds_back": calibration["method"] != "platt" and any(calibration["bias"]),
         "calibration_reason": calibration["reason"],
         "calibration_rows": [
             (

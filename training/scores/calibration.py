@@ -6,7 +6,8 @@ them or neither, chosen by cross-fitted log loss on validation. Both are linear 
 be folded into the classifier's weights, the order of the rows under each label stays, and a threshold moved the same
 way makes the same decisions.
 
-Few rows say little, so whatever the method, a label with few positives is :func:`held back <hold_back>`.
+Few rows say little, so whatever the method, a label with few positives is :func:`held back <hold_back>`. After no
+calibration or one temperature, only such labels have a bias.
 """
 
 from __future__ import annotations
