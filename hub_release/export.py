@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import shutil
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from hub_release.card.own import (
 )
 from hub_release.card.render import render_card, replace_file, write_card
 from hub_release.check.integrity import hash_problems, layout_problems, unreadable_problems
+from hub_release.graphs.measure import GRAPHS, MAX_LOSS, measure_graphs, read_rows
+from hub_release.graphs.write import write_graphs
 from hub_release.package import (
     HANDLER,
     LAYOUT,
@@ -38,7 +41,6 @@ from hub_release.package import (
     sha256,
 )
 from hub_release.shipped.bundle import bundle, bundle_without_torch
-from hub_release.shipped.graph import write_graph
 from hub_release.shipped.requirements import project_version, requirements_of, requirements_of_graph
 from modeling.adapters import split_trained_weights
 from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES, VERSION_KEY, EmotionClassifier, publish, staging
@@ -46,18 +48,19 @@ from modeling.recipe import hide_local_paths
 from modeling.records import ADAPTER_WEIGHTS, BASELINE_WEIGHTS, GOLDEN, MODEL, MODEL_CONFIG, RECORDED, GoldenRow
 
 
-def export(run: Path, package: Path, graph: bool = False, **details: Any) -> None:
+def export(run: Path, package: Path, graphs: Collection[str] = (), max_loss: float = MAX_LOSS, **details: Any) -> None:
     """Write the package of a finished run; the folder appears whole or not at all.
 
     Args:
         run: folder of the run.
         package: folder to write; must be new or empty.
-        graph: also write the model as an ONNX graph, see :func:`hub_release.shipped.graph.write_graph`.
+        graphs: also write the model as graphs, and score each: names of :data:`hub_release.graphs.measure.GRAPHS`.
+        max_loss: the most macro F1 on validation that a graph may lose.
         details: fields of :class:`hub_release.card.own.CardDetails`; the name is by default the folder's.
 
     Raises:
         ReleaseError: the run is not finished, the package folder is a file or not empty, the card cannot show a
-            detail, or the model has no graph.
+            detail, the model has no graph, or a graph loses too much.
     """
     details["name"] = details.get("name") or model_name(package.resolve().name)
     said = change_details(None, details)
@@ -73,14 +76,16 @@ def export(run: Path, package: Path, graph: bool = False, **details: Any) -> Non
     if json.loads((run / LAYOUT.metrics).read_text(encoding="utf-8")).get("null_test"):
         raise ReleaseError(f"{run} is a null test: it was trained on nothing. Remedy: export the run that it tests")
     require_free(package)
+    if graphs:
+        read_rows(run)  # what a graph is scored on is missed before it is written
     with staging(package.parent, ".export-") as temporary:
         (temporary / "package").mkdir()
-        _write(run, temporary / "package", said, graph)
+        _write(run, temporary / "package", said, graphs, max_loss)
         require_free(package)  # still: another export may have been faster
         publish(temporary / "package", package)
 
 
-def _write(run: Path, package: Path, details: CardDetails, graph: bool) -> None:
+def _write(run: Path, package: Path, details: CardDetails, graphs: Collection[str], max_loss: float) -> None:
     for name in RECORDED:
         shutil.copyfile(run / name, package / name)
     _hide_local_paths(package / LAYOUT.recipe)
@@ -94,7 +99,7 @@ def _write(run: Path, package: Path, details: CardDetails, graph: bool) -> None:
         "num_labels": len(config["emotion_labels"]),
         VERSION_KEY: project_version(),
     }
-    requirements = requirements_of(config["model_name"], config["encoder"], config["quantization"], graph=graph)
+    requirements = requirements_of(config["model_name"], config["encoder"], config["quantization"], graph=bool(graphs))
     (package / LAYOUT.requirements).write_text(requirements, encoding="utf-8")
     (package / LAYOUT.config).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     head, adapter = split_trained_weights(load_file(run / ADAPTER_WEIGHTS))
@@ -111,14 +116,23 @@ def _write(run: Path, package: Path, details: CardDetails, graph: bool) -> None:
     (package / LAYOUT.adapter).parent.mkdir()
     save_file({key: value.contiguous() for key, value in adapter.items()}, package / LAYOUT.adapter)
     _write_adapter_config(run, package, config["model_name"])
-    if graph:
-        write_graph(package)
-        (package / LAYOUT.graph_code).write_text(bundle_without_torch(), encoding="utf-8")
-        (package / LAYOUT.graph_requirements).write_text(requirements_of_graph(config["encoder"]), encoding="utf-8")
+    if graphs:
+        _write_graphs(run, package, graphs, max_loss)
     _write_details(package, details)
     write_card(package)
     for path in package.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors makes its files readable for their owner only
+
+
+def _write_graphs(run: Path, package: Path, graphs: Collection[str], max_loss: float) -> None:
+    float32, int8 = bool({"onnx", "openvino"} & set(graphs)), "onnx-int8" in graphs
+    write_graphs(package, float32, int8)
+    measured = [name for name in GRAPHS if name in graphs or (name == "onnx" and float32)]
+    record = measure_graphs(run, package, measured, max_loss)
+    (package / LAYOUT.graph_record).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    encoder = json.loads((package / LAYOUT.config).read_text(encoding="utf-8"))["encoder"]
+    (package / LAYOUT.graph_code).write_text(bundle_without_torch(), encoding="utf-8")
+    (package / LAYOUT.graph_requirements).write_text(requirements_of_graph(encoder), encoding="utf-8")
 
 
 def _write_details(package: Path, details: CardDetails) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -102,6 +103,8 @@ class Layout:
     confusions_plot: str = records.CONFUSIONS_PLOT
     reliability_plot: str = records.RELIABILITY_PLOT
     graph: str = "onnx/model.onnx"
+    int8_graph: str = "onnx/model_quantized.onnx"
+    graph_record: str = records.GRAPHS
     graph_code: str = "infer_onnx.py"
     graph_requirements: str = "requirements_onnx.txt"
     details: str = "card.json"
@@ -109,17 +112,22 @@ class Layout:
     handler: str = "handler.py"
     sums: str = "SHA256SUMS"
 
-    def of_the_graph(self) -> tuple[str, ...]:
-        """The files that a package has only if it was exported with a graph."""
-        return (self.graph, self.graph_code, self.graph_requirements)
+    def of_the_graphs(self) -> tuple[str, ...]:
+        """The files that a package has only if it was exported with a graph; it need not have both graphs."""
+        return (self.graph, self.int8_graph, self.graph_record, self.graph_code, self.graph_requirements)
 
-    def files(self, reads_words: bool = False, graph: bool = False) -> tuple[str, ...]:
-        """All file names; the tokenizer only if the backbone reads words, and the graph's only if there is one."""
-        left_out = {*(() if reads_words else (self.tokenizer,)), *(() if graph else self.of_the_graph())}
+    def files(self, reads_words: bool = False, graphs: Collection[str] = ()) -> tuple[str, ...]:
+        """All file names; the tokenizer only if the backbone reads words.
+
+        ``graphs`` are those that there are, :attr:`graph` or :attr:`int8_graph`; what belongs to them comes along.
+        """
+        left_out = set(() if reads_words else (self.tokenizer,))
+        left_out |= {self.graph, self.int8_graph} - set(graphs) if graphs else set(self.of_the_graphs())
         return tuple(name for name in astuple(self) if name not in left_out)
 
 
 LAYOUT = Layout()
+ALL_FILES = frozenset(astuple(LAYOUT))
 OPTIONAL = frozenset({LAYOUT.details})
 """Files that packages of earlier versions lack."""
 HANDLER = Path(__file__).with_name("shipped") / LAYOUT.handler

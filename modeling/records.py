@@ -193,6 +193,41 @@ class Golden(TypedDict):
     rows: list[GoldenRow]
 
 
+class RowScores(TypedDict):
+    """Scores of the rows of a split, with thresholds tuned on validation."""
+
+    macro_f1: float
+    log_loss: float
+
+
+class BackendScores(TypedDict):
+    """Scores of one way to compute a package's model.
+
+    ``thresholds`` are tuned for it on validation; ``golden_difference`` is the largest difference from a golden
+    probability.
+    """
+
+    thresholds: dict[str, float]
+    golden_difference: float
+    validation: RowScores
+    test: RowScores
+
+
+class BackendRecord(BackendScores):
+    """The same with its speed, from the text to its probabilities."""
+
+    texts_per_second: float
+
+
+class GraphRecord(TypedDict):
+    """A package's graphs, and PyTorch beside them, measured on one machine with so many threads and rows at once."""
+
+    cpu: str
+    threads: int
+    batch_size: int
+    graphs: dict[str, BackendRecord]
+
+
 class FocalConfig(TypedDict):
     """The focal loss: alpha per label, and gamma."""
 
@@ -211,9 +246,16 @@ TIMING = Record[Timing]("timing.json")
 CONTEXT = Record[Context]("context.json")
 GOLDEN = Record[Golden]("golden.json")
 FOCAL = Record[FocalConfig]("focal_config.json")
+GRAPHS = Record[GraphRecord]("graphs.json")
+"""Written by export, for a package with a graph."""
+TORCH = "torch"
+INT8 = "onnx-int8"
+"""Names in it: of PyTorch, and of the graph in int8."""
 PER_LABEL = "per_label.csv"
 SCORES = "scores.md"
 PREDICTIONS = "predictions.npz"
+SCORED_TEXTS = "scored_texts.jsonl"
+"""The texts of validation and test in the order of ``predictions.npz``, a JSON object in each line. Never published."""
 LOG = "train.log"
 LABEL_FREQUENCIES_PLOT = "label_frequencies.png"
 PER_LABEL_PLOT = "per_label.png"
@@ -229,7 +271,7 @@ PUBLISHED_RESULTS = (
     *(PER_LABEL_PLOT, PRECISION_RECALL_PLOT, THRESHOLDS_PLOT, CONFUSIONS_PLOT, RELIABILITY_PLOT),
 )
 """Results that a package takes unchanged."""
-RESULTS = (*PUBLISHED_RESULTS, SCORES, PREDICTIONS)
+RESULTS = (*PUBLISHED_RESULTS, SCORES, PREDICTIONS, SCORED_TEXTS)
 """Files that only a finished run has."""
 RECORDED = (*KNOWN_BEFORE, *PUBLISHED_RESULTS)
 """Files that a package takes from the run folder."""

@@ -14,6 +14,7 @@ from sklearn.metrics import f1_score
 from torch import nn
 
 from modeling.infer import EmotionModel
+from modeling.thresholds import PRIOR_POSITIVES, choose_thresholds
 from training.fit import results
 from training.fit.prepare import Prepared
 from training.scores.calibration import (
@@ -27,7 +28,6 @@ from training.scores.calibration import (
     hold_back,
     smooth_targets,
 )
-from training.scores.thresholds import PRIOR_POSITIVES, choose_thresholds
 
 
 def draw(seed: int, rows: int = 4_000) -> tuple[np.ndarray, np.ndarray]:

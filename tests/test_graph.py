@@ -14,22 +14,28 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
+import openvino
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from peft import LoraConfig, get_peft_model
+from sklearn.metrics import f1_score, log_loss as sklearn_log_loss
 from typer.testing import CliRunner
 
-from hub_release.check.gate import check
+from hub_release.check.gate import check, inspect
 from hub_release.cli import app
 from hub_release.export import export
+from hub_release.graphs.measure import log_loss, macro_f1
+from hub_release.graphs.write import RowScaled, write_graphs
 from hub_release.hub.client import connect
 from hub_release.hub.commit import Destination, push_files
 from hub_release.hub.pull import pull
 from hub_release.package import LAYOUT, ReleaseError, package_files, seal
 from hub_release.shipped.bundle import bundle_without_torch
-from hub_release.shipped.graph import write_graph
 from hub_release.shipped.requirements import third_party_imports
 from modeling.infer import EmotionClassifier, EmotionModel, Graph, PackageError, graph, graph_problems
+from modeling.records import SCORED_TEXTS
 from tests.conftest import EMBED_DIM, fake_encoder, tiny_flags, tiny_tokenizer
 from tests.hub_server import TestHub
 from tests.test_texts import tiny_model
@@ -63,9 +69,11 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def with_graph(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package with a graph."""
+    """A package with every graph."""
     folder = tmp_path_factory.mktemp("graph") / "package"
-    assert CliRunner().invoke(app, ["export", str(finished_run), str(folder), "--onnx"]).exit_code == 0
+    flags = ["--onnx", "--int8", "--openvino", "--max-loss", "1"]  # its few rows say little
+    done = CliRunner().invoke(app, ["export", str(finished_run), str(folder), *flags])
+    assert done.exit_code == 0, done.output
     return folder
 
 
@@ -82,27 +90,50 @@ def test_a_graph_computes_what_its_model_does(
     expected = classifier.predict_proba(TEXTS)
     monkeypatch.setattr(EmotionModel, "from_pretrained", lambda *_: model)
     (tmp_path / LAYOUT.config).write_text(json.dumps(model.config.to_dict()))
-    write_graph(tmp_path)
+    int8 = settings in SETTINGS[::4]
+    write_graphs(tmp_path, float32=True, int8=int8)
     monkeypatch.setattr(graph, "read_tokenizer", lambda *_: model.tokenizer)
-    for rows, threads in ((64, 1), (1, 1), (24, 2)):
-        found = EmotionClassifier(
-            tmp_path, backend="onnx", encoder=fake_encoder, batch_size=rows, threads=threads
-        ).predict_proba(TEXTS)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    options: dict[str, Any]
+    for rows, threads, tolerance, options in (
+        (64, 1, 1e-5, {"backend": "onnx", "quantization": "none"}),
+        (1, 1, 1e-5, {"backend": "onnx", "quantization": "none"}),
+        (24, 2, 1e-5, {"backend": "onnx", "quantization": "none"}),
+        (24, 2, 1e-5, {"backend": "openvino", "dtype": "float32"}),
+        (24, 2, 0.02, {"backend": "openvino"}),
+        *([(24, 2, 0.02, {"backend": "onnx"})] if int8 else []),
+    ):
+        found = EmotionClassifier(tmp_path, encoder=fake_encoder, batch_size=rows, threads=threads, **options)
+        assert ("in int8" in str(found)) == (tolerance > 1e-5 and options["backend"] == "onnx")
+        np.testing.assert_allclose(found.predict_proba(TEXTS), expected, atol=tolerance)
+
+
+def test_scaled_rows_give_the_same_product() -> None:
+    """Whatever the sizes of the rows; a row of zeros too."""
+    layer = torch.nn.Linear(16, 4, bias=False)
+    rows = torch.randn(3, 5, 16) * torch.tensor([0.0, 1e-30, 1e-3, 1.0, 1e4])[:, None]
+    with torch.no_grad():
+        wanted = layer(rows)
+        scale = wanted.abs().amax(-1, keepdim=True).clamp(min=1e-38)
+        assert ((RowScaled(layer)(rows) - wanted).abs() / scale).max() < 1e-5
 
 
 def test_a_package_with_a_graph_passes_its_check(with_graph: Path) -> None:
-    assert set(LAYOUT.of_the_graph()) <= {path.relative_to(with_graph).as_posix() for path in with_graph.rglob("*")}
+    assert set(LAYOUT.of_the_graphs()) <= {path.relative_to(with_graph).as_posix() for path in with_graph.rglob("*")}
     assert check(with_graph) == []
     card = (with_graph / LAYOUT.card).read_text()
-    assert "`onnx/model.onnx` is the same model" in card and 'backend="onnx"' in card
+    assert "`onnx/model.onnx` and `onnx/model_quantized.onnx` have the same model" in card
+    for line in ("| PyTorch in float32 | ", "| ONNX Runtime in int8 | ", "| OpenVINO | "):
+        assert line in card
+    size = {name: (with_graph / name).stat().st_size for name in (LAYOUT.graph, LAYOUT.int8_graph)}
+    assert size[LAYOUT.int8_graph] < size[LAYOUT.graph]
     assert "onnxruntime" in (with_graph / LAYOUT.requirements).read_text()
     assert "torch" not in (with_graph / LAYOUT.graph_requirements).read_text()
 
 
 def test_a_graph_has_no_path_of_this_machine(with_graph: Path) -> None:
-    content = (with_graph / LAYOUT.graph).read_bytes()
-    assert str(Path(__file__).parents[1]).encode() not in content and b".py" not in content
+    for name in (LAYOUT.graph, LAYOUT.int8_graph):
+        content = (with_graph / name).read_bytes()
+        assert str(Path(__file__).parents[1]).encode() not in content and b".py" not in content
 
 
 def test_a_stranger_needs_no_torch(with_graph: Path, tmp_path: Path) -> None:
@@ -114,11 +145,11 @@ for name in ("torch", "transformers", "peft", "modeling"):
     sys.modules[name] = None
 sys.path.insert(0, {str(with_graph)!r})
 import json, infer_onnx
-classifier = infer_onnx.EmotionClassifier({str(with_graph)!r})
+classifier = infer_onnx.EmotionClassifier({str(with_graph)!r}, quantization="none")
 golden = json.load(open({str(with_graph / "golden.json")!r}))["rows"]
 said = classifier.predict_proba([row["text"] for row in golden])
 assert abs(said - [row["probabilities"] for row in golden]).max() < 1e-4
-assert infer_onnx.main(["sunny cake", "--threshold", "0"]) == 0
+assert infer_onnx.main(["sunny cake", "--threshold", "0", "--backend", "openvino"]) == 0
 print(classifier)
 """
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -128,7 +159,8 @@ print(classifier)
 
 
 def test_both_backends_give_the_same_labels(with_graph: Path) -> None:
-    by_torch, by_graph = EmotionClassifier(with_graph), EmotionClassifier(with_graph, backend="onnx")
+    by_torch = EmotionClassifier(with_graph)
+    by_graph = EmotionClassifier(with_graph, backend="onnx", quantization="none")
     assert by_torch.labels == by_graph.labels
     for ours, theirs in zip(by_torch.predict(TEXTS), by_graph.predict(TEXTS), strict=True):
         assert ours.keys() == theirs.keys()
@@ -140,9 +172,16 @@ def test_both_backends_give_the_same_labels(with_graph: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"backend": "tflite"}, "unknown backend 'tflite'. Remedy: use torch or onnx"),
-        ({"backend": "onnx", "device": "cuda"}, "device is 'cuda', but a graph has its own. Remedy: leave device out"),
-        ({"backend": "onnx", "quantization": "nf4"}, "quantization is 'nf4', but a graph"),
+        ({"backend": "tflite"}, "unknown backend 'tflite'. Remedy: use torch or onnx or openvino"),
+        (
+            {"backend": "onnx", "device": "cuda"},
+            "device is 'cuda', but the graph has its own. Remedy: leave device out",
+        ),
+        ({"backend": "onnx", "quantization": "nf4"}, "quantization is 'nf4', but the graph"),
+        ({"backend": "openvino", "quantization": "int8"}, "quantization is 'int8', but the graph"),
+        ({"backend": "openvino", "dtype": "float16"}, "dtype is 'float16', but the graph"),
+        ({"backend": "onnx", "dtype": "bfloat16"}, "dtype is 'bfloat16', but the graph"),
+        ({"quantization": "int8"}, "quantization int8 is a graph's. Remedy"),
     ],
 )
 def test_odd_options_are_refused(with_graph: Path, options: dict[str, Any], said: str) -> None:
@@ -151,8 +190,101 @@ def test_odd_options_are_refused(with_graph: Path, options: dict[str, Any], said
 
 
 def test_a_package_without_a_graph_says_so(package: Path) -> None:
-    with pytest.raises(PackageError, match=r"onnx/model\.onnx is missing"):
-        EmotionClassifier(package, backend="onnx")
+    for backend in ("onnx", "openvino"):
+        with pytest.raises(PackageError, match=rf"onnx/model\.onnx is not in the package. Remedy: .*--{backend}"):
+            EmotionClassifier(package, backend=backend)  # type: ignore[arg-type]
+    with pytest.raises(PackageError, match=r"onnx/model_quantized\.onnx is not in the package. Remedy: .*--int8"):
+        EmotionClassifier(package, backend="onnx", quantization="int8")
+
+
+def test_a_graph_has_thresholds_of_its_own(with_graph: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(with_graph, tmp_path / "package")
+    record = json.loads((changed / LAYOUT.graph_record).read_text())
+    for name, value in (("onnx", 0.0), ("onnx-int8", 1.0)):
+        record["graphs"][name]["thresholds"] = dict.fromkeys(record["graphs"][name]["thresholds"], value)
+    (changed / LAYOUT.graph_record).write_text(json.dumps(record))
+    every = EmotionClassifier(changed, backend="onnx", quantization="none")
+    assert all(len(found) == len(every.labels) for found in every.predict(["sunny cake", "what?"]))
+    assert EmotionClassifier(changed, backend="onnx").predict(["sunny cake", "what?"]) == [{}, {}]
+    own, tuned = EmotionClassifier(changed, backend="openvino"), record["graphs"]["openvino"]["thresholds"]
+    assert own.config.thresholds == tuned
+    assert (
+        EmotionClassifier(changed).config.thresholds == json.loads((changed / "config.json").read_text())["thresholds"]
+    )
+
+
+@pytest.mark.parametrize("thresholds", [{"joy": 2}, {"joy": "0.5"}, {"other": 0.5}, [0.5], None])
+def test_odd_thresholds_of_a_graph_are_refused(with_graph: Path, tmp_path: Path, thresholds: Any) -> None:
+    changed = shutil.copytree(with_graph, tmp_path / "package")
+    record = json.loads((changed / LAYOUT.graph_record).read_text())
+    record["graphs"]["onnx"]["thresholds"] = thresholds
+    (changed / LAYOUT.graph_record).write_text(json.dumps(record))
+    with pytest.raises(PackageError, match=r"graphs\.json has thresholds of onnx that are not"):
+        EmotionClassifier(changed, backend="onnx", quantization="none")
+
+
+# The gate
+
+
+def test_a_graph_that_loses_too_much_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    """Graphs that are exact lose nothing, which is more than less than nothing."""
+    with pytest.raises(ReleaseError, match=r"the graph onnx has .* macro F1 .*loses .*Remedy: .*--max-loss"):
+        export(finished_run, tmp_path / "package", ["onnx"], max_loss=-0.5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_is_scored_on_the_rows_of_its_run(with_graph: Path, finished_run: Path) -> None:
+    record = json.loads((with_graph / LAYOUT.graph_record).read_text())["graphs"]
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    for split in ("validation", "test"):
+        expected = metrics[split]["per_label"]["macro_f1"]
+        assert record["torch"][split]["macro_f1"] == pytest.approx(expected, abs=1e-6)
+        assert record["onnx"][split]["macro_f1"] == pytest.approx(expected, abs=1e-6)
+        assert record["onnx"][split]["log_loss"] == pytest.approx(record["torch"][split]["log_loss"], abs=1e-5)
+    assert record["onnx"]["golden_difference"] < 1e-5 < record["onnx-int8"]["golden_difference"]
+
+
+def test_scores_are_those_of_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    probabilities, references = generator.random((50, 4)), generator.integers(0, 2, (50, 4))
+    references[:, 3] = 0
+    expected = f1_score(references, probabilities >= 0.5, average="macro", zero_division=0)
+    assert macro_f1(probabilities >= 0.5, references) == pytest.approx(expected)
+    expected = np.mean(
+        [sklearn_log_loss(y, p, labels=[0, 1]) for p, y in zip(probabilities.T, references.T, strict=True)]
+    )
+    assert log_loss(probabilities, references) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("damage", ["no texts", "fewer texts"])
+def test_a_run_without_its_texts_gets_no_graph(finished_run: Path, tmp_path: Path, damage: str) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    lines = (run / SCORED_TEXTS).read_text().splitlines(keepends=True)
+    (run / SCORED_TEXTS).unlink() if damage == "no texts" else (run / SCORED_TEXTS).write_text("".join(lines[1:]))
+    with pytest.raises(ReleaseError, match="Remedy: train again"):
+        export(run, tmp_path / "package", ["onnx"])
+    assert not (tmp_path / "package").exists()
+
+
+TAMPERED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "names": lambda record: record["graphs"].pop("onnx-int8"),
+    "threads": lambda record: record.update(threads=0),
+    "list different labels": lambda record: record["graphs"]["onnx"]["thresholds"].pop("joy"),
+    "that no rows have": lambda record: record["graphs"]["openvino"]["test"].update(macro_f1=1.5),
+    "golden_difference": lambda record: record["graphs"]["onnx-int8"].update(golden_difference=0.9),
+    "without a speed": lambda record: record["graphs"]["onnx"].update(texts_per_second=0),
+    "a macro_f1 of PyTorch": lambda record: record["graphs"]["torch"]["test"].update(macro_f1=0.999),
+}
+
+
+@pytest.mark.parametrize("said", TAMPERED)
+def test_a_record_that_cannot_be_true_is_found(with_graph: Path, tmp_path: Path, said: str) -> None:
+    changed = shutil.copytree(with_graph, tmp_path / "package")
+    record = json.loads((changed / LAYOUT.graph_record).read_text())
+    TAMPERED[said](record)
+    (changed / LAYOUT.graph_record).write_text(json.dumps(record))
+    seal(changed)
+    assert any(problem.file == LAYOUT.graph_record and said in str(problem) for problem in inspect(changed))
 
 
 def test_a_quantized_backbone_has_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,17 +292,17 @@ def test_a_quantized_backbone_has_no_graph(tmp_path: Path, monkeypatch: pytest.M
     model.config.quantization = "nf4"
     monkeypatch.setattr(EmotionModel, "from_pretrained", lambda *_: model)
     with pytest.raises(ReleaseError, match=r"the backbone is in nf4.*Remedy"):
-        write_graph(tmp_path)
+        write_graphs(tmp_path, float32=True, int8=False)
 
 
 def test_a_failed_graph_leaves_no_package(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(package: Path) -> None:
+    def fail(package: Path, *_: bool) -> None:
         (package / "onnx").mkdir()
         raise ReleaseError("no graph. Remedy: none")
 
-    monkeypatch.setattr("hub_release.export.write_graph", fail)
+    monkeypatch.setattr("hub_release.export.write_graphs", fail)
     with pytest.raises(ReleaseError):
-        export(finished_run, tmp_path / "package", graph=True)
+        export(finished_run, tmp_path / "package", ["onnx"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -261,11 +393,11 @@ def test_no_session_is_made_of_a_hostile_graph(
     HOSTILE[name](model)
     (spoiled / LAYOUT.graph).write_bytes(model.SerializeToString())
     seal(spoiled)
-    import onnxruntime
-
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("a session was made"))
-    with pytest.raises(PackageError, match=r"onnx/model\.onnx .*Remedy: "):
-        Graph(spoiled)
+    monkeypatch.setattr(openvino.Core, "read_model", lambda *_, **__: pytest.fail("OpenVINO read it"))
+    for backend in ("onnx", "openvino"):
+        with pytest.raises(PackageError, match=r"onnx/model\.onnx .*Remedy: "):
+            Graph(spoiled, backend, quantization="none")
     assert any(problem.startswith(LAYOUT.graph) for problem in check(spoiled))
 
 
@@ -292,8 +424,9 @@ def test_a_graph_of_other_labels_is_refused(with_graph: Path, tmp_path: Path) ->
     config = {key: value for key, value in config.items() if key not in ("id2label", "label2id", "num_labels")}
     config |= {"emotion_labels": kept, "thresholds": {}, "unreliable_labels": []}
     (spoiled / LAYOUT.config).write_text(json.dumps(config))
+    (spoiled / LAYOUT.graph_record).unlink()  # its thresholds would be refused first
     with pytest.raises(PackageError, match=r"onnx/model\.onnx reads embeddings .*not logits of the package's labels"):
-        Graph(spoiled)
+        Graph(spoiled, "onnx", quantization="none")
 
 
 def test_a_graph_of_other_weights_is_found(with_graph: Path, tmp_path: Path) -> None:
@@ -306,7 +439,7 @@ def test_a_graph_of_other_weights_is_found(with_graph: Path, tmp_path: Path) -> 
     assert [problem for problem in check(spoiled) if "the golden probabilities differ" in problem]
 
 
-@pytest.mark.parametrize("name", LAYOUT.of_the_graph())
+@pytest.mark.parametrize("name", [LAYOUT.graph_record, LAYOUT.graph_code, LAYOUT.graph_requirements])
 def test_a_graph_without_its_files_is_not_whole(with_graph: Path, tmp_path: Path, name: str) -> None:
     spoiled = shutil.copytree(with_graph, tmp_path / "package")
     (spoiled / name).unlink()
@@ -320,14 +453,16 @@ def test_words_through_the_whole_way(finished_run: Path, tiny_backbone: str, tmp
 
     flags = tiny_flags(finished_run.parent / "corpus", tiny_backbone, tmp_path / "run")
     assert main([*flags, "--input", "hybrid", "--pooling", "mean", "--token_norm", "0", "--balance", "none"]) == 0
-    export(tmp_path / "run", tmp_path / "package", graph=True)
+    export(tmp_path / "run", tmp_path / "package", ["onnx"])
     assert check(tmp_path / "package") == []
 
 
 def test_a_graph_is_published_with_its_package(with_graph: Path, hub: TestHub, tmp_path: Path) -> None:
     api = connect()
     push_files(api, Destination("you/model"), package_files(with_graph), "message", lambda plan: True)
-    assert set(LAYOUT.files(graph=True)) <= set(hub.repositories["model", "you/model"].files())
+    assert {*LAYOUT.files(graphs=[LAYOUT.graph]), LAYOUT.int8_graph} <= set(
+        hub.repositories["model", "you/model"].files()
+    )
     pull(api, "you/model", tmp_path / "pulled")
     found = EmotionClassifier(tmp_path / "pulled", backend="onnx").predict_proba(TEXTS)
     np.testing.assert_array_equal(found, EmotionClassifier(with_graph, backend="onnx").predict_proba(TEXTS))

@@ -39,9 +39,9 @@ from modeling.infer import (
     load_encoder,
     quantization,
 )
-from modeling.projection import standardize_projection
 from modeling.recipe import ALL_LINEAR
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config
+from training.fit.projection import standardize_projection
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 

@@ -13,6 +13,7 @@ from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, f1_score
 
 from modeling.focal import alpha_per_label, focal_loss
+from modeling.thresholds import choose_thresholds, shrink, tune_global, tune_per_label
 from training.data.taxonomy import GOEMOTIONS_28, TAXONOMIES
 from training.fit.prepare import Prepared
 from training.fit.results import build_report
@@ -27,7 +28,6 @@ from training.scores.scoring import (
     weighted_average_precision,
     weighted_scores,
 )
-from training.scores.thresholds import choose_thresholds, shrink, tune_global, tune_per_label
 
 
 def test_focal_loss_by_hand() -> None:

@@ -28,9 +28,9 @@ from modeling.infer import (
     load_backbone,
     load_encoder,
 )
-from modeling.projection import standardize_projection
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config
 from training.fit.batch import read_setting
+from training.fit.projection import standardize_projection
 from training.options import parse
 
 

@@ -14,8 +14,8 @@ from hub_release.check.scores import metrics_problems, table_problems, threshold
 from hub_release.package import LAYOUT
 from modeling.infer import EmotionConfig
 from modeling.records import POLICIES
+from modeling.thresholds import choose_thresholds
 from training.scores.scoring import LOW_SUPPORT, WIDE_INTERVAL, Scored, score_policies, unreliable_labels
-from training.scores.thresholds import choose_thresholds
 
 
 def rows_of(seed: int, rows: int, labels: int, share: float, skill: float) -> Scored:

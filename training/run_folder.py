@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from modeling.infer import find_damage, publish, staging
+from modeling.machine import cpu_name
 from modeling.recipe import FIELDS, Recipe, free_on_resume
 from modeling.records import AUDIT, MODEL, RECIPE, RESULTS, TIMING, Environment, Record
 from training.errors import TrainingError, first_line
@@ -275,20 +275,10 @@ def describe_environment(seed: int, processes: int, bf16: bool) -> Environment:
         "threads": torch.get_num_threads(),
         "bf16": bf16,
         "machine": platform.machine(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "gpus": torch.cuda.device_count(),
         "git_commit": commit,
     }
-
-
-def _cpu_name() -> str:
-    """The processor's own name, which ``platform`` does not know on Linux."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        found = re.search(r"^model name\s*:\s*(.+)$", information.read_text(encoding="utf-8"), re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine()

@@ -38,6 +38,7 @@ from modeling.records import (
     Context,
     Environment,
     Golden,
+    GraphRecord,
     Metrics,
     Record,
     Timing,
@@ -101,7 +102,8 @@ class Facts:
     label_set: Source
     details: CardDetails | None
     files: frozenset[str]
-    has_graph: bool
+    graphs: GraphRecord | None
+    graph_files: Sequence[str]
 
     @property
     def labels(self) -> list[str]:
@@ -202,7 +204,8 @@ def read_facts(package: Path) -> Facts:
         label_set=_find_source("label_sets", " ".join(recipe["labels"]), False),
         details=read_details(package),
         files=frozenset(path.name for path in package.iterdir()),
-        has_graph=(package / LAYOUT.graph).is_file(),
+        graphs=read(records.GRAPHS) if (package / LAYOUT.graph_record).is_file() else None,
+        graph_files=[name for name in (LAYOUT.graph, LAYOUT.int8_graph) if (package / name).is_file()],
     )
     _refuse_html(facts)
     _refuse_contradictions(facts, parsed)
@@ -250,7 +253,7 @@ def _refuse_html(facts: Facts) -> None:
         **{LAYOUT.config: facts.config, LAYOUT.metrics: facts.metrics, LAYOUT.audit: facts.audit},
         **{LAYOUT.recipe: facts.recipe, LAYOUT.environment: facts.environment, LAYOUT.timing: facts.timing},
         **{LAYOUT.calibration: facts.calibration, LAYOUT.context: facts.context, LAYOUT.per_label: facts.per_label},
-        LAYOUT.adapter_config: facts.adapter_config,
+        **{LAYOUT.adapter_config: facts.adapter_config, LAYOUT.graph_record: facts.graphs},
     }
     for name, content in recorded.items():
         for text in _strings(content):

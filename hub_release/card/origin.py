@@ -13,6 +13,7 @@ from hub_release.shipped.requirements import PROJECT
 from modeling.adapters import HEAD_PARTS
 from modeling.infer import VERSION_KEY
 from modeling.recipe import not_on_card
+from modeling.records import GraphRecord
 
 
 def collect_origin(facts: Facts) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def _architecture(facts: Facts) -> dict[str, Any]:
     total = sum(counts.values()) + lora
     return {
         "trained_parameters": f"{total:,}",
-        "has_graph": facts.has_graph,
+        **_graphs(facts),
         "weight_hashes": Markdown(", ".join(f"{code(file)} {digest}" for file, digest in facts.weight_hashes.items())),
         "part_rows": [
             *rows,
@@ -68,6 +69,39 @@ def _architecture(facts: Facts) -> dict[str, Any]:
             ("classifier", f"{hidden} → {labels}", f"{counts['classifier']:,}"),
             ("all", "", f"{total:,}"),
         ],
+    }
+
+
+_COMPUTED_BY = {
+    "torch": "PyTorch in float32",
+    "onnx": "ONNX Runtime in float32",
+    "onnx-int8": "ONNX Runtime in int8",
+    "openvino": "OpenVINO",
+}
+
+
+def _graphs(facts: Facts) -> dict[str, Any]:
+    """The package's graphs, and what was measured of each."""
+    record: GraphRecord = facts.graphs or {"cpu": "", "threads": 0, "batch_size": 0, "graphs": {}}
+    rows = [
+        (
+            _COMPUTED_BY[name],
+            f"{graph['validation']['macro_f1']:.3f}",
+            f"{graph['test']['macro_f1']:.3f}",
+            f"{graph['validation']['log_loss']:.4f}",
+            f"{graph['test']['log_loss']:.4f}",
+            f"{graph['texts_per_second']:.0f}",
+        )
+        for name, graph in record["graphs"].items()
+    ]
+    return {
+        "graph_files": facts.graph_files,
+        "graph_names": Markdown(" and ".join(code(name) for name in facts.graph_files)),
+        "graph_rows": rows,
+        "graph_threads": record["threads"],
+        "graph_batch": record["batch_size"],
+        "graph_cpu": record["cpu"],
+        "has_openvino": "openvino" in record["graphs"],
     }
 
 

@@ -17,15 +17,19 @@ from hub_release.check.scores import (
     threshold_problems,
     unreliable_problems,
 )
+from hub_release.graphs.measure import GRAPHS
 from hub_release.package import LAYOUT, ReleaseError, read_recipe, read_record
 from modeling import records
 from modeling.focal import alpha_per_label
 from modeling.infer import EmotionConfig, PackageError, as_package_error, read_json
 from modeling.infer.settings import ModelSettings
 from modeling.recipe import CONTAMINATED
+from modeling.records import scores_by_split
 
 EXPORT = "run hub_release export again"
 _FEWEST_TEXTS = 3
+_MOST_DIFFERENCE = 0.25
+"""Of a graph's golden probabilities from the model's: what differs more is another model."""
 _MOST_CHARACTERS = 100_000
 """Of all golden texts; ours have 1,700."""
 
@@ -178,6 +182,35 @@ def _timing_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
             yield f"has {key} {value!r:.80}, not from 0"
 
 
+def _graph_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
+    if not (package / LAYOUT.graph_record).is_file():  # reported with the layout if there is a graph
+        return
+    record = read_record(package, records.GRAPHS)
+    names = {name: LAYOUT.int8_graph if name == records.INT8 else LAYOUT.graph for name in GRAPHS}
+    found = {name for name, file in names.items() if (package / file).is_file()}
+    graphs = record["graphs"]
+    if not found - {"openvino"} | {records.TORCH} <= graphs.keys() <= found | {records.TORCH}:
+        yield f"names {', '.join(sorted(graphs))}, not the graphs that the package has"
+        return
+    if not (record["threads"] > 0 and record["batch_size"] > 0):
+        yield "has threads or a batch_size that are not above 0"
+    for name, graph in graphs.items():
+        if list(graph["thresholds"]) != config.emotion_labels:
+            yield OTHER_LABELS
+        scores = [graph[split][key] for split in ("validation", "test") for key in ("macro_f1", "log_loss")]
+        shares = [*graph["thresholds"].values(), *scores[::2]]
+        if not all(0 <= share <= 1 for share in shares) or not all(0 <= loss < 100 for loss in scores[1::2]):
+            yield f"has thresholds or scores of {name} that no rows have"
+        most = _MOST_DIFFERENCE if name != records.TORCH else 1e-4
+        if not (0 <= graph["golden_difference"] <= most and graph["texts_per_second"] > 0):
+            yield f"has {name} with {graph['golden_difference']!r:.80} as its golden_difference, or without a speed"
+    own, metrics = graphs[records.TORCH], read_record(package, records.METRICS)
+    for split in ("validation", "test"):
+        recorded = scores_by_split(metrics)[split]["per_label"]["macro_f1"]
+        if not abs(own[split]["macro_f1"] - recorded) <= 1e-4:
+            yield f"has a macro_f1 of PyTorch that is not that of {LAYOUT.metrics} ({split})"
+
+
 def _card_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
     try:
         written = render_card(package)
@@ -205,5 +238,6 @@ _RECORDS: tuple[tuple[str, Comparison], ...] = (
     (LAYOUT.audit, _audit_problems),
     (LAYOUT.environment, _environment_problems),
     (LAYOUT.timing, _timing_problems),
+    (LAYOUT.graph_record, _graph_problems),
     (LAYOUT.card, _card_problems),
 )

@@ -77,8 +77,9 @@ def weight_problems(package: Path, config: EmotionConfig) -> Findings:
         found.attempt(refuse_different_heads, heads)
     if config.reads_words:
         found.attempt(read_tokenizer, package, config)
-    if (package / LAYOUT.graph).is_file():
-        found.attempt(read_graph, package)
+    for name in (LAYOUT.graph, LAYOUT.int8_graph):
+        if (package / name).is_file():
+            found.attempt(read_graph, package, name)
     backbone = found.attempt(backbone_on_meta, config)
     if backbone is not None:
         found.attempt(_adapter_problem, package, config, backbone)
@@ -169,7 +170,7 @@ def origin_problems(package: Path, config: EmotionConfig) -> Findings:
 
 def _requirement_problems(package: Path, config: EmotionConfig) -> Iterator[PackageError]:
     """Requirements other than what the code of that version needs; bounds may differ between versions."""
-    earlier, has_graph = is_earlier(package), (package / LAYOUT.graph).is_file()
+    earlier, has_graph = is_earlier(package), (package / LAYOUT.graph_record).is_file()
     code = (package / LAYOUT.code).read_text(encoding="utf-8") if earlier else None
     wanted = {
         LAYOUT.requirements: requirements_of(config.model_name, config.encoder, config.quantization, code, has_graph)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hub_release.package import LAYOUT, OPTIONAL, package_files, sha256
+from hub_release.package import ALL_FILES, LAYOUT, OPTIONAL, package_files, sha256
 from modeling.infer import (
     MAX_ADAPTER_BYTES,
     MAX_GRAPH_BYTES,
@@ -68,7 +68,10 @@ def unreadable_problems(package: Path) -> list[PackageError]:
     unsafe = {problem.file for problem in problems}
     for name, path in package_files(package).items():
         limit = MAX_ADAPTER_BYTES if name.endswith((".safetensors", ".pt")) else _MAX_BYTES
-        limit = {LAYOUT.tokenizer: MAX_TOKENIZER_BYTES, LAYOUT.graph: MAX_GRAPH_BYTES}.get(name, limit)
+        limit = {
+            LAYOUT.tokenizer: MAX_TOKENIZER_BYTES,
+            **dict.fromkeys((LAYOUT.graph, LAYOUT.int8_graph), MAX_GRAPH_BYTES),
+        }.get(name, limit)
         if name not in unsafe and (size := path.stat().st_size) > limit:
             problems.append(
                 PackageError(name, f"has {size:,} bytes, more than {limit:,}", "delete it, or export again")
@@ -103,8 +106,10 @@ def copy_files(package: Path, target: Path, names: Iterable[str]) -> list[Packag
 def layout_problems(package: Path, unreadable: Collection[str] = ()) -> list[PackageError]:
     """Files that are missing, empty, or not part of a package; those in ``unreadable`` are not opened."""
     present = set(package_files(package))
-    has_graph = not present.isdisjoint(LAYOUT.of_the_graph())
-    expected = LAYOUT.files(LAYOUT.config not in unreadable and _reads_words(package), has_graph)
+    graphs = present & {LAYOUT.graph, LAYOUT.int8_graph}
+    if not graphs and not present.isdisjoint(LAYOUT.of_the_graphs()):
+        graphs = {LAYOUT.graph}
+    expected = LAYOUT.files(LAYOUT.config not in unreadable and _reads_words(package), graphs)
     known = set(expected)
     lost = [
         PackageError(name, "is missing", "run hub_release export again")
@@ -144,7 +149,7 @@ def hash_problems(package: Path) -> list[PackageError]:
     problems = [PackageError(LAYOUT.sums, f"does not name {name}", remedy) for name in sorted(expected - set(sums))]
     problems += [
         PackageError(LAYOUT.sums, f"names {name!r}, which the package does not have", remedy)
-        for name in sorted(set(sums) - expected - set(LAYOUT.files(reads_words=True, graph=True)))
+        for name in sorted(set(sums) - expected - ALL_FILES)
     ]
     changed = [name for name in sorted(expected & set(sums)) if sha256(package / name) != sums[name]]
     remedies = {LAYOUT.card: "run hub_release card, which keeps the section for own words"}

@@ -1,4 +1,4 @@
-"""Reproduce a package's golden probabilities: ``python -I probe.py FOLDER MODULES DISTRIBUTIONS BYTES BACKEND``.
+"""Reproduce a package's golden probabilities: ``python -I probe.py FOLDER MODULES DISTRIBUTIONS BYTES NAME``.
 
 The check runs this file in its own process. Only the package, the standard library and the named modules can be
 imported there. Everything else that is installed, this project included, is out of reach.
@@ -67,12 +67,15 @@ def load_with_torch(folder: str, most: int) -> Any:
     return EmotionClassifier(folder, dtype=torch.float32)
 
 
-def load_graph(folder: str, most: int) -> Any:
-    """The classifier of the package's graph."""
+def load_graph(folder: str, most: int, name: str) -> Any:
+    """The classifier of one of the package's graphs, by its name in ``graphs.json``."""
     limit_memory(most)
     from infer_onnx import EmotionClassifier
 
-    return EmotionClassifier(folder)
+    backend, _, quantization = name.partition("-")
+    # OpenVINO's own choice of precision differs from machine to machine.
+    dtype = "float32" if backend == "openvino" else None
+    return EmotionClassifier(folder, backend=backend, quantization=quantization or "none", dtype=dtype)
 
 
 def measure(folder: str, classifier: Any) -> float:
@@ -87,6 +90,7 @@ def measure(folder: str, classifier: Any) -> float:
 
 if __name__ == "__main__":
     declare(sys.argv[1], set(sys.argv[2].split()), set(sys.argv[3].split()))
-    load = {"torch": load_with_torch, "onnx": load_graph}[sys.argv[5]]
-    difference = measure(sys.argv[1], load(sys.argv[1], int(sys.argv[4])))
+    folder, most, name = sys.argv[1], int(sys.argv[4]), sys.argv[5]
+    classifier = load_with_torch(folder, most) if name == "torch" else load_graph(folder, most, name)
+    difference = measure(folder, classifier)
     sys.stdout.write(json.dumps({"difference": difference}) + "\n")

@@ -51,9 +51,10 @@ from .fused import (
     multiplies_bfloat16 as multiplies_bfloat16,
     packs_matrices as packs_matrices,
 )
-from .graph import Graph as Graph
+from .graph import GRAPH_RECORD as GRAPH_RECORD, Graph as Graph
 from .graph_file import (
     GRAPH_FILE as GRAPH_FILE,
+    INT8_GRAPH_FILE as INT8_GRAPH_FILE,
     MAX_GRAPH_BYTES as MAX_GRAPH_BYTES,
     graph_problems as graph_problems,
     read_graph as read_graph,

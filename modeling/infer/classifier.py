@@ -10,14 +10,14 @@ from modeling.infer.classification import TextClassifier, check_batch_size, chec
 from modeling.infer.cores import check_threads
 from modeling.infer.encoders import Encoder
 from modeling.infer.files import local_folder
-from modeling.infer.graph import Graph, refuse_options_of_torch
+from modeling.infer.graph import Graph
 from modeling.infer.model import EmotionModel
 from modeling.infer.predict import ModelEngine
 from modeling.infer.settings import Quantization
 
 logger = logging.getLogger(__name__)
 
-Backend = Literal["torch", "onnx"]
+Backend = Literal["torch", "onnx", "openvino"]
 
 
 def _choose_device(device: str | torch.device | None) -> tuple[torch.device, str]:
@@ -53,15 +53,17 @@ class EmotionClassifier(TextClassifier):
     Args:
         folder_or_hub_id: a package folder, or ``user/model`` on the Hub.
         device: where to run; defaults to the GPU if there is one.
-        dtype: precision of the backbone; defaults to bfloat16 on a GPU that has it, else float32.
+        dtype: precision of the backbone; defaults to bfloat16 on a GPU that has it, else float32. OpenVINO's default is
+            bfloat16 on a CPU that multiplies in it.
         revision: branch, tag or commit on the Hub.
         batch_size: rows that go through the backbone at once.
         encoder: a callable texts → [N, E] that replaces the package's own encoder.
         threads: the most CPU threads, for the encoder too; None for all cores that this process may use.
         fuse: compute the same faster, if possible: the adapter is merged into a backbone that is not quantized, and a
             one-token backbone becomes a :class:`FusedOneTokenMistral`.
-        quantization: ``none``, ``nf4`` or ``8bit``, instead of the package's own.
-        backend: what computes: ``torch``, or ``onnx`` for the graph of a package that was exported with ``--onnx``.
+        quantization: ``none``, ``nf4`` or ``8bit``, instead of the package's own; with ``onnx``, ``none`` or ``int8``
+            names one of the package's graphs (default: int8 if the package has it).
+        backend: what computes: ``torch``; or ``onnx`` or ``openvino``, for a package that was exported with a graph.
 
     Raises:
         PackageError: a file of the package is broken, hostile or does not fit the others.
@@ -80,18 +82,20 @@ class EmotionClassifier(TextClassifier):
         batch_size: int = 64,
         encoder: Encoder | None = None,
         fuse: bool = True,
-        quantization: Quantization | None = None,
+        quantization: Quantization | Literal["int8"] | None = None,
         threads: int | None = None,
         backend: Backend = "torch",
     ) -> None:
         source = str(folder_or_hub_id)
         options = check_batch_size(batch_size), check_encoder(encoder), check_threads(threads)
-        if backend == "onnx":
-            refuse_options_of_torch(device, dtype, quantization)
-            super().__init__(source, Graph(local_folder(folder_or_hub_id, revision)), *options)
-            return
-        if backend != "torch":
+        if backend not in get_args(Backend):
             raise ValueError(f"unknown backend {backend!r:.80}. Remedy: use {' or '.join(get_args(Backend))}")
+        if backend != "torch":
+            folder = local_folder(folder_or_hub_id, revision)
+            super().__init__(source, Graph(folder, backend, device, dtype, quantization), *options)
+            return
+        if quantization == "int8":
+            raise ValueError("quantization int8 is a graph's. Remedy: use backend='onnx', or quantization='8bit'")
         chosen, device_reason = _choose_device(device)
         precision, dtype_reason = _choose_dtype(dtype, chosen)
         logger.info("device %s (%s), dtype %s (%s)", chosen, device_reason, precision, dtype_reason)

@@ -1,18 +1,25 @@
-"""The graph of a package: computed by ONNX Runtime, without PyTorch."""
+"""A graph of a package, computed without PyTorch, with the thresholds that were tuned for it."""
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modeling.infer.errors import PackageError, import_optional
+from modeling.infer.errors import PackageError
 from modeling.infer.features import Features, read_in_windows, to_arrays
-from modeling.infer.files import refuse_unsafe_entries
-from modeling.infer.graph_file import GRAPH_FILE, read_graph
-from modeling.infer.package import read_settings
+from modeling.infer.files import read_json, refuse_unsafe_entries
+from modeling.infer.graph_file import GRAPH_FILE, INT8_GRAPH_FILE, read_graph
+from modeling.infer.package import PlainSettings, is_probability, read_settings
+from modeling.infer.runtimes import RUNTIMES
 from modeling.infer.tokenizer import read_tokenizer
 
+logger = logging.getLogger(__name__)
+
+GRAPH_RECORD = "graphs.json"
+"""What was measured of each graph when it was exported, and the thresholds that were tuned for it."""
 _LEAST_ROWS = 8
 """From this many texts it pays to give a thread its own."""
 
@@ -22,52 +29,64 @@ class Graph:
 
     Args:
         folder: the package.
+        backend: ``onnx`` or ``openvino``.
+        device: None or ``cpu``.
+        dtype: None; for OpenVINO also ``float32`` or ``bfloat16``.
+        quantization: ``none`` or ``int8``; None for int8 if the package has it and ONNX Runtime computes.
 
     Attributes:
-        config: its settings.
+        config: the package's settings, with the thresholds of this graph.
+        name: the graph's, in ``graphs.json``.
         tokenizer: for words; None if the graph reads none.
         empty_token: the token of a text without any.
 
     Raises:
         PackageError: the graph is missing, hostile, cannot be loaded, or is not of this package's kind.
-        ImportError: ONNX Runtime is missing; the message says what to install.
+        ImportError: the runtime is missing; the message says what to install.
+        ValueError: an option asks for what the graph or its runtime does not have.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, backend: str, device: Any = None, dtype: Any = None, quantization: str | None = None
+    ) -> None:
+        precision = _check_options(backend, device, dtype, quantization)
+        self._made_with = folder, backend, device, dtype, quantization
         refuse_unsafe_entries(folder)
-        self._folder = folder
-        self.config = config = read_settings(folder)
+        has_int8 = (folder / INT8_GRAPH_FILE).is_file()
+        int8 = quantization == "int8" or (quantization is None and backend == "onnx" and has_int8)
+        self.file, self.name = (INT8_GRAPH_FILE, f"{backend}-int8") if int8 else (GRAPH_FILE, backend)
+        if not (folder / self.file).is_file():
+            flag = {"onnx": "--onnx", "openvino": "--openvino"}[backend]
+            raise PackageError(
+                self.file,
+                "is not in the package",
+                f"export the run with {'--int8' if int8 else flag}, or use another backend",
+            )
+        config = read_settings(folder)
+        self.config = replace(config, thresholds=read_graph_thresholds(folder, self.name, config))
         self.tokenizer = read_tokenizer(folder, config) if config.reads_words else None
         self.empty_token = (config.backbone_config or {}).get("bos_token_id") or 0
-        runtime = import_optional("onnxruntime", "onnxruntime")
-        content = read_graph(folder)
-        options = runtime.SessionOptions()
-        # Threads that share a product wait for each other; each of several threads reads texts of its own instead.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        try:
-            self._session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime has a kind of its own for each cause, and no common one
-            raise PackageError(GRAPH_FILE, f"cannot be loaded: {error!s:.200}", "export the run again") from None
-        # The session keeps the file, to load it for other devices: as many bytes as its weights, which nothing reads.
-        self._session._model_bytes = b""
-        wanted = {"embeddings"} if config.reads_embedding else set()
-        wanted |= {"input_ids", "attention_mask"} if config.reads_words else set()
-        found = {given.name for given in self._session.get_inputs()}
-        shapes = {given.name: given.shape for given in self._session.get_outputs()}
-        if found != wanted or shapes.keys() != {"logits"} or shapes["logits"][1:] != [len(config.emotion_labels)]:
+        self._session = RUNTIMES[backend](self.file, read_graph(folder, self.file), precision)
+        self._refuse_other_kind()
+        logger.info("%s computed %s", self.file, self)
+
+    def _refuse_other_kind(self) -> None:
+        wanted = {"embeddings"} if self.config.reads_embedding else set()
+        wanted |= {"input_ids", "attention_mask"} if self.config.reads_words else set()
+        found, shapes = self._session.inputs, self._session.outputs
+        if found != wanted or shapes.keys() != {"logits"} or shapes["logits"][1:] != [len(self.config.emotion_labels)]:
             raise PackageError(
-                GRAPH_FILE,
+                self.file,
                 f"reads {', '.join(sorted(found))} and gives {shapes!r:.80}, not logits of the package's labels",
                 "export the run again",
             )
 
-    def __reduce__(self) -> tuple[type["Graph"], tuple[Path]]:
+    def __reduce__(self) -> tuple[type["Graph"], tuple[Any, ...]]:
         """Another process makes a session of its own."""
-        return Graph, (self._folder,)
+        return Graph, self._made_with
 
     def __str__(self) -> str:
-        return "by ONNX Runtime on cpu"
+        return f"by {self._session.about}{' in int8' * (self.file == INT8_GRAPH_FILE)} on cpu"
 
     def probabilities(self, features: Features, batch_size: int, threads: int) -> np.ndarray:
         """Probabilities, float32 [N, L], of N texts."""
@@ -83,20 +102,51 @@ class Graph:
             return read_in_windows(features, self.config, self._read, at_once // workers, pool.map)
 
     def _read(self, batch: Features) -> np.ndarray:
-        found: list[Any] = self._session.run(["logits"], to_arrays(batch))
-        return np.asarray(found[0], dtype=np.float32)
+        return self._session.run(to_arrays(batch))
 
 
-def refuse_options_of_torch(device: Any, dtype: Any, quantization: Any) -> None:
-    """Refuse what a graph cannot follow.
+def _check_options(backend: str, device: Any, dtype: Any, quantization: Any) -> str | None:
+    """The precision that ``dtype`` asks for. What a graph cannot follow is refused with a ValueError."""
+    precision = None if dtype is None else str(dtype).removeprefix("torch.")
+    allowed = {
+        "device": (device is None or str(device) == "cpu", device, "cpu"),
+        "dtype": (
+            precision is None or (backend == "openvino" and precision in ("float32", "bfloat16")),
+            dtype,
+            "float32 or bfloat16 with openvino",
+        ),
+        "quantization": (
+            quantization in (None, "none") or (backend == "onnx" and quantization == "int8"),
+            quantization,
+            "none, or int8 with onnx",
+        ),
+    }
+    for name, (fits, value, others) in allowed.items():
+        if not fits:
+            raise ValueError(
+                f"{name} is {value!r:.80}, but the graph has its own. Remedy: leave {name} out, or use {others}"
+            )
+    return precision
+
+
+def read_graph_thresholds(folder: Path, name: str, config: PlainSettings) -> dict[str, float]:
+    """The threshold of each label that was tuned for a graph; the package's if none was tuned.
 
     Raises:
-        ValueError: an option asks for another device or precision than the graph's.
+        PackageError: they are not probabilities of the package's labels.
     """
-    given = {"device": None if str(device) == "cpu" else device, "dtype": dtype, "quantization": quantization}
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"{name} is {value!r:.80}, but a graph has its own. Remedy: leave {name} out")
+    if not (folder / GRAPH_RECORD).is_file():
+        return config.thresholds
+    measured = read_json(folder, GRAPH_RECORD).get("graphs")
+    entry = measured.get(name, {}) if isinstance(measured, dict) else None
+    found = entry.get("thresholds", config.thresholds) if isinstance(entry, dict) else None
+    if (
+        not isinstance(found, dict)
+        or not found.keys() <= set(config.emotion_labels)
+        or not all(map(is_probability, found.values()))
+    ):
+        raise PackageError(GRAPH_RECORD, f"has thresholds of {name} that are not probabilities of the package's labels")
+    return found
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

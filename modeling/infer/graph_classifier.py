@@ -1,6 +1,6 @@
 """Multi-label emotion classification by a package's graph, without PyTorch.
 
-A package that was exported with ``--onnx`` has this code as one file, ``infer_onnx.py``, beside ``infer.py``. It needs
+A package that was exported with a graph has this code as one file, ``infer_onnx.py``, beside ``infer.py``. It needs
 what ``requirements_onnx.txt`` names:
 
     from infer_onnx import EmotionClassifier
@@ -16,7 +16,8 @@ from modeling.infer.classification import TextClassifier, check_batch_size, chec
 from modeling.infer.cores import check_threads
 from modeling.infer.encoders import Encoder
 from modeling.infer.files import local_folder
-from modeling.infer.graph import Graph, refuse_options_of_torch
+from modeling.infer.graph import Graph
+from modeling.infer.runtimes import RUNTIMES
 
 
 class EmotionClassifier(TextClassifier):
@@ -25,20 +26,21 @@ class EmotionClassifier(TextClassifier):
     Args:
         folder_or_hub_id: a package folder, or ``user/model`` on the Hub.
         device: ``cpu``, or None for it.
-        dtype: None, the graph's own precision.
+        dtype: None, the graph's own precision; for OpenVINO also ``float32`` or ``bfloat16``.
         revision: branch, tag or commit on the Hub.
         batch_size: rows that are computed at once.
         encoder: a callable texts → [N, E] that replaces the package's own encoder.
         fuse: of no effect: a graph is fused.
-        quantization: None, the graph's own.
+        quantization: ``none`` or ``int8``: which of the package's graphs; None for int8 if the package has it and ONNX
+            Runtime computes.
         threads: the most CPU threads, for the encoder too; None for all cores that this process may use.
-        backend: ``onnx``.
+        backend: ``onnx``, or ``openvino``, which computes in bfloat16 on a CPU that multiplies in it.
 
     Raises:
         PackageError: a file of the package is broken, hostile or does not fit the others.
         FileNotFoundError: neither a folder nor a Hub id.
         TypeError: the package is not named by a string or path, or ``encoder`` cannot be called.
-        ValueError: an option is PyTorch's, or ``batch_size`` or ``threads`` is not a whole number from 1.
+        ValueError: an option asks for what a graph does not have, or ``batch_size`` or ``threads`` is not a whole number from 1.
     """
 
     def __init__(
@@ -55,7 +57,8 @@ class EmotionClassifier(TextClassifier):
         backend: str = "onnx",
     ) -> None:
         options = check_batch_size(batch_size), check_encoder(encoder), check_threads(threads)
-        refuse_options_of_torch(device, dtype, quantization)
-        if backend != "onnx":
-            raise ValueError(f"unknown backend {backend!r:.80}. Remedy: use onnx, or infer.py for torch")
-        super().__init__(str(folder_or_hub_id), Graph(local_folder(folder_or_hub_id, revision)), *options)
+        if backend not in RUNTIMES:
+            known = " or ".join(RUNTIMES)
+            raise ValueError(f"unknown backend {backend!r:.80}. Remedy: use {known}, or infer.py for torch")
+        folder = local_folder(folder_or_hub_id, revision)
+        super().__init__(str(folder_or_hub_id), Graph(folder, backend, device, dtype, quantization), *options)

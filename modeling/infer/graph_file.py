@@ -13,6 +13,8 @@ from modeling.infer.errors import PackageError
 from modeling.infer.files import read_bytes
 
 GRAPH_FILE = "onnx/model.onnx"
+INT8_GRAPH_FILE = "onnx/model_quantized.onnx"
+"""Names of a graph in float32 and of one in int8, as other libraries and Transformers.js have them."""
 MAX_GRAPH_BYTES = 2**31 - 1
 """A protocol buffer cannot be larger."""
 _MAX_NODES = 2**16
@@ -21,7 +23,7 @@ _MAX_SHAPE = 2**24
 
 _DOMAINS = {"": "", "ai.onnx": "", "com.microsoft": "com.microsoft"}
 _OPERATORS = {
-    *("Add", "And", "Cast", "Clip", "Concat", "Constant", "Cos", "CumSum", "DequantizeLinear", "Div"),
+    *("Abs", "Add", "And", "Cast", "Clip", "Concat", "Constant", "Cos", "CumSum", "DequantizeLinear", "Div"),
     *("DynamicQuantizeLinear", "Einsum", "Equal", "Erf", "Expand", "Flatten", "Gather", "GatherND", "Gelu", "Gemm"),
     *("Greater", "GreaterOrEqual", "Identity", "LayerNormalization", "Less", "LessOrEqual", "MatMul", "MatMulInteger"),
     *("Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "QuantizeLinear", "Range", "Reciprocal", "ReduceMax"),
@@ -37,15 +39,15 @@ _TYPE_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12:
 _INT64 = 7
 
 
-def read_graph(folder: Path) -> bytes:
-    """The content of a package's graph.
+def read_graph(folder: Path, name: str) -> bytes:
+    """The content of one of a package's graphs.
 
     Raises:
         PackageError: it is missing, too large, or could lead to other files, other code, endless work or a full memory.
     """
-    content = read_bytes(folder, GRAPH_FILE, MAX_GRAPH_BYTES)
+    content = read_bytes(folder, name, MAX_GRAPH_BYTES)
     for problem in graph_problems(content):
-        raise PackageError(GRAPH_FILE, problem, "export the run again")
+        raise PackageError(name, problem, "export the run again")
     return content
 
 

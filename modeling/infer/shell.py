@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top_k", type=int, help="at most this many labels per text")
     parser.add_argument("--exclude_unreliable", action="store_true", help="leave out labels with too few test rows")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …")
+    parser.add_argument("--backend", help="what computes: torch, or onnx or openvino for the package's graph")
     parser.add_argument("--threads", type=int, help="at most this many CPU threads (default: all usable cores)")
     return parser
 
@@ -68,7 +69,8 @@ def _batches(arguments: argparse.Namespace) -> Iterator[tuple[list[str], list[di
     if arguments.input:
         texts = itertools.chain(texts, read_texts(arguments.input, arguments.text_column))
     batch = check_texts(itertools.islice(texts, _TEXTS_PER_WRITE))  # a bad file is refused before the model is loaded
-    classifier = EmotionClassifier(arguments.model, device=arguments.device, threads=arguments.threads)
+    named = {"backend": arguments.backend} if arguments.backend else {}
+    classifier = EmotionClassifier(arguments.model, device=arguments.device, threads=arguments.threads, **named)
     while batch:
         yield (
             batch,

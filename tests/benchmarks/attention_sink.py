@@ -15,8 +15,8 @@ import torch
 
 from modeling.backbones import load_frozen_backbone
 from modeling.infer import BUNDLED_BACKBONE, build_projection, load_encoder
-from modeling.projection import standardize_projection
 from training.data.corpus import load_corpus
+from training.fit.projection import standardize_projection
 
 TEXTS = 200
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 
+from modeling.thresholds import choose_thresholds
 from training.commands.compare import describe_rows
 from training.run_folder import RunFolder
 from training.scores.scoring import bootstrap_weights, scores, weighted_scores
-from training.scores.thresholds import choose_thresholds
 
 SPLITS = ("validation", "test")
 

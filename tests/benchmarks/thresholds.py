@@ -16,10 +16,10 @@ import numpy as np
 from scipy.special import expit, logit
 
 from modeling.records import CALIBRATION
+from modeling.thresholds import choose_thresholds
 from training.run_folder import RunFolder
 from training.scores.calibration import choose_calibration
 from training.scores.scoring import scores
-from training.scores.thresholds import choose_thresholds
 
 HALVES = 20
 

@@ -21,13 +21,13 @@ from scipy.special import expit
 
 from modeling.recipe import Recipe
 from modeling.records import METRICS, Record
+from modeling.thresholds import choose_thresholds
 from training.commands.train import train
 from training.commands.verbs import NullTestOptions, TrainOptions
 from training.fit.prepare import NULL_TESTS, Corpora, Prepared, prepare
 from training.recipe import RecipeError
 from training.run_folder import RunFolder
 from training.scores.scoring import weighted_scores
-from training.scores.thresholds import choose_thresholds
 
 logger = logging.getLogger(__name__)
 

@@ -28,10 +28,10 @@ from modeling.infer import (
     multiplies_bfloat16,
 )
 from modeling.memory import evaluation_rows
-from modeling.projection import standardize_projection
 from modeling.recipe import Recipe, model_settings
 from training.errors import first_line
 from training.fit.prepare import Prepared
+from training.fit.projection import standardize_projection
 from training.fit.trainer import CheckpointByTime, FeatureDataset, FocalTrainer, SealedCheckpoints
 from training.recipe import RecipeError
 from training.run_folder import RunFolder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import shlex
 import time
@@ -40,6 +41,7 @@ from modeling.records import (
     Timing,
     TrainingTime,
 )
+from modeling.thresholds import choose_thresholds
 from training.data.corpus import GOEMOTIONS_HUB
 from training.fit.build import holds_bfloat16
 from training.fit.prepare import Prepared
@@ -57,7 +59,6 @@ from training.scores.scoring import (
     scores,
     unreliable_labels,
 )
-from training.scores.thresholds import choose_thresholds
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ def finish(
         f"{split}_{name}": getattr(s, name) for split, s in scored.items() for name in ("probabilities", "references")
     }
     run.write_arrays(records.PREDICTIONS, predictions | {records.LOG_LOSSES: log_losses})
+    run.write_text(records.SCORED_TEXTS, scored_texts(data, list(scored)))
     draw(run, found, uncalibrated["test"], scored, data, recipe, published)
     write_model(run, trainer, model, cast(EmotionConfig, plain.config), found, data)
     run.write(records.GOLDEN, golden_rows(plain, recipe))
@@ -115,6 +117,12 @@ def finish(
     finished: Timing = {**timing, "seconds_of_scoring": scoring, "epochs": trainer.state.epoch or 0.0}
     run.write(records.TIMING, finished)
     print_results(run, found, timing["seconds_of_training"], recipe)
+
+
+def scored_texts(data: Prepared, splits: Sequence[str]) -> str:
+    """The texts of splits as JSON lines: what else computes the model is scored on the same rows."""
+    rows = [{"split": split, "text": text} for split in splits for text in data.corpus[split].texts]
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def comparable(data: Prepared) -> list[Published]:

@@ -23,7 +23,7 @@ from sklearn.model_selection import KFold
 from torch import nn
 
 from modeling.records import CalibrationChoice
-from training.scores.thresholds import PRIOR_POSITIVES
+from modeling.thresholds import PRIOR_POSITIVES
 
 _FOLDS = 5
 _BINS = 15

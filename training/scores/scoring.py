@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from transformers import EvalPrediction
 
 from modeling.records import Policy, SplitScores
-from training.scores.thresholds import tune_per_label
+from modeling.thresholds import tune_per_label
 
 AVERAGES = ("macro", "micro", "samples")
 LOW_SUPPORT = 100

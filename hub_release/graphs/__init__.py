@@ -1,0 +1,1 @@
+"""Graphs of a package: written, and measured before they are published."""
