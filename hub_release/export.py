@@ -39,6 +39,7 @@ from hub_release.package import (
 )
 from hub_release.shipped.bundle import bundle, bundle_without_torch
 from hub_release.shipped.graph import write_graph
+from hub_release.shipped.merged import write_merged
 from hub_release.shipped.requirements import project_version, requirements_of, requirements_of_graph
 from modeling.adapters import split_trained_weights
 from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES, VERSION_KEY, EmotionClassifier, publish, staging
@@ -46,18 +47,19 @@ from modeling.recipe import hide_local_paths
 from modeling.records import ADAPTER_WEIGHTS, BASELINE_WEIGHTS, GOLDEN, MODEL, MODEL_CONFIG, RECORDED, GoldenRow
 
 
-def export(run: Path, package: Path, graph: bool = False, **details: Any) -> None:
+def export(run: Path, package: Path, graph: bool = False, merged: bool = False, **details: Any) -> None:
     """Write the package of a finished run; the folder appears whole or not at all.
 
     Args:
         run: folder of the run.
         package: folder to write; must be new or empty.
         graph: also write the model as an ONNX graph, see :func:`hub_release.shipped.graph.write_graph`.
+        merged: also write all weights as one file, see :func:`hub_release.shipped.merged.write_merged`.
         details: fields of :class:`hub_release.card.own.CardDetails`; the name is by default the folder's.
 
     Raises:
         ReleaseError: the run is not finished, the package folder is a file or not empty, the card cannot show a
-            detail, or the model has no graph.
+            detail, or the model has no graph or cannot be merged.
     """
     details["name"] = details.get("name") or model_name(package.resolve().name)
     said = change_details(None, details)
@@ -75,12 +77,12 @@ def export(run: Path, package: Path, graph: bool = False, **details: Any) -> Non
     require_free(package)
     with staging(package.parent, ".export-") as temporary:
         (temporary / "package").mkdir()
-        _write(run, temporary / "package", said, graph)
+        _write(run, temporary / "package", said, graph, merged)
         require_free(package)  # still: another export may have been faster
         publish(temporary / "package", package)
 
 
-def _write(run: Path, package: Path, details: CardDetails, graph: bool) -> None:
+def _write(run: Path, package: Path, details: CardDetails, graph: bool, merged: bool) -> None:
     for name in RECORDED:
         shutil.copyfile(run / name, package / name)
     _hide_local_paths(package / LAYOUT.recipe)
@@ -94,7 +96,8 @@ def _write(run: Path, package: Path, details: CardDetails, graph: bool) -> None:
         "num_labels": len(config["emotion_labels"]),
         VERSION_KEY: project_version(),
     }
-    requirements = requirements_of(config["model_name"], config["encoder"], config["quantization"], graph=graph)
+    built_on = (config["model_name"], config["encoder"], config["quantization"])
+    requirements = requirements_of(*built_on, graph=graph, merged=merged)
     (package / LAYOUT.requirements).write_text(requirements, encoding="utf-8")
     (package / LAYOUT.config).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     head, adapter = split_trained_weights(load_file(run / ADAPTER_WEIGHTS))
@@ -115,6 +118,8 @@ def _write(run: Path, package: Path, details: CardDetails, graph: bool) -> None:
         write_graph(package)
         (package / LAYOUT.graph_code).write_text(bundle_without_torch(), encoding="utf-8")
         (package / LAYOUT.graph_requirements).write_text(requirements_of_graph(config["encoder"]), encoding="utf-8")
+    if merged:
+        write_merged(package)
     _write_details(package, details)
     write_card(package)
     for path in package.rglob("*"):

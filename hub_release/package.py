@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -104,6 +105,13 @@ class Layout:
     graph: str = "onnx/model.onnx"
     graph_code: str = "infer_onnx.py"
     graph_requirements: str = "requirements_onnx.txt"
+    merged: str = "model.safetensors"
+    served: str = "sequence_classification/model.safetensors"
+    served_config: str = "sequence_classification/config.json"
+    served_tokenizer: str = "sequence_classification/tokenizer.json"
+    served_tokenizer_config: str = "sequence_classification/tokenizer_config.json"
+    served_modules: str = "sequence_classification/modules.json"
+    served_pooling: str = "sequence_classification/1_Pooling/config.json"
     details: str = "card.json"
     requirements: str = "requirements.txt"
     handler: str = "handler.py"
@@ -113,10 +121,23 @@ class Layout:
         """The files that a package has only if it was exported with a graph."""
         return (self.graph, self.graph_code, self.graph_requirements)
 
-    def files(self, reads_words: bool = False, graph: bool = False) -> tuple[str, ...]:
-        """All file names; the tokenizer only if the backbone reads words, and the graph's only if there is one."""
+    def of_the_merged(self) -> tuple[str, ...]:
+        """The files of which a package has some, by its kind, only if it was exported with ``--merged``."""
+        served = (self.served, self.served_config, self.served_tokenizer, self.served_tokenizer_config)
+        return (self.merged, *served, self.served_modules, self.served_pooling)
+
+    def files(self, reads_words: bool = False, graph: bool = False, merged: Collection[str] = ()) -> tuple[str, ...]:
+        """All file names; the tokenizer only if the backbone reads words, and the graph's only if there is one.
+
+        Of the merged model's there are only those in ``merged``.
+        """
         left_out = {*(() if reads_words else (self.tokenizer,)), *(() if graph else self.of_the_graph())}
+        left_out |= {name for name in self.of_the_merged() if name not in merged}
         return tuple(name for name in astuple(self) if name not in left_out)
+
+    def every_file(self) -> tuple[str, ...]:
+        """The names of all files that a package can have."""
+        return astuple(self)
 
 
 LAYOUT = Layout()

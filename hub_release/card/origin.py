@@ -9,6 +9,7 @@ from typing import Any
 
 from hub_release.card.facts import Facts, Source, read_sources
 from hub_release.card.text import Markdown, code, duration, plain
+from hub_release.package import LAYOUT
 from hub_release.shipped.requirements import PROJECT
 from modeling.adapters import HEAD_PARTS
 from modeling.infer import VERSION_KEY
@@ -55,6 +56,16 @@ def _architecture(facts: Facts) -> dict[str, Any]:
     return {
         "trained_parameters": f"{total:,}",
         "has_graph": facts.has_graph,
+        "has_merged": facts.merged is not None,
+        "for_servers": facts.merged == LAYOUT.served,
+        "with_backbone": [
+            (name, form)
+            for name, form in (
+                (facts.merged, "in one file"),
+                (LAYOUT.graph if facts.has_graph else None, "as one graph"),
+            )
+            if name
+        ],
         "weight_hashes": Markdown(", ".join(f"{code(file)} {digest}" for file, digest in facts.weight_hashes.items())),
         "part_rows": [
             *rows,

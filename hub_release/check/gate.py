@@ -14,7 +14,6 @@ from pathlib import Path
 from hub_release.check.agreement import record_problems
 from hub_release.check.consistency import (
     Findings,
-    backbone_on_meta,
     code_problems,
     origin_problems,
     protocol_problems,
@@ -30,7 +29,7 @@ from hub_release.check.integrity import (
 )
 from hub_release.package import LAYOUT, package_files, printable, scratch
 from hub_release.shipped.requirements import BUNDLED_WHEEL, closure, modules_of, read_requirements
-from modeling.infer import BUNDLED_BACKBONE, PackageError, read_config
+from modeling.infer import BUNDLED_BACKBONE, PackageError, backbone_on_meta, merged_file, read_config
 from modeling.records import MODEL_CONFIG, RECORDED
 
 TOLERANCE = 1e-4
@@ -111,7 +110,7 @@ def _content_problems(package: Path, allow_contaminated: bool) -> list[PackageEr
         found += weight_problems(package, config)
         found += origin_problems(package, config)
         found += record_problems(package, config)
-    missing = {name for name in LAYOUT.files(reads_words=True, graph=True) if not (package / name).is_file()}
+    missing = {name for name in LAYOUT.every_file() if not (package / name).is_file()}
     return [problem for problem in found if problem.file not in missing]
 
 
@@ -126,7 +125,7 @@ def golden_problems(package: Path, backend: str = "torch") -> list[PackageError]
     config = read_config(package)
     names = {"torch": LAYOUT.requirements, "onnx": LAYOUT.graph_requirements}
     distributions = closure(read_requirements(package / names[backend]))
-    if config.model_name == BUNDLED_BACKBONE and backend == "torch":
+    if config.model_name == BUNDLED_BACKBONE and backend == "torch" and not (package / merged_file(config)).is_file():
         distributions.add(BUNDLED_WHEEL)
     values = sum(parameter.numel() for parameter in backbone_on_meta(config).parameters())
     memory = GOLDEN_BYTES + 2 * 4 * values  # in float32, and once more while it is read

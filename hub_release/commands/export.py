@@ -47,6 +47,14 @@ def export(
             "EmotionClassifier(…, backend='onnx'). Needs the extra onnx.",
         ),
     ] = False,
+    merged: Annotated[
+        bool,
+        typer.Option(
+            "--merged",
+            help="Also write all weights as one file, in float32, with the backbone and the adapter in it: the package "
+            "then loads without PEFT and without a second download.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write the package of a finished run: weights, configuration, infer.py and model card.
@@ -59,7 +67,7 @@ def export(
         from hub_release.export import export as export_run
 
         given = _given(title=title, license=license, language=language, contact=contact, intended_use=intended_use)
-        export_run(run, package, onnx, **given, **_given(name=name, examples=example))
+        export_run(run, package, onnx, merged, **given, **_given(name=name, examples=example))
         next_command = command("hub_release", "check", package)
         finish(as_json, f"{package} is written. Next: run {next_command}", package=str(package))
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from hub_release.package import ReleaseError
-from modeling.infer import GRAPH_FILE, MAX_GRAPH_BYTES, EmotionModel, graph_problems, import_optional
+from hub_release.shipped.merged import merged_model
+from modeling.infer import GRAPH_FILE, MAX_GRAPH_BYTES, graph_problems, import_optional
 
 _EXTRA = "'goemotions-mistral[onnx]'"
 
@@ -32,13 +33,7 @@ def write_graph(package: Path) -> None:
     from transformers.exporters.configs import OnnxConfig
     from transformers.exporters.exporter_onnx import OnnxExporter
 
-    model = EmotionModel.from_pretrained(package)
-    if model.config.quantization != "none":
-        raise ReleaseError(
-            f"the backbone is in {model.config.quantization}, which a graph in float32 does not reproduce. Remedy: "
-            "export without --onnx, or train with --quantization none"
-        )
-    model.backbone = model.backbone.merge_and_unload()
+    model = merged_model(package, "--onnx")
     values = sum(parameter.numel() for parameter in model.parameters())
     if 4 * values > MAX_GRAPH_BYTES:
         raise ReleaseError(
