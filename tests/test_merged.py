@@ -30,7 +30,16 @@ from hub_release.hub.commit import Destination, push_files
 from hub_release.hub.pull import pull
 from hub_release.package import LAYOUT, ReleaseError, package_files, seal
 from hub_release.shipped.merged import merged_files, served_files, write_merged
-from modeling.infer import EmotionClassifier, EmotionConfig, EmotionModel, PackageError, load_backbone, merged_file
+from modeling.infer import (
+    EmotionClassifier,
+    EmotionConfig,
+    EmotionModel,
+    PackageError,
+    load_backbone,
+    merged_file,
+    read_head,
+    read_merged,
+)
 from tests import EXHAUSTIVE
 from tests.conftest import EMBED_DIM, LABELS, fake_encoder, tiny_config, tiny_flags, tiny_tokenizer
 from tests.hub_server import TestHub
@@ -353,6 +362,26 @@ def test_a_cut_file_is_refused(merged: Path, tmp_path: Path) -> None:
     refused(spoiled, LAYOUT.merged, "is damaged")
 
 
+def test_random_damage_never_escapes(served: Path, tmp_path: Path) -> None:
+    """Whatever is changed in the header, it is refused as a package, or is the same model."""
+    spoiled = shutil.copytree(served, tmp_path / "package")
+    content = (served / LAYOUT.served).read_bytes()
+    config, header = EmotionConfig.from_pretrained(served), 8 + int.from_bytes(content[:8], "little")
+    head = read_head(served, config)
+    generator, refusals = np.random.default_rng(0), 0
+    for _ in range(200):
+        damaged = bytearray(content)
+        for place in generator.integers(0, header, 3):
+            damaged[place] = generator.integers(32, 127) if place >= 8 else generator.integers(0, 256)
+        (spoiled / LAYOUT.served).write_bytes(damaged)
+        try:
+            read_merged(spoiled, config, head)
+        except PackageError as error:
+            refusals += 1
+            assert LAYOUT.served in str(error) and "Remedy: " in str(error)
+    assert refusals > 150
+
+
 @pytest.mark.parametrize("kind", ["merged", "served"])
 def test_other_heads_than_the_package_s_are_refused(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     spoiled = shutil.copytree(request.getfixturevalue(kind), tmp_path / "package")
@@ -413,6 +442,18 @@ def test_what_servers_read_is_what_the_package_says(served: Path, tmp_path: Path
     file.unlink()
     seal(spoiled)
     assert any(f"{name} is missing" in str(found) for found in inspect(spoiled))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"pad_token_id": [2]}, {"rope_parameters": "rope_theta"}, {"bos_token_id": {}}], ids=named
+)
+def test_odd_settings_of_a_backbone_are_problems(served: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    spoiled = shutil.copytree(served, tmp_path / "package")
+    config = json.loads((spoiled / LAYOUT.config).read_text())
+    config["backbone_config"] |= settings
+    (spoiled / LAYOUT.config).write_text(json.dumps(config))
+    seal(spoiled)
+    assert any("Remedy: " in str(found) for found in inspect(spoiled))
 
 
 def test_a_file_of_another_kind_of_package_is_not_part_of_it(served: Path, merged: Path, tmp_path: Path) -> None:

@@ -77,11 +77,11 @@ def weight_problems(package: Path, config: EmotionConfig) -> Findings:
         found.attempt(refuse_different_heads, heads)
     if config.reads_words:
         found.attempt(read_tokenizer, package, config)
+    if not found and (package / merged_file(config)).is_file():
+        found.attempt(read_merged, package, config, heads[0])
+        found += served_problems(package)
     if (package / LAYOUT.graph).is_file():
         found.attempt(read_graph, package)
-    if (package / merged_file(config)).is_file() and heads[0] is not None:
-        found.attempt(read_merged, package, config, heads[0])
-        found += served_problems(package, config)
     backbone = found.attempt(backbone_on_meta, config)
     if backbone is not None:
         found.attempt(_adapter_problem, package, config, backbone)
@@ -98,15 +98,13 @@ def _adapter_problem(package: Path, config: EmotionConfig, backbone: nn.Module) 
         raise PackageError(LAYOUT.adapter, what, EXPORT)
 
 
-def served_problems(package: Path, config: EmotionConfig) -> Iterator[PackageError]:
+def served_problems(package: Path) -> Findings:
     """Files for servers that do not say what the package's own configuration and tokenizer say."""
-    try:
-        wanted = served_files(package) if config.is_sequence_classifier else {}
-    except PackageError:  # reported with the tokenizer
-        return
-    for name, text in wanted.items():
+    found = Findings()
+    for name, text in (found.attempt(served_files, package) or {}).items():
         if (package / name).is_file() and (package / name).read_bytes() != text.encode():
-            yield PackageError(name, f"is not made from {LAYOUT.config} and {LAYOUT.tokenizer}", EXPORT)
+            found.append(PackageError(name, f"is not made from {LAYOUT.config} and {LAYOUT.tokenizer}", EXPORT))
+    return found
 
 
 def code_problems(package: Path) -> Findings:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from hub_release.package import LAYOUT, ReleaseError
 from modeling.infer import (
@@ -15,6 +16,7 @@ from modeling.infer import (
     EmotionModel,
     PackageError,
     PackageSettings,
+    as_package_error,
     build_tokenizer,
     merged_file,
     merged_key,
@@ -79,13 +81,24 @@ def served_files(package: Path) -> dict[str, str]:
     if not settings.is_sequence_classifier:
         return {}
     tokenizer = read_json(package, LAYOUT.tokenizer, MAX_TOKENIZER_BYTES)
+    with as_package_error(LAYOUT.config, "cannot be written for servers"):
+        contents = _contents(settings, tokenizer, build_tokenizer(tokenizer))
+    return {
+        name: json.dumps(contents[name], indent=2, ensure_ascii=False) + "\n"
+        for name in merged_files(settings)
+        if name in contents
+    }
+
+
+def _contents(settings: PackageSettings, tokenizer: dict[str, Any], built: Tokenizer) -> dict[str, Any]:
+    """The JSON value of each file, whatever the pooling is."""
     backbone = settings.backbone_config or {}
-    special = {token.get("id"): token.get("content") for token in tokenizer.get("added_tokens") or []}
+    special = {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or []}
     pad = next((key for key in (backbone.get("pad_token_id"), backbone.get("eos_token_id")) if key in special), None)
     begins = settings.prefix == "bos"
-    contents: dict[str, Any] = {
+    return {
         LAYOUT.served_config: _config(settings, backbone, pad),
-        LAYOUT.served_tokenizer: tokenizer | {"post_processor": _begin(tokenizer, backbone) if begins else None},
+        LAYOUT.served_tokenizer: tokenizer | {"post_processor": _begin(built, backbone) if begins else None},
         LAYOUT.served_tokenizer_config: {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": settings.window_length + begins,
@@ -103,11 +116,6 @@ def served_files(package: Path) -> dict[str, str]:
             "pooling_mode_max_tokens": False,
             "pooling_mode_lasttoken": False,
         },
-    }
-    return {
-        name: json.dumps(contents[name], indent=2, ensure_ascii=False) + "\n"
-        for name in merged_files(settings)
-        if name in contents
     }
 
 
@@ -131,10 +139,10 @@ def _config(settings: PackageSettings, backbone: dict[str, Any], pad: int | None
     }
 
 
-def _begin(tokenizer: dict[str, Any], backbone: dict[str, Any]) -> dict[str, Any]:
+def _begin(tokenizer: Tokenizer, backbone: dict[str, Any]) -> dict[str, Any]:
     """The part of a tokenizer that puts the beginning-of-sequence token first."""
     number = backbone.get("bos_token_id")
-    token = build_tokenizer(tokenizer).id_to_token(number) if isinstance(number, int) else None
+    token = tokenizer.id_to_token(number) if isinstance(number, int) else None
     if token is None:
         raise PackageError(LAYOUT.tokenizer, f"has no token {number}, with which a sequence begins")
     one, two = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")

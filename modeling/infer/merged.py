@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 
 from modeling.infer.backbone import backbone_on_meta, prepare_backbone
 from modeling.infer.config import EmotionConfig
+from modeling.infer.errors import as_package_error
 from modeling.infer.heads import build_heads
+from modeling.infer.package import CONFIG_FILE
 from modeling.infer.settings import ModelSettings
 from modeling.infer.weights import HEAD_FILES, map_safetensors, most_bytes, refuse_different_heads, refuse_other_tensors
 
@@ -80,5 +82,6 @@ def load_merged(
     backbone, tensors = read_merged(folder, config, head)
     prepare_backbone(name, type(backbone), backbone.config, 8 * dtype.itemsize, device)
     logger.info("backbone from %s, which has the adapter in it", name)
-    loaded: Any = type(backbone).from_pretrained(None, config=backbone.config, state_dict=tensors, dtype=dtype)
+    with as_package_error(CONFIG_FILE, "has a backbone_config that cannot be built"):
+        loaded: Any = type(backbone).from_pretrained(None, config=backbone.config, state_dict=tensors, dtype=dtype)
     return cast(PreTrainedModel, loaded.to(device))
