@@ -77,12 +77,12 @@ def weight_problems(package: Path, config: EmotionConfig) -> Findings:
         found.attempt(refuse_different_heads, heads)
     if config.reads_words:
         found.attempt(read_tokenizer, package, config)
+    backbone = found.attempt(backbone_on_meta, config)
     if not found and (package / merged_file(config)).is_file():
         found.attempt(read_merged, package, config, heads[0])
         found += served_problems(package)
     if (package / LAYOUT.graph).is_file():
         found.attempt(read_graph, package)
-    backbone = found.attempt(backbone_on_meta, config)
     if backbone is not None:
         found.attempt(_adapter_problem, package, config, backbone)
     return found

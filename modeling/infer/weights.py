@@ -105,6 +105,7 @@ def map_safetensors(folder: Path, name: str, most: int) -> dict[str, torch.Tenso
     Raises:
         PackageError: it is missing, damaged, or has more than ``most`` bytes.
     """
+    # This look only bounds what the next one reads. What is validated is what that one gives.
     with open_limited(folder, name, most) as (file, _):
         start = file.read(8)
     with as_package_error(name, "is damaged"):
