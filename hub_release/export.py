@@ -41,6 +41,7 @@ from hub_release.package import (
     sha256,
 )
 from hub_release.shipped.bundle import bundle, bundle_without_torch
+from hub_release.shipped.merged import write_merged
 from hub_release.shipped.requirements import project_version, requirements_of, requirements_of_graph
 from modeling.adapters import split_trained_weights
 from modeling.infer import AUTO_MAP, CUSTOM_PIPELINES, VERSION_KEY, EmotionClassifier, publish, staging
@@ -48,7 +49,14 @@ from modeling.recipe import hide_local_paths
 from modeling.records import ADAPTER_WEIGHTS, BASELINE_WEIGHTS, GOLDEN, MODEL, MODEL_CONFIG, RECORDED, GoldenRow
 
 
-def export(run: Path, package: Path, graphs: Collection[str] = (), max_loss: float = MAX_LOSS, **details: Any) -> None:
+def export(
+    run: Path,
+    package: Path,
+    graphs: Collection[str] = (),
+    max_loss: float = MAX_LOSS,
+    merged: bool = False,
+    **details: Any,
+) -> None:
     """Write the package of a finished run; the folder appears whole or not at all.
 
     Args:
@@ -56,11 +64,12 @@ def export(run: Path, package: Path, graphs: Collection[str] = (), max_loss: flo
         package: folder to write; must be new or empty.
         graphs: also write the model as graphs, and score each: names of :data:`hub_release.graphs.measure.GRAPHS`.
         max_loss: the most macro F1 on validation that a graph may lose.
+        merged: also write all weights as one file, see :func:`hub_release.shipped.merged.write_merged`.
         details: fields of :class:`hub_release.card.own.CardDetails`; the name is by default the folder's.
 
     Raises:
         ReleaseError: the run is not finished, the package folder is a file or not empty, the card cannot show a
-            detail, the model has no graph, or a graph loses too much.
+            detail, the model has no graph or cannot be merged, or a graph loses too much.
     """
     details["name"] = details.get("name") or model_name(package.resolve().name)
     said = change_details(None, details)
@@ -79,13 +88,22 @@ def export(run: Path, package: Path, graphs: Collection[str] = (), max_loss: flo
     if graphs:
         read_rows(run)  # what a graph is scored on is missed before it is written
     with staging(package.parent, ".export-") as temporary:
-        (temporary / "package").mkdir()
-        _write(run, temporary / "package", said, graphs, max_loss)
+        written = temporary / "package"
+        written.mkdir()
+        _write(run, written, bool(graphs), merged)
+        if merged:
+            write_merged(written)
+        _write_details(written, said)
+        if graphs:
+            _write_graphs(run, written, graphs, max_loss)
+        write_card(written)
+        for path in written.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors makes its files readable for their owner only
         require_free(package)  # still: another export may have been faster
-        publish(temporary / "package", package)
+        publish(written, package)
 
 
-def _write(run: Path, package: Path, details: CardDetails, graphs: Collection[str], max_loss: float) -> None:
+def _write(run: Path, package: Path, graphs: bool, merged: bool) -> None:
     for name in RECORDED:
         shutil.copyfile(run / name, package / name)
     _hide_local_paths(package / LAYOUT.recipe)
@@ -99,7 +117,8 @@ def _write(run: Path, package: Path, details: CardDetails, graphs: Collection[st
         "num_labels": len(config["emotion_labels"]),
         VERSION_KEY: project_version(),
     }
-    requirements = requirements_of(config["model_name"], config["encoder"], config["quantization"], graph=bool(graphs))
+    built_on = (config["model_name"], config["encoder"], config["quantization"])
+    requirements = requirements_of(*built_on, graph=graphs, merged=merged)
     (package / LAYOUT.requirements).write_text(requirements, encoding="utf-8")
     (package / LAYOUT.config).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     head, adapter = split_trained_weights(load_file(run / ADAPTER_WEIGHTS))
@@ -116,12 +135,6 @@ def _write(run: Path, package: Path, details: CardDetails, graphs: Collection[st
     (package / LAYOUT.adapter).parent.mkdir()
     save_file({key: value.contiguous() for key, value in adapter.items()}, package / LAYOUT.adapter)
     _write_adapter_config(run, package, config["model_name"])
-    if graphs:
-        _write_graphs(run, package, graphs, max_loss)
-    _write_details(package, details)
-    write_card(package)
-    for path in package.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors makes its files readable for their owner only
 
 
 def _write_graphs(run: Path, package: Path, graphs: Collection[str], max_loss: float) -> None:

@@ -107,6 +107,13 @@ class Layout:
     graph_record: str = records.GRAPHS
     graph_code: str = "infer_onnx.py"
     graph_requirements: str = "requirements_onnx.txt"
+    merged: str = "model.safetensors"
+    served: str = "sequence_classification/model.safetensors"
+    served_config: str = "sequence_classification/config.json"
+    served_tokenizer: str = "sequence_classification/tokenizer.json"
+    served_tokenizer_config: str = "sequence_classification/tokenizer_config.json"
+    served_modules: str = "sequence_classification/modules.json"
+    served_pooling: str = "sequence_classification/1_Pooling/config.json"
     details: str = "card.json"
     requirements: str = "requirements.txt"
     handler: str = "handler.py"
@@ -116,13 +123,22 @@ class Layout:
         """The files that a package has only if it was exported with a graph; it need not have both graphs."""
         return (self.graph, self.int8_graph, self.graph_record, self.graph_code, self.graph_requirements)
 
-    def files(self, reads_words: bool = False, graphs: Collection[str] = ()) -> tuple[str, ...]:
+    def of_the_merged(self) -> tuple[str, ...]:
+        """The files of which a package has some, by its kind, only if it was exported with ``--merged``."""
+        served = (self.served, self.served_config, self.served_tokenizer, self.served_tokenizer_config)
+        return (self.merged, *served, self.served_modules, self.served_pooling)
+
+    def files(
+        self, reads_words: bool = False, graphs: Collection[str] = (), merged: Collection[str] = ()
+    ) -> tuple[str, ...]:
         """All file names; the tokenizer only if the backbone reads words.
 
-        ``graphs`` are those that there are, :attr:`graph` or :attr:`int8_graph`; what belongs to them comes along.
+        ``graphs`` are those that there are, :attr:`graph` or :attr:`int8_graph`; what belongs to them comes along. Of
+        the merged model's files there are only those in ``merged``.
         """
         left_out = set(() if reads_words else (self.tokenizer,))
         left_out |= {self.graph, self.int8_graph} - set(graphs) if graphs else set(self.of_the_graphs())
+        left_out |= {name for name in self.of_the_merged() if name not in merged}
         return tuple(name for name in astuple(self) if name not in left_out)
 
 

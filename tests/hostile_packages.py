@@ -374,7 +374,7 @@ def a_whole_model_of_nothing(folder: Path) -> None:
 
 add(
     "a whole model in place of the adapter",
-    ADAPTER_CONFIG,
+    LAYOUT.merged,
     lambda folder: whole_model(folder, load_file(folder / HEAD)),
 )
 
@@ -537,9 +537,14 @@ add("an environment file", ".env", writing(".env", b"DEBUG=1\n"), True)
 add("a module that shadows another", "torch.py", writing("torch.py", PAYLOAD.encode()), True)
 add("a folder of compiled code", "__pycache__", writing("__pycache__/torch.cpython-311.pyc", b"\0" * 16), True)
 add(
-    "the backbone itself",
-    "model.safetensors",
-    lambda folder: save_file({"a": torch.ones(2)}, folder / "model.safetensors"),
+    "other weights of the whole model",
+    LAYOUT.merged,
+    lambda folder: save_file({"a": torch.ones(2)}, folder / LAYOUT.merged),
+)
+add(
+    "the whole model for servers, of a package that reads no words",
+    LAYOUT.served,
+    lambda folder: writing(LAYOUT.served, (folder / HEAD).read_bytes())(folder),
     True,
 )
 add("other code", LAYOUT.code, appending(LAYOUT.code, PAYLOAD), True)

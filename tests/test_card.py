@@ -87,7 +87,7 @@ def test_the_tables_of_model_and_data(carded: Path) -> None:
     }
     lora = sum(tensor.size for tensor in adapter.values())
     first, second = head["projection.0.weight"].shape, head["projection.2.weight"].shape
-    assert tables["part", "shape", "parameters in this package"] == [
+    assert tables["part", "shape", "trained parameters"] == [
         ["projection", f"{first[1]} → {first[0]}, GELU, {second[1]} → {second[0]}", f"{sizes['projection']:,}"],
         [
             "backbone: [tiny/mistral](https://huggingface.co/tiny/mistral), not quantized, frozen",

@@ -121,7 +121,8 @@ def test_a_package_with_a_graph_passes_its_check(with_graph: Path) -> None:
     assert set(LAYOUT.of_the_graphs()) <= {path.relative_to(with_graph).as_posix() for path in with_graph.rglob("*")}
     assert check(with_graph) == []
     card = (with_graph / LAYOUT.card).read_text()
-    assert "`onnx/model.onnx` and `onnx/model_quantized.onnx` have the same model" in card
+    for name, form in ((LAYOUT.graph, "float32"), (LAYOUT.int8_graph, "int8")):
+        assert f"`{name}` is the same model as one graph in {form}, with the weights of the language model" in card
     for line in ("| PyTorch in float32 | ", "| ONNX Runtime in int8 | ", "| OpenVINO | "):
         assert line in card
     size = {name: (with_graph / name).stat().st_size for name in (LAYOUT.graph, LAYOUT.int8_graph)}

@@ -499,12 +499,11 @@ def test_a_baseline_is_not_exported(finished_run: Path, tiny_backbone: str, tmp_
 
 
 def test_a_whole_model_with_a_backbone_is_not_a_package(package: Path, tmp_path: Path) -> None:
-    """Weights of a whole model are not loaded: those of its backbone could not be checked."""
+    """Weights of a whole model are loaded only if the adapter is merged into them."""
     copy = shutil.copytree(package, tmp_path / "package")
     weights = EmotionClassifier(copy, fuse=False).model.state_dict()
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, copy / "model.safetensors")
-    shutil.rmtree(copy / "lora_adapter")
-    with pytest.raises(infer.PackageError, match=r"lora_adapter/adapter_config\.json is missing\. Remedy: "):
+    with pytest.raises(infer.PackageError, match=r"model\.safetensors lacks tensors: .*Remedy: "):
         EmotionClassifier(copy)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -27,7 +27,9 @@ from modeling.infer import (
     PackageError,
     as_package_error,
     build_heads,
+    merged_file,
     read_config,
+    refuse_backbone,
     refuse_large_header,
 )
 from modeling.recipe import CONTAMINATED
@@ -104,6 +106,7 @@ class Facts:
     files: frozenset[str]
     graphs: GraphRecord | None
     graph_files: Sequence[str]
+    merged: str | None
 
     @property
     def labels(self) -> list[str]:
@@ -150,18 +153,6 @@ class Facts:
             raise PackageError(LAYOUT.config, f"has a backbone_config that cannot be read: {error}") from None
 
 
-def refuse_backbone(settings: Mapping[str, Any]) -> None:
-    """Refuse a ``backbone_config`` that is not a Mistral's. (A run on Mistral 3 records its language model only.)
-
-    Raises:
-        PackageError: it is missing or of another architecture.
-    """
-    if settings.get("model_type") != "mistral":
-        raise PackageError(
-            LAYOUT.config, "has no backbone_config of a Mistral", "train on a Mistral, then export again"
-        )
-
-
 def read_facts(package: Path) -> Facts:
     """Read the recorded files of a package.
 
@@ -178,6 +169,9 @@ def read_facts(package: Path) -> Facts:
 
     config, context = read(_CONFIG), read(records.CONTEXT)
     parsed = read_config(package)  # refuses a configuration that the card cannot use
+    merged = merged_file(parsed)
+    has_merged = (package / merged).is_file()
+    weights = (LAYOUT.safe_head, LAYOUT.head, LAYOUT.adapter, *([merged] if has_merged else []))
     recipe = read_recipe(package)
     with (package / LAYOUT.per_label).open(encoding="utf-8", newline="") as file:
         per_label = list(csv.DictReader(file))
@@ -197,7 +191,7 @@ def read_facts(package: Path) -> Facts:
         per_label=per_label,
         head_shapes=_read_shapes(package / LAYOUT.safe_head),
         adapter_shapes=_read_shapes(package / LAYOUT.adapter),
-        weight_hashes={name: sha256(package / name) for name in (LAYOUT.safe_head, LAYOUT.head, LAYOUT.adapter)},
+        weight_hashes={name: sha256(package / name) for name in weights},
         backbone=_find_source("backbones", config["model_name"], local["backbone"]),
         encoder=_find_encoder(config["encoder"], local["encoder"]),
         dataset=replace(dataset, config=dataset.config or recipe["dataset_config"]),
@@ -206,6 +200,7 @@ def read_facts(package: Path) -> Facts:
         files=frozenset(path.name for path in package.iterdir()),
         graphs=read(records.GRAPHS) if (package / LAYOUT.graph_record).is_file() else None,
         graph_files=[name for name in (LAYOUT.graph, LAYOUT.int8_graph) if (package / name).is_file()],
+        merged=merged if has_merged else None,
     )
     _refuse_html(facts)
     _refuse_contradictions(facts, parsed)

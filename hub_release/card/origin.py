@@ -9,6 +9,7 @@ from typing import Any
 
 from hub_release.card.facts import Facts, Source, read_sources
 from hub_release.card.text import Markdown, code, duration, plain
+from hub_release.package import LAYOUT
 from hub_release.shipped.requirements import PROJECT
 from modeling.adapters import HEAD_PARTS
 from modeling.infer import VERSION_KEY
@@ -56,6 +57,12 @@ def _architecture(facts: Facts) -> dict[str, Any]:
     return {
         "trained_parameters": f"{total:,}",
         **_graphs(facts),
+        "has_merged": facts.merged is not None,
+        "for_servers": facts.merged == LAYOUT.served,
+        "with_backbone": [
+            *([(facts.merged, "in one file in float32")] if facts.merged else []),
+            *((name, _FORMS[name]) for name in facts.graph_files),
+        ],
         "weight_hashes": Markdown(", ".join(f"{code(file)} {digest}" for file, digest in facts.weight_hashes.items())),
         "part_rows": [
             *rows,
@@ -72,6 +79,7 @@ def _architecture(facts: Facts) -> dict[str, Any]:
     }
 
 
+_FORMS = {LAYOUT.graph: "as one graph in float32", LAYOUT.int8_graph: "as one graph in int8"}
 _COMPUTED_BY = {
     "torch": "PyTorch in float32",
     "onnx": "ONNX Runtime in float32",
@@ -95,8 +103,6 @@ def _graphs(facts: Facts) -> dict[str, Any]:
         for name, graph in record["graphs"].items()
     ]
     return {
-        "graph_files": facts.graph_files,
-        "graph_names": Markdown(" and ".join(code(name) for name in facts.graph_files)),
         "graph_rows": rows,
         "graph_threads": record["threads"],
         "graph_batch": record["batch_size"],

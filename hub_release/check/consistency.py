@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from safetensors import safe_open
 from torch import nn
 
-from hub_release.card.facts import refuse_backbone
 from hub_release.check.agreement import EXPORT
 from hub_release.check.earlier import is_earlier, is_earlier_code
 from hub_release.package import HANDLER, LAYOUT, read_record
 from hub_release.shipped.bundle import bundle, bundle_without_torch
+from hub_release.shipped.merged import served_files
 from hub_release.shipped.requirements import (
     PROJECT,
     not_installed,
@@ -35,12 +34,13 @@ from modeling.infer import (
     VERSION_KEY,
     EmotionConfig,
     PackageError,
-    as_package_error,
-    build_backbone,
+    backbone_on_meta,
+    merged_file,
     read_adapter,
     read_graph,
     read_head_file,
     read_json,
+    read_merged,
     read_tokenizer,
     refuse_different_heads,
 )
@@ -70,35 +70,23 @@ class Findings(list[PackageError]):
 
 
 def weight_problems(package: Path, config: EmotionConfig) -> Findings:
-    """What keeps the heads, tokenizer, graph or adapter from loading, the last onto the backbone that the configuration names."""
+    """What keeps the heads, tokenizer, graph, merged model or adapter from loading, the last onto the named backbone."""
     found = Findings()
     heads = [found.attempt(read_head_file, package, name, config) for name in HEAD_FILES]
     if None not in heads:
         found.attempt(refuse_different_heads, heads)
     if config.reads_words:
         found.attempt(read_tokenizer, package, config)
+    backbone = found.attempt(backbone_on_meta, config)
+    if not found and (package / merged_file(config)).is_file():
+        found.attempt(read_merged, package, config, heads[0])
+        found += served_problems(package)
     for name in (LAYOUT.graph, LAYOUT.int8_graph):
         if (package / name).is_file():
             found.attempt(read_graph, package, name)
-    backbone = found.attempt(backbone_on_meta, config)
     if backbone is not None:
         found.attempt(_adapter_problem, package, config, backbone)
     return found
-
-
-def backbone_on_meta(config: EmotionConfig) -> nn.Module:
-    """The backbone without its weights, to compare the adapter's keys and shapes with."""
-    if config.head == "mlp":
-        raise PackageError(
-            LAYOUT.config, "is for a baseline without a backbone", "train with head backbone, then export"
-        )
-    settings = config.backbone_config or {}
-    refuse_backbone(settings)
-    with as_package_error(LAYOUT.config, "has a backbone_config that cannot be built", EXPORT), torch.device("meta"):
-        backbone = build_backbone(config)
-    if settings.get("hidden_size") != config.hidden_size:
-        raise PackageError(LAYOUT.config, "has a backbone_config with another hidden_size", EXPORT)
-    return backbone
 
 
 def _adapter_problem(package: Path, config: EmotionConfig, backbone: nn.Module) -> None:
@@ -109,6 +97,15 @@ def _adapter_problem(package: Path, config: EmotionConfig, backbone: nn.Module) 
     if stored > len(tensors):
         what = f"has {stored - len(tensors)} tensors that no model reads"
         raise PackageError(LAYOUT.adapter, what, EXPORT)
+
+
+def served_problems(package: Path) -> Findings:
+    """Files for servers that do not say what the package's own configuration and tokenizer say."""
+    found = Findings()
+    for name, text in (found.attempt(served_files, package) or {}).items():
+        if (package / name).is_file() and (package / name).read_bytes() != text.encode():
+            found.append(PackageError(name, f"is not made from {LAYOUT.config} and {LAYOUT.tokenizer}", EXPORT))
+    return found
 
 
 def code_problems(package: Path) -> Findings:
@@ -171,9 +168,12 @@ def origin_problems(package: Path, config: EmotionConfig) -> Findings:
 def _requirement_problems(package: Path, config: EmotionConfig) -> Iterator[PackageError]:
     """Requirements other than what the code of that version needs; bounds may differ between versions."""
     earlier, has_graph = is_earlier(package), (package / LAYOUT.graph_record).is_file()
+    has_merged = (package / merged_file(config)).is_file()
     code = (package / LAYOUT.code).read_text(encoding="utf-8") if earlier else None
     wanted = {
-        LAYOUT.requirements: requirements_of(config.model_name, config.encoder, config.quantization, code, has_graph)
+        LAYOUT.requirements: requirements_of(
+            config.model_name, config.encoder, config.quantization, code, has_graph, has_merged
+        )
     }
     if has_graph:
         wanted[LAYOUT.graph_requirements] = requirements_of_graph(config.encoder)

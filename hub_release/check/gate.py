@@ -16,7 +16,6 @@ from packaging.requirements import Requirement
 from hub_release.check.agreement import record_problems
 from hub_release.check.consistency import (
     Findings,
-    backbone_on_meta,
     code_problems,
     origin_problems,
     protocol_problems,
@@ -32,7 +31,7 @@ from hub_release.check.integrity import (
 )
 from hub_release.package import ALL_FILES, LAYOUT, package_files, printable, read_record, scratch
 from hub_release.shipped.requirements import BUNDLED_WHEEL, closure, modules_of, read_requirements
-from modeling.infer import BUNDLED_BACKBONE, PackageError, read_config
+from modeling.infer import BUNDLED_BACKBONE, PackageError, backbone_on_meta, merged_file, read_config
 from modeling.records import GRAPHS, INT8, MODEL_CONFIG, RECORDED, TORCH
 
 TOLERANCE = 1e-4
@@ -137,7 +136,7 @@ def golden_problems(package: Path, name: str = TORCH) -> list[PackageError]:
     if name == "openvino":
         requirements.append(Requirement(name))
     distributions = closure(requirements)
-    if config.model_name == BUNDLED_BACKBONE and by_torch:
+    if config.model_name == BUNDLED_BACKBONE and by_torch and not (package / merged_file(config)).is_file():
         distributions.add(BUNDLED_WHEEL)
     values = sum(parameter.numel() for parameter in backbone_on_meta(config).parameters())
     memory = GOLDEN_BYTES + 2 * 4 * values  # in float32, and once more while it is read

@@ -12,18 +12,26 @@ from pathlib import Path
 from PIL import Image
 
 from hub_release.package import ALL_FILES, LAYOUT, OPTIONAL, package_files, sha256
+from hub_release.shipped.merged import merged_files
 from modeling.infer import (
     MAX_ADAPTER_BYTES,
     MAX_GRAPH_BYTES,
+    MAX_MERGED_BYTES,
     MAX_TOKENIZER_BYTES,
     PackageError,
     read_json,
+    read_settings,
     unsafe_entries,
 )
 
 _WEIGHTS = (".safetensors", ".pt", ".onnx")
 _BINARY = (*_WEIGHTS, ".png")
 _MAX_BYTES = 2**24
+_LIMITS = {
+    **dict.fromkeys((LAYOUT.tokenizer, LAYOUT.served_tokenizer), MAX_TOKENIZER_BYTES),
+    **dict.fromkeys((LAYOUT.merged, LAYOUT.served), MAX_MERGED_BYTES),
+    **dict.fromkeys((LAYOUT.graph, LAYOUT.int8_graph), MAX_GRAPH_BYTES),
+}
 _SEARCHED_BYTES = 2**22
 """Names and notes are in the first and last bytes of a file of weights; the numbers between are not searched."""
 _MAX_PIXELS = 2**25
@@ -68,10 +76,7 @@ def unreadable_problems(package: Path) -> list[PackageError]:
     unsafe = {problem.file for problem in problems}
     for name, path in package_files(package).items():
         limit = MAX_ADAPTER_BYTES if name.endswith((".safetensors", ".pt")) else _MAX_BYTES
-        limit = {
-            LAYOUT.tokenizer: MAX_TOKENIZER_BYTES,
-            **dict.fromkeys((LAYOUT.graph, LAYOUT.int8_graph), MAX_GRAPH_BYTES),
-        }.get(name, limit)
+        limit = _LIMITS.get(name, limit)
         if name not in unsafe and (size := path.stat().st_size) > limit:
             problems.append(
                 PackageError(name, f"has {size:,} bytes, more than {limit:,}", "delete it, or export again")
@@ -109,7 +114,8 @@ def layout_problems(package: Path, unreadable: Collection[str] = ()) -> list[Pac
     graphs = present & {LAYOUT.graph, LAYOUT.int8_graph}
     if not graphs and not present.isdisjoint(LAYOUT.of_the_graphs()):
         graphs = {LAYOUT.graph}
-    expected = LAYOUT.files(LAYOUT.config not in unreadable and _reads_words(package), graphs)
+    merged = _merged_files(package, present) if LAYOUT.config not in unreadable else ()
+    expected = LAYOUT.files(LAYOUT.config not in unreadable and _reads_words(package), graphs, merged)
     known = set(expected)
     lost = [
         PackageError(name, "is missing", "run hub_release export again")
@@ -128,6 +134,16 @@ def _reads_words(package: Path) -> bool:
         return read_json(package, LAYOUT.config).get("input") in ("tokens", "hybrid")
     except PackageError:  # reported with the weights
         return False
+
+
+def _merged_files(package: Path, present: set[str]) -> tuple[str, ...]:
+    """The files of the merged model that a package must have, because it has one of them."""
+    if present.isdisjoint(LAYOUT.of_the_merged()):
+        return ()
+    try:
+        return merged_files(read_settings(package))
+    except PackageError:  # reported with the weights
+        return LAYOUT.of_the_merged()
 
 
 def hash_problems(package: Path) -> list[PackageError]:
@@ -187,7 +203,7 @@ def text_problems(package: Path) -> list[PackageError]:
         patterns = [
             (kind, pattern, "delete it, and revoke it where it was issued") for kind, pattern in _SECRETS.items()
         ]
-        if name == LAYOUT.tokenizer:
+        if name in (LAYOUT.tokenizer, LAYOUT.served_tokenizer):
             pass  # a vocabulary has parts of paths and code among its words
         elif name.endswith(_BINARY):
             patterns.append(("an absolute path", _HOME, "write it without the path"))

@@ -66,6 +66,14 @@ def export(
     max_loss: Annotated[
         float, typer.Option(min=0, max=1, help="The most macro F1 on validation that a graph may lose.")
     ] = 0.005,
+    merged: Annotated[
+        bool,
+        typer.Option(
+            "--merged",
+            help="Also write all weights as one file, in float32, with the backbone and the adapter in it: the package "
+            "then loads without PEFT and without a second download.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write the package of a finished run: weights, configuration, infer.py and model card.
@@ -80,7 +88,7 @@ def export(
         given = _given(title=title, license=license, language=language, contact=contact, intended_use=intended_use)
         flags = {"onnx": onnx, "onnx-int8": int8, "openvino": openvino}
         graphs = [graph for graph, wanted in flags.items() if wanted]
-        export_run(run, package, graphs, max_loss, **given, **_given(name=name, examples=example))
+        export_run(run, package, graphs, max_loss, merged, **given, **_given(name=name, examples=example))
         next_command = command("hub_release", "check", package)
         finish(as_json, f"{package} is written. Next: run {next_command}", package=str(package))
 

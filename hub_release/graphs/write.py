@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from hub_release.package import ReleaseError
+from hub_release.shipped.merged import merged_model
 from modeling.infer import GRAPH_FILE, INT8_GRAPH_FILE, MAX_GRAPH_BYTES, EmotionModel, graph_problems, import_optional
 
 _EXTRA = "'goemotions-mistral[onnx]'"
@@ -70,13 +71,7 @@ class RowScaled(nn.Module):
 
 def _merged(package: Path) -> EmotionModel:
     """The package's model, with its adapter in the backbone's weights."""
-    model = EmotionModel.from_pretrained(package)
-    if model.config.quantization != "none":
-        raise ReleaseError(
-            f"the backbone is in {model.config.quantization}, which a graph in float32 does not reproduce. Remedy: "
-            "export without a graph, or train with --quantization none"
-        )
-    model.backbone = model.backbone.merge_and_unload()
+    model = merged_model(package, "a graph")
     values = sum(parameter.numel() for parameter in model.parameters())
     if 4 * values > MAX_GRAPH_BYTES:
         raise ReleaseError(

@@ -28,22 +28,26 @@ _WHEEL_NOTE = """\
 
 def requirements_of_graph(encoder: str) -> str:
     """The ``requirements_onnx.txt`` of a package: what ``infer_onnx.py``, ONNX Runtime and the encoder need."""
-    return requirements_of("", encoder, "none", bundle_without_torch(), graph=True)
+    return requirements_of("", encoder, "none", bundle_without_torch(), graph=True, merged=True)
 
 
 def requirements_of(
-    model_name: str, encoder: str, quantization: str, code: str | None = None, graph: bool = False
+    model_name: str, encoder: str, quantization: str, code: str | None = None, graph: bool = False, merged: bool = False
 ) -> str:
     """The ``requirements.txt`` of a package: what ``infer.py``, the encoder and the backbone need.
 
     Each lower bound is the project's own, the version that its tests ran with. ``code`` is the text of an earlier
-    version's ``infer.py``; None is this version's. A package with a ``graph`` needs what computes it, too.
+    version's ``infer.py``; None is this version's. A package with a ``graph`` needs what computes it, too. One with a
+    ``merged`` model needs neither PEFT nor what its backbone comes in.
 
     Raises:
         ReleaseError: ``infer.py`` imports something that the project does not declare.
     """
     needed, extras = set(third_party_imports(code or bundle())), set()
-    if model_name == BUNDLED_BACKBONE:
+    note = _WHEEL_NOTE if model_name == BUNDLED_BACKBONE and not merged else ""
+    if not merged:
+        needed.add("peft")
+    if note:
         needed.add("gguf")
     if graph:
         needed.add("onnxruntime")
@@ -62,7 +66,6 @@ def requirements_of(
     }
     if missing := needed - set(lines):
         raise ReleaseError(f"infer.py needs {', '.join(sorted(missing))}. Remedy: declare it in pyproject.toml")
-    note = _WHEEL_NOTE if model_name == BUNDLED_BACKBONE else ""
     return "# Each lower bound is the version that the package was tested with.\n" + note + _join(lines.values())
 
 

@@ -1,8 +1,10 @@
 from .adapter import MAX_ADAPTER_BYTES as MAX_ADAPTER_BYTES, read_adapter as read_adapter
 from .backbone import (
     attention_kernel as attention_kernel,
+    backbone_on_meta as backbone_on_meta,
     build_backbone as build_backbone,
     load_backbone as load_backbone,
+    refuse_backbone as refuse_backbone,
 )
 from .bundled import (
     BUNDLED_BACKBONE as BUNDLED_BACKBONE,
@@ -60,6 +62,12 @@ from .graph_file import (
     read_graph as read_graph,
 )
 from .heads import build_heads as build_heads, build_projection as build_projection
+from .merged import (
+    MAX_MERGED_BYTES as MAX_MERGED_BYTES,
+    merged_file as merged_file,
+    merged_key as merged_key,
+    read_merged as read_merged,
+)
 from .model import EmotionModel as EmotionModel
 from .one_token import OneTokenLayer as OneTokenLayer, OneTokenMistral as OneTokenMistral
 from .package import (

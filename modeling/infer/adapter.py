@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from modeling.infer.config import EmotionConfig
-from modeling.infer.errors import PackageError, as_package_error
+from modeling.infer.errors import PackageError, as_package_error, import_optional
 from modeling.infer.files import read_bytes, read_json
 from modeling.infer.one_token import OneTokenMistral
 from modeling.infer.quiet import silence_libraries
@@ -32,11 +32,9 @@ _ADAPTER_FIELDS = {
 
 
 def _import_peft() -> Any:
-    """PEFT, imported late: it takes seconds, and a baseline without a backbone does not need it."""
+    """PEFT, imported late: it takes seconds, and neither a merged package nor a baseline without a backbone needs it."""
     silence_libraries()
-    import peft
-
-    return peft
+    return import_optional("peft", "peft")
 
 
 def load_adapter(folder: Path, config: EmotionConfig, backbone: nn.Module) -> nn.Module:

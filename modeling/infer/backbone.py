@@ -14,9 +14,9 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from modeling.infer.bundled import BUNDLED_BACKBONE, convert_bundled_backbone
 from modeling.infer.config import EmotionConfig
-from modeling.infer.errors import as_package_error
+from modeling.infer.errors import PackageError, as_package_error
 from modeling.infer.one_token import OneTokenMistral
-from modeling.infer.package import MAX_LAYERS, oversized
+from modeling.infer.package import CONFIG_FILE, MAX_LAYERS, oversized
 from modeling.infer.quantization import LANGUAGE_MODEL, check_quantized, quantization_options, refuse_unsupported
 
 logger = logging.getLogger(__name__)
@@ -84,9 +84,8 @@ def load_backbone(
             f"{name} has architecture {config.model_type}, not mistral. Remedy: use one_token false, and all layers"
         )
     bits = {"nf4": 4, "8bit": 8}.get(quantization, 8 * dtype.itemsize)
-    _refuse_larger_than_memory(name, kind, config, bits, device)
+    prepare_backbone(name, kind, config, bits, device)
     baked = getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None)
-    config._attn_implementation = attention_kernel(device.type)
     options: dict[str, Any] = {"dtype": dtype}
     if settings := quantization_options(name, baked, quantization):
         if baked:
@@ -126,12 +125,20 @@ def _read_backbone_config(
     return whole
 
 
-def _refuse_larger_than_memory(name: str, kind: Any, config: PreTrainedConfig, bits: int, device: torch.device) -> None:
-    """Refuse a backbone whose weights alone do not fit, before they are downloaded; ``bits`` is the size of one value.
+def prepare_backbone(name: str, kind: Any, config: PreTrainedConfig, bits: int, device: torch.device) -> None:
+    """Choose the attention kernel, and refuse a backbone whose weights alone do not fit, before they are loaded.
+
+    Args:
+        name: what to call it.
+        kind: its class.
+        config: its configuration; the kernel is set in it.
+        bits: size of one value.
+        device: where it will compute.
 
     Raises:
         ValueError: the message has both sizes.
     """
+    config._attn_implementation = attention_kernel(device.type)
     if config.num_hidden_layers > MAX_LAYERS:
         raise ValueError(
             f"{name} has {config.num_hidden_layers:,} layers, more than {MAX_LAYERS:,}. Remedy: use another backbone"
@@ -175,6 +182,33 @@ def fetch_backbone(config: EmotionConfig, dtype: torch.dtype, device: str | torc
             config.num_hidden_layers,
             expected,
         )
+
+
+def refuse_backbone(settings: Mapping[str, Any]) -> None:
+    """Refuse a ``backbone_config`` that is not a Mistral's. (A run on Mistral 3 records its language model only.)
+
+    Raises:
+        PackageError: it is missing or of another architecture.
+    """
+    if settings.get("model_type") != "mistral":
+        raise PackageError(CONFIG_FILE, "has no backbone_config of a Mistral", "train on a Mistral, then export again")
+
+
+def backbone_on_meta(config: EmotionConfig) -> PreTrainedModel:
+    """The backbone of a package without its weights, to compare names and shapes with.
+
+    Raises:
+        PackageError: its configuration has no backbone that can be built.
+    """
+    if config.head == "mlp":
+        raise PackageError(CONFIG_FILE, "is for a baseline without a backbone", "train with head backbone, then export")
+    settings = config.backbone_config or {}
+    refuse_backbone(settings)
+    with as_package_error(CONFIG_FILE, "has a backbone_config that cannot be built"), torch.device("meta"):
+        backbone = build_backbone(config)
+    if settings.get("hidden_size") != config.hidden_size:
+        raise PackageError(CONFIG_FILE, "has a backbone_config with another hidden_size")
+    return cast(PreTrainedModel, backbone)
 
 
 def build_backbone(config: EmotionConfig) -> nn.Module:

@@ -4,8 +4,9 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
@@ -100,11 +101,22 @@ def read_bytes(folder: Path, name: str, most: int) -> bytes:
     Raises:
         PackageError: it is missing, cannot be read, or has more than ``most`` bytes.
     """
+    with open_limited(folder, name, most) as (file, size):
+        return file.read(size)
+
+
+@contextmanager
+def open_limited(folder: Path, name: str, most: int) -> Iterator[tuple[BinaryIO, int]]:
+    """A file of a package, opened to be read, and its size in bytes.
+
+    Raises:
+        PackageError: see :func:`read_bytes`.
+    """
     try:
         with (folder / name).open("rb") as file:
             if (size := os.fstat(file.fileno()).st_size) > most:
                 raise PackageError(name, f"has {size:,} bytes, more than {most:,}")
-            return file.read(size)
+            yield file, size
     except FileNotFoundError:
         raise PackageError(name, "is missing") from None
     except OSError as error:

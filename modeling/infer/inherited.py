@@ -7,7 +7,7 @@ Class = TypeVar("Class", bound=type)
 
 COPY = "copy the package's folder; after training, export the run with hub_release export"
 _PUBLISH = "publish the package's folder: hub_release push FOLDER USER/MODEL, or hf upload USER/MODEL FOLDER"
-_ADAPTER = "load the model with fuse=False and use model.backbone, the PeftModel that has the package's adapter"
+_ADAPTER = "load the model with fuse=False and use model.backbone, a PeftModel unless the package is merged"
 _FROZEN = "leave it out: the backbone is frozen, and used as its makers published it"
 _SETTLED = "leave it out: how the backbone computes is settled when it is loaded"
 _CHECKPOINTING = "call it on model.backbone"

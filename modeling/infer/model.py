@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import fields
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from modeling.infer.files import HUB_OPTIONS, local_folder, refuse_unsafe_entrie
 from modeling.infer.fused import FusedOneTokenMistral
 from modeling.infer.heads import build_heads
 from modeling.infer.inherited import COPY, LOADING_REMEDIES, REFUSED_METHODS, refusal, refuse, refuse_arguments
+from modeling.infer.merged import load_merged, merged_file
 from modeling.infer.quantization import refuse_unsupported
 from modeling.infer.settings import Quantization
 from modeling.infer.tokenizer import read_tokenizer
@@ -26,11 +28,13 @@ from modeling.infer.weights import BASELINE_FILE, read_head, read_head_file
 
 _AUTO_MODEL_OPTIONS = ("trust_remote_code", "code_revision", "adapter_kwargs")
 """Options that the Auto classes pass on and a package does not use."""
+_COPY_OF_BACKBONE = ("model_name", "base_model_revision", "one_token")
+"""Fields of a configuration that say which copy of the backbone is used, and with which parts."""
 _OWN_CHOICE = frozenset(
     {"architectures", "dtype", "transformers_version"}  # of no effect
     | {"threshold", "thresholds", "threshold_source", "unreliable_labels"}
     | {"window_length", "window_overlap", "windows", "embedding_noise", "head_dropout"}
-    | {"model_name", "base_model_revision", "one_token", "quantization"}  # which copy of the backbone, in which form
+    | {*_COPY_OF_BACKBONE, "quantization"}
 )
 """Fields of a configuration that may differ from the package's; its weights were trained with all others."""
 
@@ -202,7 +206,10 @@ class EmotionModel(PreTrainedModel):
         quantization: Quantization | None = None,
         **kwargs: Any,
     ) -> "EmotionModel":
-        """Load a package: its heads, its adapter, and the frozen backbone that it names.
+        """Load a package: its heads, its adapter, and the frozen backbone that it names, or all in one file.
+
+        A package that was exported with ``--merged`` has that file. It is used unless the configuration or
+        ``quantization`` asks for another copy or form of the backbone.
 
         ``fuse`` makes it faster if possible, only for inference, see :class:`EmotionClassifier`. ``quantization``
         replaces the package's own, see :func:`load_backbone`. A baseline (``head`` is ``mlp``) is loaded from the
@@ -223,6 +230,7 @@ class EmotionModel(PreTrainedModel):
         folder = local_folder(pretrained_model_name_or_path, revision, **hub)
         refuse_unsafe_entries(folder)
         found = read_config(folder)
+        own_copy = [getattr(found, name) for name in _COPY_OF_BACKBONE]
         config = found if config is None else _accept(config, found)
         config.quantization = quantization or config.quantization
         dtype = _read_dtype(dtype)
@@ -232,16 +240,22 @@ class EmotionModel(PreTrainedModel):
             baseline.load_state_dict(weights)
             return cast(EmotionModel, baseline.eval())
         head = read_head(folder, config)
-        backbone = fetch_backbone(config, dtype, device)
+        merged = (folder / merged_file(config)).exists() and config.quantization == "none"
+        merged = merged and own_copy == [getattr(config, name) for name in _COPY_OF_BACKBONE]
+        load = partial(load_merged, folder, head=head) if merged else fetch_backbone
+        backbone = load(config, dtype=dtype, device=device)
         model = cast(Any, cls(config, backbone)).to(device)
         for part, module in build_heads(config).items():
             getattr(model, part).load_state_dict({key: head[f"{part}.{key}"] for key in module.state_dict()})
         if config.reads_words:
             model.tokenizer = read_tokenizer(folder, config)
-        model.backbone = load_adapter(folder, config, backbone)
+        if not merged:
+            model.backbone = load_adapter(folder, config, backbone)
         if fuse and config.quantization == "none":
-            one_token = config.reads_one_token
-            model.backbone = FusedOneTokenMistral(model.backbone) if one_token else model.backbone.merge_and_unload()
+            if config.reads_one_token:
+                model.backbone = FusedOneTokenMistral(model.backbone)
+            elif not merged:
+                model.backbone = model.backbone.merge_and_unload()
         return model.eval()
 
 

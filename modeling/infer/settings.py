@@ -95,6 +95,15 @@ class ModelSettings:
         return self.input != "embedding"
 
     @property
+    def is_sequence_classifier(self) -> bool:
+        """Is it what ``MistralForSequenceClassification`` computes: words → the state of the last token, or their mean?
+
+        A beginning-of-sequence token has no part in our mean, but it has in a server's.
+        """
+        pools = self.pooling == "last" or (self.pooling == "mean" and self.prefix == "none")
+        return self.input == "tokens" and pools
+
+    @property
     def reads_embedding(self) -> bool:
         """Does it read the sentence embedding?"""
         return self.input != "tokens"

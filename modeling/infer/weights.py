@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load
 
 from modeling.infer.config import EmotionConfig
 from modeling.infer.errors import PackageError, as_package_error
-from modeling.infer.files import read_bytes
+from modeling.infer.files import open_limited, read_bytes
 from modeling.infer.heads import build_heads
 
 HEAD_FILES = ("head.safetensors", "head_weights.pt")
@@ -44,8 +45,10 @@ def read_head(folder: Path, config: EmotionConfig) -> dict[str, torch.Tensor]:
     return heads[0]
 
 
-def refuse_different_heads(heads: Sequence[dict[str, torch.Tensor]]) -> None:
-    """Refuse head files that hold different weights.
+def refuse_different_heads(
+    heads: Sequence[Mapping[str, torch.Tensor]], files: Sequence[str] = HEAD_FILES, what: str = "hold different weights"
+) -> None:
+    """Refuse files that hold different weights of the heads.
 
     Raises:
         PackageError: they differ.
@@ -53,7 +56,7 @@ def refuse_different_heads(heads: Sequence[dict[str, torch.Tensor]]) -> None:
     # Bits, not values: a zero has two signs.
     bits = [{key: value.contiguous().view(torch.uint8) for key, value in head.items()} for head in heads]
     if any(not torch.equal(bits[0][key], bits[-1][key]) for key in bits[0]):
-        raise PackageError(" and ".join(HEAD_FILES), "hold different weights")
+        raise PackageError(" and ".join(files), what)
 
 
 def read_head_file(folder: Path, name: str, config: EmotionConfig) -> dict[str, torch.Tensor]:
@@ -94,6 +97,21 @@ def load_safetensors(content: bytes) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file whose header has a sane size."""
     refuse_large_header(content)
     return load(content)
+
+
+def map_safetensors(folder: Path, name: str, most: int) -> dict[str, torch.Tensor]:
+    """The tensors of a large safetensors file: views of the file, whose values are read when they are used.
+
+    Raises:
+        PackageError: it is missing, damaged, or has more than ``most`` bytes.
+    """
+    # This look only bounds what the next one reads. What is validated is what that one gives.
+    with open_limited(folder, name, most) as (file, _):
+        start = file.read(8)
+    with as_package_error(name, "is damaged"):
+        refuse_large_header(start)
+        with safe_open(folder / name, framework="pt") as tensors:
+            return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118  # not a mapping
 
 
 def _load_tensors_of_pickle(content: bytes) -> dict[str, torch.Tensor]:
