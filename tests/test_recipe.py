@@ -33,7 +33,7 @@ from training.run_folder import RunFolder
 def test_every_recipe_that_ships_is_valid() -> None:
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     embedding = ["goemotions", "goemotions_mlp", "goemotions_pooled_r2", "mistral_24b", "quickstart"]
-    assert names == sorted([*embedding, "goemotions_tokens", "mistral_24b_tokens"])
+    assert names == sorted([*embedding, "goemotions_small", "goemotions_tokens", "mistral_24b_tokens"])
     for name in names:
         options = parse(["--recipe", name]).options
         assert options.output_dir == f"runs/{name}"
@@ -123,7 +123,7 @@ def test_every_way_to_load_is_supported_or_names_the_remedy() -> None:
 def test_unknown_recipe_and_flag() -> None:
     with pytest.raises(
         RecipeError,
-        match="Remedy: use one of goemotions, goemotions_mlp, goemotions_pooled_r2, goemotions_tokens, mistral_24b, mistral",
+        match="Remedy: use one of goemotions, goemotions_mlp, goemotions_pooled_r2, goemotions_small, goemotions_tokens, m",
     ):
         parse(["--recipe", "nothing"])
     with pytest.raises(RecipeError, match=r"epoch.*--help"):
