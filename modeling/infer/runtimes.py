@@ -23,12 +23,14 @@ class Session:
         outputs: the shape of each result, by name; what is not a number may be any.
         run: inputs by name → logits, float32 [N, L]; several threads may call it at once.
         about: the runtime and its precision.
+        bfloat16: does it compute in it?
     """
 
     inputs: set[str]
     outputs: dict[str, list[Any]]
     run: Callable[[Arrays], np.ndarray]
     about: str
+    bfloat16: bool = False
 
 
 def onnx_session(name: str, content: bytes, precision: str | None) -> Session:
@@ -85,22 +87,28 @@ def openvino_session(name: str, content: bytes, precision: str | None) -> Sessio
     }
     with _as_package_error(name):
         compiled = core.compile_model(core.read_model(model=content), "CPU", options)
-    requests = threading.local()
-
-    def run(batch: Arrays) -> np.ndarray:
-        if not hasattr(requests, "own"):
-            requests.own = compiled.create_infer_request()
-        return np.array(requests.own.infer(batch)["logits"], dtype=np.float32)
-
     return Session(
         inputs={given.any_name for given in compiled.inputs},
         outputs={
             given.any_name: [size.get_length() if size.is_static else None for size in given.partial_shape]
             for given in compiled.outputs
         },
-        run=run,
+        run=in_each_thread(compiled),
         about=f"OpenVINO in {chosen}",
+        bfloat16=chosen == "bfloat16",
     )
+
+
+def in_each_thread(compiled: Any) -> Callable[[Arrays], np.ndarray]:
+    """Inputs → the first result of a model that OpenVINO compiled, float32; each thread has a request of its own."""
+    requests = threading.local()
+
+    def run(batch: Arrays) -> np.ndarray:
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        return np.array(requests.own.infer(batch)[0], dtype=np.float32)
+
+    return run
 
 
 @contextlib.contextmanager
