@@ -21,7 +21,26 @@ from modeling.infer.stops import catch_sigterm, describe_local_error, describe_s
 REFUSED, WRONG_USE, HUB_FAILED = 1, 2, 3
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Package = Annotated[Path, typer.Argument(metavar="PACKAGE", help="Package folder, such as packages/goemotions.")]
+
+
+def find_package(given: Path) -> Path:
+    """The folder of a package that is installed with the project, if that is what is named; else what is given."""
+    if given.exists():
+        return given
+    from modeling.infer.files import installed_package  # a verb on a folder does not wait for the Hub's client
+
+    return installed_package(str(given)) or given
+
+
+Package = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PACKAGE",
+        callback=find_package,
+        help="Package folder, such as packages/goemotions, or the name of one that is installed with the project, such as "
+        "goemotions-small.",
+    ),
+]
 AllowContaminated = Annotated[
     bool,
     typer.Option(

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from huggingface_hub import get_token
 
-from hub_release.commands.console import REFUSED, AllowContaminated, Json, command, errors, fail, finish
+from hub_release.commands.console import REFUSED, AllowContaminated, Json, command, errors, fail, find_package, finish
 from hub_release.hub.client import connect
 from hub_release.hub.commit import Destination, Pushed
 from hub_release.hub.diff import CommitPlan
@@ -18,7 +18,10 @@ from hub_release.package import ReleaseError
 
 
 def push(
-    source: Annotated[Path, typer.Argument(metavar="RUN_OR_PACKAGE", help="Folder of a finished run, or a package.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_PACKAGE", callback=find_package, help="Folder of a finished run, or a package."),
+    ],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="user/name on the Hub; created if missing.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the commit.")] = False,
     dry_run: Annotated[

@@ -18,6 +18,8 @@ HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 """Pattern of ``user/model``."""
 HUB_OPTIONS = ("token", "cache_dir", "force_download", "local_files_only")
 """Options of ``from_pretrained`` that say how to download."""
+INSTALLED = Path(__file__).resolve().parents[1] / "pretrained" if __name__ == "modeling.infer.files" else None
+"""Folder of the packages that are installed with the project; a shipped file knows none."""
 _MAX_JSON_BYTES = 2**24
 _MAX_JSON_DEPTH = 32
 _MAX_FOLDERS = 16
@@ -25,7 +27,7 @@ _MAX_FOLDERS = 16
 
 
 def local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None, **hub: Any) -> Path:
-    """Folder of a package, downloaded if a Hub id names it.
+    """Folder of a package: a folder here, else one that is installed with the project, else downloaded from the Hub.
 
     Raises:
         FileNotFoundError: neither a folder nor the id of a repository on the Hub.
@@ -38,6 +40,8 @@ def local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None,
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
         return folder
+    if installed := installed_package(str(folder_or_hub_id)):
+        return installed
     if not re.fullmatch(HUB_ID, str(folder_or_hub_id)):
         raise FileNotFoundError(
             f"{folder} is neither a folder nor a Hub id. Remedy: name a package folder, or a Hub id such as user/model"
@@ -50,6 +54,13 @@ def local_folder(folder_or_hub_id: str | os.PathLike[str], revision: str | None,
             f"{folder} is not a folder here, and the Hub {answer} no such model. Remedy: correct the path or the Hub "
             "id; for a model on the Hub, check the network, HF_HUB_OFFLINE and the token"
         ) from error
+
+
+def installed_package(name: str) -> Path | None:
+    """The folder of a package that is installed with the project, such as ``goemotions-small``; None if there is none."""
+    folder = (INSTALLED or Path()) / name
+    named = INSTALLED is not None and re.fullmatch(r"[a-z][a-z0-9-]*", name)
+    return folder if named and (folder / "config.json").is_file() else None
 
 
 def refuse_unsafe_entries(folder: Path) -> None:

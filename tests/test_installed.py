@@ -1,0 +1,55 @@
+"""Packages that are installed with the project: named without a folder, wherever a package is taken."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import pipeline
+from typer.testing import CliRunner
+
+from hub_release.cli import app
+from modeling.infer import EmotionClassifier, files
+from training.run import main
+from training.trained import load_classifier
+
+NAME = "tiny-model"
+
+
+@pytest.fixture
+def installed(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package among those of the project."""
+    folder = shutil.copytree(package, tmp_path / "pretrained" / NAME)
+    monkeypatch.setattr(files, "INSTALLED", folder.parent)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_a_package_is_named_without_its_folder(installed: Path) -> None:
+    classifier = EmotionClassifier(NAME)
+    assert classifier.predict(["sunny cake"]) == EmotionClassifier(installed).predict(["sunny cake"])
+    assert load_classifier(NAME).labels == classifier.labels
+    assert pipeline("text-classification", model=str(files.installed_package(NAME)), trust_remote_code=True)("a")
+
+
+def test_verbs_take_the_name(installed: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["check", NAME])
+    assert done.exit_code == 0 and str(installed) in done.output.replace("\n", "")
+    (tmp_path / "rows.csv").write_text("text,labels\nsunny cake,joy\na slammed door,anger\n")
+    assert main(["evaluate", NAME, "--data", "rows.csv", "--output_dir", "evaluation"]) == 0
+
+
+def test_a_folder_of_that_name_comes_first(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(Exception, match=r"config\.json is missing"):
+        EmotionClassifier(NAME)
+
+
+@pytest.mark.parametrize("name", ["../tiny-model", "tiny-model/.", "", ".", "other", "Tiny-Model"])
+def test_no_other_name_leads_there(installed: Path, name: str) -> None:
+    assert files.installed_package(name) is None
+
+
+def test_a_package_of_its_own_knows_none(package: Path) -> None:
+    assert 'if __name__ == "modeling.infer.files" else None' in (package / "infer.py").read_text()
