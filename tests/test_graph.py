@@ -125,6 +125,7 @@ def test_a_package_with_a_graph_passes_its_check(with_graph: Path) -> None:
         assert f"`{name}` is the same model as one graph in {form}, with the weights of the language model" in card
     for line in ("| PyTorch in float32 | ", "| ONNX Runtime in int8 | ", "| OpenVINO | "):
         assert line in card
+    assert ', and `backend="openvino"` with OpenVINO: it loads faster' in card
     size = {name: (with_graph / name).stat().st_size for name in (LAYOUT.graph, LAYOUT.int8_graph)}
     assert size[LAYOUT.int8_graph] < size[LAYOUT.graph]
     assert "onnxruntime" in (with_graph / LAYOUT.requirements).read_text()
