@@ -9,7 +9,10 @@ import pytest
 from transformers import pipeline
 from typer.testing import CliRunner
 
+from hub_release.check.gate import check, inspect
 from hub_release.cli import app
+from hub_release.package import LAYOUT, RefusedError, seal
+from hub_release.shipped.renew import renew
 from modeling.infer import EmotionClassifier, files
 from training.run import main
 from training.trained import load_classifier
@@ -49,6 +52,28 @@ def test_a_folder_of_that_name_comes_first(installed: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["../tiny-model", "tiny-model/.", "", ".", "other", "Tiny-Model"])
 def test_no_other_name_leads_there(installed: Path, name: str) -> None:
     assert files.installed_package(name) is None
+
+
+def test_a_package_gets_the_code_of_this_checkout(package: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(package, tmp_path / "package")
+    for name in (LAYOUT.code, LAYOUT.requirements, LAYOUT.card):
+        (old / name).write_text((old / name).read_text() + "\n# of an earlier day\n")
+    seal(old)
+    assert inspect(old)
+    renew(old)
+    assert check(old) == []
+    for name in (LAYOUT.safe_head, LAYOUT.golden, LAYOUT.metrics):
+        assert (old / name).read_bytes() == (package / name).read_bytes()
+
+
+def test_a_damaged_package_is_not_renewed(package: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(package, tmp_path / "package")
+    with (damaged / LAYOUT.safe_head).open("ab") as file:
+        file.write(b" ")
+    before = (damaged / LAYOUT.sums).read_bytes()
+    with pytest.raises(RefusedError, match="left as it is"):
+        renew(damaged)
+    assert (damaged / LAYOUT.sums).read_bytes() == before
 
 
 def test_a_package_of_its_own_knows_none(package: Path) -> None:
