@@ -1,7 +1,4 @@
-"""Give a package the code of this checkout, for the packages that ship with the project.
-
-    python -m hub_release.shipped.renew modeling/pretrained/goemotions-small
-"""
+"""``python -m hub_release.renew PACKAGE``: a package that ships with the project gets the code of this checkout."""
 
 from __future__ import annotations
 
