@@ -177,12 +177,15 @@ def test_both_backends_give_the_same_labels(with_graph: Path) -> None:
         ({"backend": "tflite"}, "unknown backend 'tflite'. Remedy: use torch or onnx or openvino"),
         (
             {"backend": "onnx", "device": "cuda"},
-            "device is 'cuda', but the graph has its own. Remedy: leave device out",
+            "device is 'cuda', but a graph is computed on the CPU. Remedy: leave device out",
         ),
-        ({"backend": "onnx", "quantization": "nf4"}, "quantization is 'nf4', but the graph"),
-        ({"backend": "openvino", "quantization": "int8"}, "quantization is 'int8', but the graph"),
-        ({"backend": "openvino", "dtype": "float16"}, "dtype is 'float16', but the graph"),
-        ({"backend": "onnx", "dtype": "bfloat16"}, "dtype is 'bfloat16', but the graph"),
+        ({"backend": "onnx", "quantization": "nf4"}, "quantization is 'nf4', but onnx computes the package's graph in"),
+        (
+            {"backend": "openvino", "quantization": "int8"},
+            "quantization is 'int8', but onnx computes the package's graph in",
+        ),
+        ({"backend": "openvino", "dtype": "float16"}, "dtype is 'float16', but openvino computes in"),
+        ({"backend": "onnx", "dtype": "bfloat16"}, "dtype is 'bfloat16', but openvino computes in"),
         ({"quantization": "int8"}, "quantization int8 is a graph's. Remedy"),
     ],
 )
@@ -215,7 +218,9 @@ def test_a_graph_has_thresholds_of_its_own(with_graph: Path, tmp_path: Path) -> 
     )
 
 
-@pytest.mark.parametrize("thresholds", [{"joy": 2}, {"joy": "0.5"}, {"other": 0.5}, [0.5], None])
+@pytest.mark.parametrize(
+    "thresholds", [{"joy": 2}, {"joy": 0.5}, {"joy": "0.5", "anger": 0.5, "fear": 0.5}, {"other": 0.5}, [0.5], None]
+)
 def test_odd_thresholds_of_a_graph_are_refused(with_graph: Path, tmp_path: Path, thresholds: Any) -> None:
     changed = shutil.copytree(with_graph, tmp_path / "package")
     record = json.loads((changed / LAYOUT.graph_record).read_text())
@@ -223,6 +228,18 @@ def test_odd_thresholds_of_a_graph_are_refused(with_graph: Path, tmp_path: Path,
     (changed / LAYOUT.graph_record).write_text(json.dumps(record))
     with pytest.raises(PackageError, match=r"graphs\.json has thresholds of onnx that are not"):
         EmotionClassifier(changed, backend="onnx", quantization="none")
+
+
+def test_a_graph_that_was_not_measured_says_so(
+    with_graph: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = shutil.copytree(with_graph, tmp_path / "package")
+    record = json.loads((changed / LAYOUT.graph_record).read_text())
+    del record["graphs"]["openvino"]
+    (changed / LAYOUT.graph_record).write_text(json.dumps(record))
+    found = EmotionClassifier(changed, backend="openvino")
+    assert found.config.thresholds == json.loads((changed / LAYOUT.config).read_text())["thresholds"]
+    assert "no thresholds were tuned for openvino" in caplog.text
 
 
 # The gate
@@ -256,6 +273,11 @@ def test_scores_are_those_of_scikit_learn() -> None:
         [sklearn_log_loss(y, p, labels=[0, 1]) for p, y in zip(probabilities.T, references.T, strict=True)]
     )
     assert log_loss(probabilities, references) == pytest.approx(expected)
+
+
+def test_a_limit_without_a_graph_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["export", str(finished_run), str(tmp_path / "package"), "--max-loss", "0.1"])
+    assert done.exit_code == 2 and "--max-loss is about graphs" in done.output
 
 
 @pytest.mark.parametrize("damage", ["no texts", "fewer texts"])
@@ -361,6 +383,19 @@ def body() -> onnx.GraphProto:
     return helper.make_graph([], "body", [], [])
 
 
+def listed_shape(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(helper.make_tensor("big", TensorProto.INT64, [2], [2**20, 2**20]))
+    node("Expand", "embeddings", "big")(model)
+
+
+def many_dimensions(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[:] = [2**62] * 50_000
+
+
+def long_name(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].name = "a" * 10_000
+
+
 def many(model: onnx.ModelProto) -> None:
     model.graph.node.extend(helper.make_node("Neg", ["a"], [f"out{n}"]) for n in range(70_000))
 
@@ -371,6 +406,11 @@ HOSTILE: dict[str, Callable[[onnx.ModelProto], None]] = {
     "data in another file": external("model.onnx_data"),
     "a huge tensor": huge,
     "a huge constant shape": all_of(constant("big", [2**20, 2**20]), node("Expand", "embeddings", "big")),
+    "a huge listed shape": listed_shape,
+    "a range of fractions": all_of(constant("step", np.float32(1e-9)), node("Range", "zero", "one", "step")),
+    "a range from far below": all_of(constant("low", -(2**40)), node("Range", "low", "one", "two")),
+    "many dimensions": many_dimensions,
+    "a long name": long_name,
     "a huge range": all_of(constant("big", 2**40), node("Range", "zero", "big", "one")),
     "a huge repetition": all_of(node("Constant", value_ints=[2**30, 4]), node("Tile", "embeddings", "unread")),
     "operators of strangers": all_of(domain, node("Run", domain="evil.operators")),
@@ -401,6 +441,52 @@ def test_no_session_is_made_of_a_hostile_graph(
         with pytest.raises(PackageError, match=r"onnx/model\.onnx .*Remedy: "):
             Graph(spoiled, backend, quantization="none")
     assert any(problem.startswith(LAYOUT.graph) for problem in check(spoiled))
+
+
+def varint(value: int, padding: int = 0) -> bytes:
+    """A number as protocol buffers write it, with some bytes more than it needs."""
+    parts = [value >> shift & 0x7F for shift in range(0, max(value.bit_length(), 1), 7)] + [0] * padding
+    return bytes([*(part | 0x80 for part in parts[:-1]), parts[-1]])
+
+
+def hidden(key: int, value: bytes) -> list[bytes]:
+    """A field whose number runtimes cut to what they know, or that is longer than it need be."""
+    length = varint(len(value))
+    return [
+        varint(key + 2**32) + length + value,
+        varint(key + 2**35) + length + value,
+        varint(key, 1) + length + value,
+        varint(key) + varint(len(value), 2) + value,
+    ]
+
+
+def test_nothing_is_hidden_from_the_reading() -> None:
+    """Runtimes keep the last 32 bits of a field's number: what has other bits, too, would mean one thing here, another there."""
+    plain = helper.make_node("Identity", ["a"], ["b"]).SerializeToString()
+    operator = b"Loop"
+    tensor = numpy_helper.from_array(np.ones(4, np.float32), "a").SerializeToString()
+    outside = TensorProto(external_data=[{"key": "location", "value": "secret"}]).SerializeToString()[2:]
+    nodes = [plain + field for field in hidden(4 << 3 | 2, operator)]
+    tensors = [tensor + field for field in hidden(13 << 3 | 2, outside)]
+    tensors += [tensor + varint(14 << 3 | 2**32) + varint(1), tensor + varint(14 << 3) + varint(1 + 2**64)]
+    for number, parts in ((1, nodes), (5, tensors)):
+        for part in parts:
+            graph = varint(number << 3 | 2) + varint(len(part)) + part
+            assert list(graph_problems(varint(7 << 3 | 2) + varint(len(graph)) + graph)), part
+    model = varint(7 << 3 | 2) + varint(len(plain) + 2) + varint(1 << 3 | 2) + varint(len(plain)) + plain
+    assert list(graph_problems(model)) == []
+
+
+def test_a_field_twice_is_refused() -> None:
+    """Runtimes take the last, or merge them."""
+    node_twice = helper.make_node("Identity", ["a"], ["b"]).SerializeToString() * 2
+    graph = varint(1 << 3 | 2) + varint(len(node_twice)) + node_twice
+    assert "twice" in " ".join(graph_problems(varint(7 << 3 | 2) + varint(len(graph)) + graph))
+
+
+def test_reading_ends() -> None:
+    graph = b"".join(varint(1 << 3 | 2) + b"\0" for _ in range(2**20 + 1))
+    assert "fields" in " ".join(graph_problems(varint(7 << 3 | 2) + varint(len(graph)) + graph))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x08", b"\x3a\xff\xff\xff\xff\x0f", b"{}", b"\x3b"])

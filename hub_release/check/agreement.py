@@ -28,7 +28,7 @@ from modeling.records import scores_by_split
 
 EXPORT = "run hub_release export again"
 _FEWEST_TEXTS = 3
-_MOST_DIFFERENCE = 0.25
+_MOST_DIFFERENCE = 0.1
 """Of a graph's golden probabilities from the model's: what differs more is another model."""
 _MOST_CHARACTERS = 100_000
 """Of all golden texts; ours have 1,700."""

@@ -35,6 +35,8 @@ from modeling.infer import BUNDLED_BACKBONE, PackageError, backbone_on_meta, mer
 from modeling.records import GRAPHS, INT8, MODEL_CONFIG, RECORDED, TORCH
 
 TOLERANCE = 1e-4
+INT8_TOLERANCE = 0.1
+"""Of a graph in int8, at most: export recorded how much it differs, and a stranger may have written the record."""
 GOLDEN_SECONDS = 300
 BYTES_PER_SECOND = 15_000_000
 """Of a backbone that has to be downloaded first; one of 48 GB gets another hour."""
@@ -168,7 +170,8 @@ def golden_problems(package: Path, name: str = TORCH) -> list[PackageError]:
     difference = json.loads(result.stdout.strip().splitlines()[-1])["difference"]
     tolerance = TOLERANCE
     if name == INT8:  # kernels of other machines round otherwise
-        tolerance = max(2 * read_record(package, GRAPHS)["graphs"][name]["golden_difference"], TOLERANCE)
+        recorded = read_record(package, GRAPHS)["graphs"][name]["golden_difference"]
+        tolerance = min(max(2 * recorded, TOLERANCE), INT8_TOLERANCE)
     if not difference <= tolerance:
         what = f"is not reproduced: the golden probabilities differ by {difference:.2g}, more than {tolerance:.2g}"
         remedy = "export again: the weights, the backbone or the encoder are not from the run"

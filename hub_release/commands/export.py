@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hub_release.commands.console import Json, Package, command, errors, finish
-from hub_release.package import LAYOUT
+from hub_release.package import LAYOUT, ReleaseError
 
 Title = Annotated[str | None, typer.Option(help="Heading of the model card.")]
 License = Annotated[
@@ -64,8 +64,9 @@ def export(
         ),
     ] = False,
     max_loss: Annotated[
-        float, typer.Option(min=0, max=1, help="The most macro F1 on validation that a graph may lose.")
-    ] = 0.005,
+        float | None,
+        typer.Option(min=0, max=1, help="The most macro F1 on validation that a graph may lose; default: 0.005."),
+    ] = None,
     merged: Annotated[
         bool,
         typer.Option(
@@ -84,11 +85,15 @@ def export(
     """
     with errors(as_json):
         from hub_release.export import export as export_run
+        from hub_release.graphs.measure import MAX_LOSS
 
         given = _given(title=title, license=license, language=language, contact=contact, intended_use=intended_use)
         flags = {"onnx": onnx, "onnx-int8": int8, "openvino": openvino}
         graphs = [graph for graph, wanted in flags.items() if wanted]
-        export_run(run, package, graphs, max_loss, merged, **given, **_given(name=name, examples=example))
+        if max_loss is not None and not graphs:
+            raise ReleaseError("--max-loss is about graphs. Remedy: add --onnx, --int8 or --openvino, or leave it out")
+        limit = MAX_LOSS if max_loss is None else max_loss
+        export_run(run, package, graphs, limit, merged, **given, **_given(name=name, examples=example))
         next_command = command("hub_release", "check", package)
         finish(as_json, f"{package} is written. Next: run {next_command}", package=str(package))
 

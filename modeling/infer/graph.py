@@ -61,7 +61,7 @@ class Graph:
             raise PackageError(
                 self.file,
                 "is not in the package",
-                f"export the run with {'--int8' if int8 else flag}, or use another backend",
+                f"export the run with {'--int8' if int8 else flag}, or use backend='torch' or another graph of the package",
             )
         config = read_settings(folder)
         self.config = replace(config, thresholds=read_graph_thresholds(folder, self.name, config))
@@ -111,23 +111,21 @@ def _check_options(backend: str, device: Any, dtype: Any, quantization: Any) -> 
     """The precision that ``dtype`` asks for. What a graph cannot follow is refused with a ValueError."""
     precision = None if dtype is None else str(dtype).removeprefix("torch.")
     allowed = {
-        "device": (device is None or str(device) == "cpu", device, "cpu"),
+        "device": (device is None or str(device) == "cpu", device, "a graph is computed on the CPU"),
         "dtype": (
             precision is None or (backend == "openvino" and precision in ("float32", "bfloat16")),
             dtype,
-            "float32 or bfloat16 with openvino",
+            "openvino computes in float32 or bfloat16, and onnx as the graph is",
         ),
         "quantization": (
             quantization in (None, "none") or (backend == "onnx" and quantization == "int8"),
             quantization,
-            "none, or int8 with onnx",
+            "onnx computes the package's graph in float32 (none) or int8, and openvino the one in float32 (none)",
         ),
     }
-    for name, (fits, value, others) in allowed.items():
+    for name, (fits, value, why) in allowed.items():
         if not fits:
-            raise ValueError(
-                f"{name} is {value!r:.80}, but the graph has its own. Remedy: leave {name} out, or use {others}"
-            )
+            raise ValueError(f"{name} is {value!r:.80}, but {why}. Remedy: leave {name} out, or change it")
     return precision
 
 
@@ -135,16 +133,19 @@ def read_graph_thresholds(folder: Path, name: str, config: PlainSettings) -> dic
     """The threshold of each label that was tuned for a graph; the package's if none was tuned.
 
     Raises:
-        PackageError: they are not probabilities of the package's labels.
+        PackageError: they are not probabilities of all of the package's labels.
     """
     if not (folder / GRAPH_RECORD).is_file():
         return config.thresholds
     measured = read_json(folder, GRAPH_RECORD).get("graphs")
-    entry = measured.get(name, {}) if isinstance(measured, dict) else None
-    found = entry.get("thresholds", config.thresholds) if isinstance(entry, dict) else None
+    if isinstance(measured, dict) and name not in measured:
+        logger.warning("no thresholds were tuned for %s: the package's own are used", name)
+        return config.thresholds
+    entry = measured[name] if isinstance(measured, dict) else None
+    found = entry.get("thresholds") if isinstance(entry, dict) else None
     if (
         not isinstance(found, dict)
-        or not found.keys() <= set(config.emotion_labels)
+        or found.keys() != set(config.emotion_labels)
         or not all(map(is_probability, found.values()))
     ):
         raise PackageError(GRAPH_RECORD, f"has thresholds of {name} that are not probabilities of the package's labels")

@@ -59,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--exclude_unreliable", action="store_true", help="leave out labels with too few test rows")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …")
     parser.add_argument("--backend", help="what computes: torch, or onnx or openvino for the package's graph")
+    parser.add_argument(
+        "--quantization", help="none or int8: which of the package's graphs; none, nf4 or 8bit for torch"
+    )
     parser.add_argument("--threads", type=int, help="at most this many CPU threads (default: all usable cores)")
     return parser
 
@@ -69,7 +72,7 @@ def _batches(arguments: argparse.Namespace) -> Iterator[tuple[list[str], list[di
     if arguments.input:
         texts = itertools.chain(texts, read_texts(arguments.input, arguments.text_column))
     batch = check_texts(itertools.islice(texts, _TEXTS_PER_WRITE))  # a bad file is refused before the model is loaded
-    named = {"backend": arguments.backend} if arguments.backend else {}
+    named = {name: value for name in ("backend", "quantization") if (value := getattr(arguments, name))}
     classifier = EmotionClassifier(arguments.model, device=arguments.device, threads=arguments.threads, **named)
     while batch:
         yield (
