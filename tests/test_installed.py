@@ -76,5 +76,16 @@ def test_a_damaged_package_is_not_renewed(package: Path, tmp_path: Path) -> None
     assert (damaged / LAYOUT.sums).read_bytes() == before
 
 
+def test_the_small_model_works_after_the_install() -> None:
+    """With real weights, by its name; it passes the check like any other package, and is small."""
+    folder = files.installed_package("goemotions-small")
+    assert folder is not None and check(folder) == []
+    weights = [path for path in folder.rglob("*") if path.suffix in (".pt", ".safetensors")]
+    assert len(weights) == 3 and sum(path.stat().st_size for path in weights) <= 8_000_000
+    classifier = EmotionClassifier("goemotions-small")
+    thanks, fear = classifier.predict(["Thank you so much, this made my day!", "I am scared of what they will say."])
+    assert next(iter(thanks)) == "gratitude" and next(iter(fear)) == "fear" and len(classifier.labels) == 28
+
+
 def test_a_package_of_its_own_knows_none(package: Path) -> None:
     assert 'if __name__ == "modeling.infer.files" else None' in (package / "infer.py").read_text()

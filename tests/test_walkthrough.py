@@ -98,10 +98,18 @@ def test_the_readme_is_short_and_starts_with_use() -> None:
     assert lines.index("```python") < 45
     headings = [line.removeprefix("## ") for line in lines if line.startswith("## ")]
     assert headings == [
-        *("Use a package", "Quickstart and tests", "Your own rows", "Results", "Which recipe for whom"),
+        *("Use it now", "Use a package", "Quickstart and tests", "Your own rows", "Results", "Which recipe for whom"),
         *("Why believe the scores", "How it works", "Recipes", "The house", "What was never run"),
         "Contributing, license, citation",
     ]
+
+
+def test_the_first_lines_classify_with_a_real_model(tmp_path: Path) -> None:
+    install = block("Use it now", "bash").strip().split(" && ")
+    assert install == block("Quickstart and tests", "bash").strip().split(" && ")[2:4]
+    command = [sys.executable, "-c", block("Use it now", "python")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "gratitude" in ast.literal_eval(done.stdout)[0]
 
 
 def test_the_first_python_runs_in_a_package(package: Path) -> None:
@@ -131,7 +139,7 @@ def test_the_commands_for_a_fresh_machine_are_those_of_ci(tmp_path: Path) -> Non
 def test_every_training_command_of_every_readme_is_one() -> None:
     seen = 0
     for path in sorted(ROOT.rglob("*.md")):
-        if "packages" in path.parts or path.name == "model_card_template.md":
+        if {"packages", "pretrained"} & set(path.parts) or path.name == "model_card_template.md":
             continue
         text = path.read_text(encoding="utf-8")
         for found in re.findall(r"(?:accelerate launch(?: --\w+(?: \d+)?)*|python) training/run\.py([^`\n]*)", text):
