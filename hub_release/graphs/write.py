@@ -47,7 +47,7 @@ def write_graphs(package: Path, float32: bool, int8: bool) -> None:
         _write(model, package, GRAPH_FILE)
     if int8:
         for name, part in list(model.backbone.named_modules()):
-            if name.endswith(".down_proj"):
+            if name.endswith((".o_proj", ".down_proj")):
                 model.backbone.set_submodule(name, RowScaled(part))
         _write(model, package, INT8_GRAPH_FILE, OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)))
 
@@ -56,7 +56,8 @@ class RowScaled(nn.Module):
     """A linear layer without a bias that reads rows of like size: each is divided by its largest value, and multiplied back.
 
     In exact numbers it changes nothing. But int8 has one scale for all rows, and before ``down_proj`` a full stop has
-    values thirty times as large as other words, which would have only some steps left.
+    values thirty times as large as other words, which would have only some steps left. Before the other layers but
+    ``o_proj`` there is a normalization.
     """
 
     def __init__(self, layer: nn.Module) -> None:
