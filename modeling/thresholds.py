@@ -14,6 +14,12 @@ GoEmotions' validation split (``tests/benchmarks/thresholds.py``), never on test
 _GRID = np.round(np.arange(0.01, 1.0, 0.01), 2)
 
 
+def macro_f1(predicted: np.ndarray, references: np.ndarray) -> float:
+    """The mean of the labels' F1; 0 for a label that is neither predicted nor there. Both are 0/1 [N, L]."""
+    hits = (predicted & (references > 0)).sum(axis=0)
+    return float((2 * hits / np.maximum(predicted.sum(axis=0) + references.sum(axis=0), 1)).mean())
+
+
 def tune_global(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The one threshold in 0.01, 0.02, … 0.99 with the best macro F1.
 
@@ -21,14 +27,7 @@ def tune_global(probabilities: np.ndarray, labels: np.ndarray) -> float:
         probabilities: float [N, L].
         labels: multi-hot [N, L].
     """
-    positives = labels.sum(axis=0)
-
-    def macro_f1(cut: float) -> float:
-        predicted = probabilities >= cut
-        hits = (predicted & (labels > 0)).sum(axis=0)
-        return float((2 * hits / np.maximum(predicted.sum(axis=0) + positives, 1)).mean())
-
-    return float(_GRID[int(np.argmax([macro_f1(cut) for cut in _GRID]))])
+    return float(_GRID[int(np.argmax([macro_f1(probabilities >= cut, labels) for cut in _GRID]))])
 
 
 def tune_per_label(probabilities: np.ndarray, labels: np.ndarray, fallback: float) -> np.ndarray:

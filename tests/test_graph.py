@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from hub_release.check.gate import check, inspect
 from hub_release.cli import app
 from hub_release.export import export
-from hub_release.graphs.measure import log_loss, macro_f1
+from hub_release.graphs.measure import log_loss
 from hub_release.graphs.write import RowScaled, write_graphs
 from hub_release.hub.client import connect
 from hub_release.hub.commit import Destination, push_files
@@ -36,6 +36,7 @@ from hub_release.shipped.bundle import bundle_without_torch
 from hub_release.shipped.requirements import third_party_imports
 from modeling.infer import EmotionClassifier, EmotionModel, Graph, PackageError, graph, graph_problems
 from modeling.records import SCORED_TEXTS
+from modeling.thresholds import macro_f1
 from tests.conftest import EMBED_DIM, fake_encoder, tiny_flags, tiny_tokenizer
 from tests.hub_server import TestHub
 from tests.test_texts import tiny_model

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from hub_release.check.agreement import record_problems
+from hub_release.check.agreement import MOST_DIFFERENCE, record_problems
 from hub_release.check.consistency import (
     Findings,
     code_problems,
@@ -35,8 +35,6 @@ from modeling.infer import BUNDLED_BACKBONE, PackageError, backbone_on_meta, mer
 from modeling.records import GRAPHS, INT8, MODEL_CONFIG, RECORDED, TORCH
 
 TOLERANCE = 1e-4
-INT8_TOLERANCE = 0.1
-"""Of a graph in int8, at most: export recorded how much it differs, and a stranger may have written the record."""
 GOLDEN_SECONDS = 300
 BYTES_PER_SECOND = 15_000_000
 """Of a backbone that has to be downloaded first; one of 48 GB gets another hour."""
@@ -171,7 +169,7 @@ def golden_problems(package: Path, name: str = TORCH) -> list[PackageError]:
     tolerance = TOLERANCE
     if name == INT8:  # kernels of other machines round otherwise
         recorded = read_record(package, GRAPHS)["graphs"][name]["golden_difference"]
-        tolerance = min(max(2 * recorded, TOLERANCE), INT8_TOLERANCE)
+        tolerance = min(max(2 * recorded, TOLERANCE), MOST_DIFFERENCE)
     if not difference <= tolerance:
         what = f"is not reproduced: the golden probabilities differ by {difference:.2g}, more than {tolerance:.2g}"
         remedy = "export again: the weights, the backbone or the encoder are not from the run"

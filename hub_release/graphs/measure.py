@@ -17,7 +17,7 @@ from modeling import records
 from modeling.infer import EmotionClassifier, usable_cores
 from modeling.machine import cpu_name
 from modeling.records import TORCH, BackendRecord, BackendScores, GraphRecord, RowScores
-from modeling.thresholds import choose_thresholds
+from modeling.thresholds import choose_thresholds, macro_f1
 
 GRAPHS: dict[str, dict[str, Any]] = {
     "onnx": {"backend": "onnx", "quantization": "none"},
@@ -113,12 +113,6 @@ def _score(
     )
     thresholds = dict(zip(labels, own.tolist(), strict=True))
     return {"thresholds": thresholds, "golden_difference": difference, "validation": validation, "test": test}
-
-
-def macro_f1(predicted: np.ndarray, references: np.ndarray) -> float:
-    """The mean of the labels' F1; 0 for a label that is neither predicted nor there. Both are 0/1 [N, L]."""
-    hits = (predicted & (references > 0)).sum(axis=0)
-    return float((2 * hits / np.maximum(predicted.sum(axis=0) + references.sum(axis=0), 1)).mean())
 
 
 def log_loss(probabilities: np.ndarray, references: np.ndarray) -> float:

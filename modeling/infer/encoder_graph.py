@@ -1,7 +1,7 @@
 """The sentence encoder ``use-multilingual-v3`` as a graph of OpenVINO, with the weights of its library.
 
-The library computes in float32 with numpy, where half of the time goes into copies; that is a sixth of the time of a
-model whose backbone OpenVINO computes in bfloat16, and this a twentieth. The layers are those of Cer et al., "Universal
+The library computes in float32 with numpy, where half of the time goes into copies; this takes a third of its time. The
+layers are those of Cer et al., "Universal
 Sentence Encoder", 2018, with convolutions over windows of 2, 3 and 5 pieces of words.
 """
 

@@ -39,7 +39,7 @@ _OF_A_SHAPE = {"Expand": (1,), "Tile": (1,), "Range": (0, 1, 2)}
 _NO_SHAPE = 2**62
 """The size that a constant of other numbers than int64 says."""
 _MAX_FIELDS = 2**20
-"""Of a file; the graph of thirty layers has 60,000."""
+"""Of a file; a graph of thirty layers has 10,348 in float32 and 15,064 in int8."""
 _MAX_NAME, _MAX_DIMENSIONS, _MAX_DIMENSION = 256, 16, 2**40
 _TYPE_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 """Bytes of a value, by the number of its type."""
