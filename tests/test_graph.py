@@ -21,13 +21,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from peft import LoraConfig, get_peft_model
 from sklearn.metrics import f1_score, log_loss as sklearn_log_loss
+from transformers.models.mistral.modeling_mistral import MistralAttention, MistralRMSNorm
 from typer.testing import CliRunner
 
 from hub_release.check.gate import check, inspect
 from hub_release.cli import app
 from hub_release.export import export
 from hub_release.graphs.measure import log_loss
-from hub_release.graphs.write import RowScaled, write_graphs
+from hub_release.graphs.layers import RowScaled, replace_layers
+from hub_release.graphs.write import write_graphs
 from hub_release.hub.client import connect
 from hub_release.hub.commit import Destination, push_files
 from hub_release.hub.pull import pull
@@ -106,6 +108,24 @@ def test_a_graph_computes_what_its_model_does(
         found = EmotionClassifier(tmp_path, encoder=fake_encoder, batch_size=rows, threads=threads, **options)
         assert ("in int8" in str(found)) == (tolerance > 1e-5 and options["backend"] == "onnx")
         np.testing.assert_allclose(found.predict_proba(TEXTS), expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda given: " ".join(map(str, given.values())))
+def test_layers_for_int8_compute_what_they_replace(settings: dict[str, Any]) -> None:
+    """In exact numbers, with padding on either side."""
+    model = tiny_model(**settings).eval()
+    inputs: dict[str, Any] = {}
+    if model.config.reads_embedding:
+        inputs["embeddings"] = torch.randn(3, EMBED_DIM)
+    if model.config.reads_words:
+        inputs["input_ids"] = torch.randint(0, 8, (3, 5))
+        inputs["attention_mask"] = torch.tensor([[1, 1, 1, 0, 0], [1] * 5, [0, 0, 0, 0, 1]])
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        before = {type(part) for part in model.backbone.modules()}
+        replace_layers(model.backbone)
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
+    assert not before & {MistralAttention, MistralRMSNorm} & {type(part) for part in model.backbone.modules()}
 
 
 def test_scaled_rows_give_the_same_product() -> None:

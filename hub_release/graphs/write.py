@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 
+from hub_release.graphs.layers import OPSET, replace_layers
 from hub_release.package import ReleaseError
 from hub_release.shipped.merged import merged_model
 from modeling.infer import GRAPH_FILE, INT8_GRAPH_FILE, MAX_GRAPH_BYTES, EmotionModel, graph_problems, import_optional
@@ -46,28 +46,10 @@ def write_graphs(package: Path, float32: bool, int8: bool) -> None:
     if float32:
         _write(model, package, GRAPH_FILE)
     if int8:
-        for name, part in list(model.backbone.named_modules()):
-            if name.endswith((".o_proj", ".down_proj")):
-                model.backbone.set_submodule(name, RowScaled(part))
-        _write(model, package, INT8_GRAPH_FILE, OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)))
-
-
-class RowScaled(nn.Module):
-    """A linear layer without a bias that reads rows of like size: each is divided by its largest value, and multiplied back.
-
-    In exact numbers it changes nothing. But int8 has one scale for all rows, and before ``down_proj`` a full stop has
-    values thirty times as large as other words, which would have only some steps left. Before the other layers but
-    ``o_proj`` there is a normalization.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[…, I] → […, O]."""
-        largest = hidden.abs().amax(-1, keepdim=True) + torch.finfo(torch.float32).tiny
-        return cast(torch.Tensor, self.layer(hidden / largest) * largest)
+        replace_layers(model.backbone)
+        # By name: its own choice takes ONNX's Attention for the older operator of ONNX Runtime.
+        kinds = OnnxRuntimeDynamicConfig(per_channel=True, op_types_to_quantize=["Gather", "Gemm", "MatMul"])
+        _write(model, package, INT8_GRAPH_FILE, quantizer=OnnxRuntimeQuantizer(kinds), opset_version=OPSET)
 
 
 def _merged(package: Path) -> EmotionModel:
@@ -81,7 +63,7 @@ def _merged(package: Path) -> EmotionModel:
     return model.eval()
 
 
-def _write(model: EmotionModel, package: Path, name: str, quantizer: Any = None) -> None:
+def _write(model: EmotionModel, package: Path, name: str, **options: Any) -> None:
     import onnx_ir
     from transformers.exporters.configs import OnnxConfig
     from transformers.exporters.exporter_onnx import OnnxExporter
@@ -92,7 +74,7 @@ def _write(model: EmotionModel, package: Path, name: str, quantizer: Any = None)
     any_size = torch.export.Dim.DYNAMIC
     shapes = {name: dict.fromkeys((0,) if name == "embeddings" else (0, 1), any_size) for name in inputs}
     with _quietly(), torch.no_grad():
-        exported = OnnxExporter().export(model, inputs, config=OnnxConfig(dynamic_shapes=shapes, quantizer=quantizer))
+        exported = OnnxExporter().export(model, inputs, config=OnnxConfig(dynamic_shapes=shapes, **options))
     graph = exported.program
     _forget_origins(graph)
     onnx_ir.save(graph, str(package / name))

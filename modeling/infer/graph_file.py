@@ -25,7 +25,20 @@ _MAX_SHAPE = 2**24
 
 _DOMAINS = {"": "", "ai.onnx": "", "com.microsoft": "com.microsoft"}
 _OPERATORS = {
-    *("Abs", "Add", "And", "Cast", "Clip", "Concat", "Constant", "Cos", "CumSum", "DequantizeLinear", "Div"),
+    *(
+        "Abs",
+        "Add",
+        "And",
+        "Attention",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Constant",
+        "Cos",
+        "CumSum",
+        "DequantizeLinear",
+        "Div",
+    ),
     *("DynamicQuantizeLinear", "Einsum", "Equal", "Erf", "Expand", "Flatten", "Gather", "GatherND", "Gelu", "Gemm"),
     *("Greater", "GreaterOrEqual", "Identity", "LayerNormalization", "Less", "LessOrEqual", "MatMul", "MatMulInteger"),
     *("Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "QuantizeLinear", "Range", "Reciprocal", "ReduceMax"),
