@@ -3,7 +3,7 @@
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/accuracy_speed.py PICTURE path/to/goemotions/test.tsv PACKAGE …
 
 Each classifies 1,024 test texts, from text to probabilities: one at a time (128 of them), and in batches of 64 and of
-512 of similar length; on one thread and on all. A package is computed by PyTorch in bfloat16 and by each of its graphs;
+512 of similar length; on one thread and on all. A package is computed by PyTorch in bfloat16, ONNX Runtime in int8, and OpenVINO;
 its scores are those that its export recorded. RoBERTa-base has random weights, which are enough for timing; its score is
 a published one (SamLowe/roberta-base-go_emotions, re-scored by others, no interval). Prints one JSON line per figure
 (median of five alternating rounds) and draws those of batches of 64 on one thread.
@@ -33,6 +33,7 @@ TEXTS = {1: 128, 64: 1_024, 512: 1_024}
 """Batch size → number of texts in a round."""
 DRAWN = (64, 1)
 """Batch size and threads of the picture."""
+RUNTIMES_OF_PACKAGES = ("onnx-int8", "openvino")
 ROBERTA_MACRO_F1 = 0.505
 
 Model = Callable[[Sequence[str], int, int], object]
@@ -42,7 +43,9 @@ Model = Callable[[Sequence[str], int, int], object]
 def models_of(package: Path) -> tuple[dict[str, Model], dict[str, float]]:
     """The ways to compute a package, and the test macro F1 of each, by name."""
     record = json.loads((package / "graphs.json").read_text(encoding="utf-8"))["graphs"]
-    options = {"torch": {"dtype": torch.bfloat16}} | {name: GRAPHS[name] for name in record if name != "torch"}
+    options = {"torch": {"dtype": torch.bfloat16}} | {
+        name: GRAPHS[name] for name in RUNTIMES_OF_PACKAGES if name in record
+    }
     models: dict[str, Model] = {}
     for name, chosen in options.items():
         classifier = EmotionClassifier(package, **chosen)  # type: ignore[arg-type]

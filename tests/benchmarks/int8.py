@@ -65,7 +65,7 @@ def main() -> None:
     ]
     features = EmotionClassifier(package, backend="onnx", quantization="none").features(texts)
     with tempfile.TemporaryDirectory() as temporary:
-        paths = {"float32": package / GRAPH_FILE, "int8, rows scaled": package / INT8_GRAPH_FILE}
+        paths = {"float32": package / GRAPH_FILE, "int8 as exported": package / INT8_GRAPH_FILE}
         for name, left_out in (("int8", []), ("int8, down_proj in float32", down_projections(package / GRAPH_FILE))):
             paths[name] = Path(temporary) / f"{name}.onnx"
             quantize_dynamic(paths["float32"], paths[name], per_channel=True, nodes_to_exclude=left_out)
