@@ -13,6 +13,7 @@ from hub_release.commands.demo import demo
 from hub_release.commands.export import card, export
 from hub_release.commands.pull import pull
 from hub_release.commands.push import push
+from hub_release.commands.score import score
 
 # Each verb imports its own modules: torch takes seconds to import, and --help should not.
 
@@ -65,7 +66,7 @@ def main(
     """
 
 
-for verb in (export, card, check, push, pull, demo):
+for verb in (export, card, check, push, pull, demo, score):
     app.command()(verb)
 
 

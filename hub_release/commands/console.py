@@ -63,26 +63,28 @@ def command(*words: object) -> str:
 
 
 @contextmanager
-def errors(as_json: bool) -> Iterator[None]:
-    """End a verb with the exit code and the message of its error."""
+def errors(as_json: bool, again: str = "") -> Iterator[None]:
+    """End a verb with the exit code and the message of its error; after a stop, it goes on with the flag ``again``."""
     silence_libraries()
     escape_unencodable()
     try:
         with catch_sigterm():
             yield
     except (Exception, KeyboardInterrupt) as error:
-        _end(as_json, error)
+        _end(as_json, error, again)
 
 
-def _end(as_json: bool, error: BaseException) -> NoReturn:
+def _end(as_json: bool, error: BaseException, flag: str) -> NoReturn:
     if (stop := describe_stop(error)) is not None:
-        again = command("hub_release", *sys.argv[1:])
+        again = command("hub_release", *sys.argv[1:], *([flag] if flag and flag not in sys.argv else []))
         fail(as_json, stop[0], f"{stop[1]}; nothing is left half done. Remedy: to go on, run {again}")
     if isinstance(error, ReleaseError):
         problems = error.problems if isinstance(error, RefusedError) else []
         codes = {HubError: HUB_FAILED, RefusedError: REFUSED}
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), WRONG_USE)
         fail(as_json, code, str(error), problems)
+    if isinstance(error, (ValueError, ImportError)) and "Remedy: " in str(error):
+        fail(as_json, WRONG_USE, str(error))
     if isinstance(error, OSError):  # from the file system: the Hub client's errors are ReleaseErrors by now
         fail(as_json, WRONG_USE, describe_local_error(error))
     raise error

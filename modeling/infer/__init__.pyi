@@ -99,6 +99,9 @@ from .storage import (
 )
 from .tables import (
     ROW_SUFFIXES as ROW_SUFFIXES,
+    TEXT_SUFFIX as TEXT_SUFFIX,
+    Row as Row,
+    find_column as find_column,
     read_rows as read_rows,
     read_texts as read_texts,
     split_suffix as split_suffix,

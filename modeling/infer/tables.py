@@ -8,7 +8,7 @@ import json
 import lzma
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -58,7 +58,7 @@ def split_suffix(path: Path) -> tuple[str, str]:
     return suffix, compression
 
 
-def read_rows(path: Path, text_column: str = "text", columns: Sequence[str] = ()) -> Iterator[Row]:
+def read_rows(path: Path, text_column: str = "text", columns: Sequence[str] = (), suffix: str = "") -> Iterator[Row]:
     """The rows of a file, one at a time, in its order.
 
     The suffix decides the format, without regard to case. A CSV or TSV file has the separator that its header shows. A
@@ -69,11 +69,12 @@ def read_rows(path: Path, text_column: str = "text", columns: Sequence[str] = ()
         path: the file.
         text_column: a column that the header must have to be taken for one.
         columns: names of the columns of a CSV or TSV file whose first line does not have ``text_column``.
+        suffix: the format, if the path does not say it: of the standard input.
 
     Raises:
         TableError: an unknown suffix, or a file that is empty, broken or not UTF-8.
     """
-    suffix, compression = split_suffix(path)
+    suffix, compression = (suffix, "") if not path.suffix and suffix else split_suffix(path)
     rows = _parquet_rows(path) if suffix == ".parquet" else _text_rows(path, suffix, compression, text_column, columns)
     first = next(rows, None)
     if first is None:
@@ -91,7 +92,7 @@ def read_texts(path: Path, text_column: str = "text") -> Iterator[str]:
     for row in read_rows(path, text_column):
         if row.problem:
             raise TableError(f"{row.place}: {row.problem}")
-        name = text_column if text_column in row.values else _find_column(row.values, text_column)
+        name = find_column(row.values, text_column)
         text = row.values.get(name)
         if name not in row.values:
             raise TableError(
@@ -103,8 +104,10 @@ def read_texts(path: Path, text_column: str = "text") -> Iterator[str]:
         yield text
 
 
-def _find_column(names: Iterable[str], wanted: str) -> str:
-    """The column that differs from ``wanted`` only in how Unicode writes its accents, or ``wanted``."""
+def find_column(names: Collection[str], wanted: str) -> str:
+    """The column ``wanted``, or one that differs from it only in how Unicode writes its accents, or ``wanted``."""
+    if wanted in names:
+        return wanted
     normal = unicodedata.normalize("NFC", wanted)
     return next((name for name in names if unicodedata.normalize("NFC", name) == normal), wanted)
 

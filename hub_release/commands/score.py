@@ -1,0 +1,117 @@
+"""``hub_release score``: the emotions of many rows."""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hub_release.commands.console import Json, Package, errors, finish
+
+_AT_ONCE = 1_024
+"""Rows of a part of the standard output: results come while the input does."""
+
+
+def score(
+    package: Package,
+    input: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="File of rows (CSV, TSV, JSON lines, JSON, Parquet, or text with one text per line; all but Parquet may "
+            "be compressed by gzip, bzip2 or xz), a folder of such files, or - for the standard input.",
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUTPUT",
+            help="File to write (its end is the format: .csv, .tsv, .jsonl or .parquet; all but Parquet may end in .gz), "
+            "a folder for one file per part, or - for the standard output.",
+        ),
+    ],
+    text_column: Annotated[str, typer.Option("--text_column", help="Column of the texts.")] = "text",
+    form: Annotated[
+        str, typer.Option("--format", help="csv, tsv, jsonl or parquet; default: the end of OUTPUT, or as INPUT.")
+    ] = "",
+    input_format: Annotated[
+        str, typer.Option("--input_format", help="Format of the standard input: csv, tsv, jsonl or txt.")
+    ] = "jsonl",
+    probabilities: Annotated[
+        bool, typer.Option(help="Write the probability of each label, in columns such as p_joy.")
+    ] = True,
+    bad_rows: Annotated[
+        Path | None,
+        typer.Option(
+            "--bad_rows",
+            help="File for rows that cannot be scored, with the place and the reason of each; default: beside OUTPUT, "
+            "or the standard error for the standard output.",
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    rows_per_part: Annotated[
+        int, typer.Option("--rows_per_part", min=1, help="Rows that are written at once: a stop loses no more.")
+    ] = 10_000,
+    backend: Annotated[
+        str, typer.Option(help="What computes: torch, or onnx or openvino for a graph of the package.")
+    ] = "torch",
+    quantization: Annotated[
+        str | None, typer.Option(help="none or int8: which of the package's graphs; none, nf4 or 8bit for torch.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Texts that are read at once.")] = 64,
+    threads: Annotated[int | None, typer.Option(min=1, help="The most CPU threads; default: all usable cores.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a file or folder of any size: all columns are kept, and columns for the emotions are added.
+
+    `emotions` has the labels that reach the package's thresholds, and `p_joy` and so on the probability of each label.
+    Rows are read, scored and written part by part, so memory does not grow with them. A part is whole or absent: after
+    a stop, `--resume` goes on and gives what an uninterrupted run gives, byte for byte. A row that cannot be scored is
+    named with its place and its reason, and does not end the run.
+
+    Example: `hub_release score goemotions-small comments.parquet scored.parquet --backend torch`
+    """
+    with errors(as_json, again="--resume" if output != "-" else ""):
+        from tqdm.auto import tqdm
+
+        from hub_release.package import require_folder
+        from hub_release.score.job import Settings, find_format, score as score_files, stream
+        from hub_release.score.read import STANDARD, find_sources
+        from modeling.infer import EmotionClassifier, check_threads, read_settings
+
+        require_folder(package)
+        wanted = find_format(form, output, find_sources(input, input_format))
+        own_threads = check_threads(threads)
+        at_once = _AT_ONCE if output == STANDARD else rows_per_part
+        settings = Settings(text_column, wanted, probabilities, at_once, backend, quantization, batch_size, own_threads)
+
+        @lru_cache(1)
+        def classifier() -> EmotionClassifier:
+            named: dict[str, Any] = {"backend": backend, "quantization": quantization}
+            return EmotionClassifier(package, batch_size=batch_size, threads=own_threads, **named)
+
+        if output == STANDARD:
+            with bad_rows.open("w", encoding="utf-8") if bad_rows else sys.stderr as bad_file:
+                stream(input, sys.stdout.buffer, settings, input_format, classifier(), bad_file)
+            return
+        with tqdm(unit="row", desc="scoring") as bar:
+
+            def show(rows: int, before: bool) -> None:
+                bar.initial += before * rows
+                bar.update(rows)
+
+            labels = read_settings(package).emotion_labels
+            done = score_files(package, input, output, settings, classifier, labels, resume, bad_rows, show)
+        finish(as_json, _describe(done, output), **vars(done))
+
+
+def _describe(done: Any, output: str) -> str:
+    """What a run did."""
+    text = f"{done.scored + done.scored_before:,} rows are scored in {output}"
+    text += f" ({done.scored_before:,} of them before this run)" * bool(done.scored_before)
+    if done.bad:
+        text += f"; {done.bad:,} cannot be scored:\n" + "\n".join(f"  {example}" for example in done.examples)
+    return text

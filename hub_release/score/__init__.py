@@ -1,0 +1,1 @@
+"""Scores of many rows: read, classified and written part by part."""
