@@ -100,7 +100,8 @@ def score(
         with tqdm(unit="row", desc="scoring") as bar:
 
             def show(rows: int, before: bool) -> None:
-                bar.initial += before * rows
+                if before and not bar.disable:
+                    bar.initial += rows  # the rate is that of this run
                 bar.update(rows)
 
             labels = read_settings(package).emotion_labels

@@ -102,8 +102,8 @@ class Folder:
     """
 
     def __init__(self, path: Path, record: dict[str, Any], resume: bool) -> None:
-        self.path = path
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        self.path, self.record = path, record
+        if path.exists() and (not path.is_dir() or any(map(_is_kept, path.iterdir()))):
             self._compare(record, resume)
         path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path / _LOCK)
@@ -111,8 +111,6 @@ class Folder:
             self._lock.acquire(blocking=False)
         except Timeout:
             raise ReleaseError(f"{path} is being written by another process. Remedy: wait for it") from None
-        if not (path / RECORD).exists():
-            self.write(RECORD, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
     def _compare(self, record: dict[str, Any], resume: bool) -> None:
         if not resume:
@@ -136,18 +134,29 @@ class Folder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all."""
-        unfinished = self.path / f"_{name}{_UNFINISHED}"
+        unfinished = self.path / f"{name}{_UNFINISHED}"
         unfinished.write_bytes(content)
         publish(unfinished, self.path / name)
 
     def __enter__(self) -> Folder:
+        try:
+            if not (self.path / RECORD).exists():
+                self.write(RECORD, (json.dumps(self.record, indent=2, ensure_ascii=False) + "\n").encode())
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for left in self.path.glob(f"*{_UNFINISHED}"):
-            left.unlink()
+        for left in self.path.iterdir():
+            if not _is_kept(left):
+                left.unlink()
         self._lock.release()
-        (self.path / _LOCK).unlink(missing_ok=True)
+
+
+def _is_kept(path: Path) -> bool:
+    """Is a file more than what a killed process left behind?"""
+    return path.name != _LOCK and path.suffix != _UNFINISHED
 
 
 def encode_part(part: Part, columns: ColumnsOfFiles, settings: Settings, classifier: Any) -> bytes:

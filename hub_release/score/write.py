@@ -72,7 +72,12 @@ def encode(
 
 def _separated(rows: Sequence[Sequence[Any]], form: str) -> bytes:
     file = io.StringIO()
-    csv.writer(file, delimiter=_SEPARATORS[form], lineterminator="\n").writerows(rows)
+    plain, quoted = (
+        csv.writer(file, delimiter=_SEPARATORS[form], lineterminator="\n", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    for row in rows:  # readers take a carriage return for the end of a line, and Python's writer does not quote it
+        (quoted if any("\r" in cell for cell in row if isinstance(cell, str)) else plain).writerow(row)
     return file.getvalue().encode()
 
 

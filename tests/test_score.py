@@ -1,0 +1,333 @@
+"""``hub_release score``: every row is kept or named, and a stopped run goes on to the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import decimal
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings, strategies as st
+from typer.testing import CliRunner, Result
+
+from hub_release.cli import app
+from hub_release.score import job
+from hub_release.score.columns import ColumnsOfFiles
+from hub_release.score.read import find_sources, read_parts
+from hub_release.score.write import FORMATS, encode, header
+from modeling.infer import EmotionClassifier, read_rows
+from tests.conftest import LABELS
+
+TEXTS = [f"sunny cake {number} dark cellar" * (number % 3 + 1) for number in range(25)]
+ADDED = ["emotions", *(f"p_{label}" for label in LABELS)]
+
+
+def run(*arguments: object) -> Result:
+    """The verb, on one thread."""
+    return CliRunner().invoke(app, ["score", *map(str, arguments), "--threads", "1"])
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as the file that the suffix says."""
+    frame = pd.DataFrame(rows)
+    path.parent.mkdir(exist_ok=True, parents=True)
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    elif "json" in path.name:
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if ".tsv" in path.name else ",")
+    return path
+
+
+def numbered(texts: list[str]) -> list[dict[str, Any]]:
+    return [{"id": str(index), "text": text} for index, text in enumerate(texts)]
+
+
+@pytest.fixture(scope="module")
+def expected(package: Path) -> dict[str, Any]:
+    return EmotionClassifier(package, threads=1)({"text": TEXTS})
+
+
+@pytest.mark.parametrize("source", ["a.csv", "a.tsv.gz", "a.jsonl.xz", "a.JSON", "a.parquet"])
+@pytest.mark.parametrize("target", ["b.csv", "b.tsv.gz", "b.jsonl", "b.parquet", "folder"])
+def test_scores_are_the_classifier_s_and_columns_are_kept(
+    source: str, target: str, package: Path, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    """From each format into each, in parts, and as this project reads them back."""
+    path = write_table(tmp_path / source.lower(), numbered(TEXTS)).rename(tmp_path / source)
+    done = run(package, path, tmp_path / target, "--rows_per_part", "10")
+    assert done.exit_code == 0 and "25 rows are scored" in done.output
+    files = sorted((tmp_path / target).glob("part-*")) if target == "folder" else [tmp_path / target]
+    assert len(files) == (3 if target == "folder" else 1)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([source, target])
+    rows = [row.values for file in files for row in read_rows(file)]
+    assert [row["text"] for row in rows] == TEXTS and [int(row["id"]) for row in rows] == list(range(25))
+    assert list(rows[0]) == ["id", "text", *ADDED]
+    for index, row in enumerate(rows):
+        emotions = row["emotions"] if isinstance(row["emotions"], list) else row["emotions"].split(",")
+        assert list(filter(None, emotions)) == expected["emotions"][index]
+        found = [float(row[f"p_{label}"]) for label in LABELS]
+        np.testing.assert_allclose(found, expected["probabilities"][index], atol=1e-6)
+
+
+def test_types_of_parquet_are_kept(package: Path, tmp_path: Path) -> None:
+    """Those of every column, nested ones too, and the file's own metadata."""
+    moment = datetime.datetime(2024, 2, 29, 12, tzinfo=datetime.UTC)
+    table = pa.table(
+        {
+            "text": pa.array(["a", "b"], pa.large_string()),
+            "when": pa.array([moment, None], pa.timestamp("ns", "UTC")),
+            "price": pa.array([decimal.Decimal("1.20"), None], pa.decimal128(9, 2)),
+            "raw": pa.array([b"\x00\xff", b""], pa.binary()),
+            "kind": pa.array(["x", "y"]).dictionary_encode(),
+            "nested": pa.array([{"a": [1, 2]}, None], pa.struct([("a", pa.list_(pa.int8()))])),
+            "number": pa.array([float("nan"), 1.5], pa.float32()),
+        }
+    ).replace_schema_metadata({"owner": "me"})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert run(package, tmp_path / "a.parquet", tmp_path / "b.parquet").exit_code == 0
+    wanted, found = (pyarrow.parquet.read_table(tmp_path / name) for name in ("a.parquet", "b.parquet"))
+    assert found.schema.types[: len(wanted.schema)] == wanted.schema.types
+    pd.testing.assert_frame_equal(found.select(wanted.schema.names).to_pandas(), wanted.to_pandas())
+    assert found.schema.metadata[b"owner"] == b"me"
+    assert [found.schema.field(name).type for name in ADDED] == [pa.list_(pa.string()), *[pa.float32()] * 3]
+    assert run(package, tmp_path / "a.parquet", tmp_path / "b.jsonl").exit_code == 0
+    first = json.loads((tmp_path / "b.jsonl").read_text().splitlines()[0])
+    assert first["when"] == "2024-02-29T12:00:00+00:00" and first["price"] == "1.20" and first["raw"] == "AP8="
+    assert first["number"] is None and first["nested"] == {"a": [1, 2]}
+
+
+def test_bad_rows_are_named_and_end_nothing(package: Path, tmp_path: Path) -> None:
+    """Broken lines, missing and other texts, and a file that breaks in the middle."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(
+        '{"text": "a"}\n{broken\n{"x": 1}\n{"text": 5}\n{"text": null}\n{"text": "half \\ud83d"}\n'
+    )
+    (folder / "b.csv").write_text("text,id\na,1\nb\nc,3\n")
+    (folder / "c.csv").write_bytes(b"text\n" + b"fine\n" * 4_000 + b"\xff\xfe broken\n" + b"never\n" * 10)
+    (folder / "d.csv").write_text("other\nx\n")
+    (folder / "e.csv").write_text("")
+    (folder / "f.txt").write_text("a line\n\n")
+    (folder / "notes.md").write_text("no rows")
+    (folder / "_hidden.csv").write_text("text\nno\n")
+    done = run(package, folder, tmp_path / "out", "--format", "jsonl", "--bad_rows", tmp_path / "bad.jsonl", "--json")
+    assert done.exit_code == 0, done.output
+    bad = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    result = json.loads(done.stdout)
+    assert result["bad"] == len(bad) == 8
+    places = [entry["place"].removeprefix(f"{folder}/") for entry in bad]
+    assert places == [*(f"a.jsonl, line {line}" for line in (2, 3, 4, 5)), "b.csv, line 3", "c.csv", "d.csv", "e.csv"]
+    assert all("Remedy: " in entry["problem"] for entry in bad)
+    rows = [row.values for file in sorted((tmp_path / "out").glob("part-*")) for row in read_rows(file)]
+    assert len(rows) == result["scored"]
+    texts = [row["text"] for row in rows]
+    assert texts[:4] == ["a", "half ?", "a", "c"] and texts[-2:] == ["a line", ""] and texts.count("fine") > 2_000
+    assert rows[-1]["emotions"] == []
+
+
+def test_rows_that_do_not_fit_the_columns_are_named(package: Path, tmp_path: Path) -> None:
+    """Parquet's columns have one type, that of the first part; JSON lines keep what each row has."""
+    values = [{"text": "a", "n": 1}, {"text": "b", "n": "two"}, {"text": "c", "m": 3}, {"text": "d"}]
+    lines = "".join(f"{json.dumps(value)}\n" for value in values)
+    (tmp_path / "a.jsonl").write_text(lines)
+    done = run(package, tmp_path / "a.jsonl", tmp_path / "a.parquet", "--rows_per_part", "1")
+    assert done.exit_code == 0 and "2 cannot be scored" in done.output
+    assert pyarrow.parquet.read_table(tmp_path / "a.parquet")["n"].to_pylist() == [1, None]
+    named = (tmp_path / "a.parquet.bad_rows.jsonl").read_text()
+    assert "column 'n' is 'two', not int64" in named and "column 'm' is new" in named
+    assert run(package, tmp_path / "a.jsonl", tmp_path / "b.jsonl").exit_code == 0
+    kept = [row.values for row in read_rows(tmp_path / "b.jsonl")]
+    assert [{name: row[name] for name in value} for row, value in zip(kept, values, strict=True)] == values
+    done = run(package, tmp_path / "a.jsonl", tmp_path / "c.parquet")
+    assert done.exit_code == 2 and "values of several kinds" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.csv", "b.csv"], "no such file or folder"),
+        (["a.csv", "a.csv"], "already exists. Remedy: delete it"),
+        (["a.csv", "b.xlsx"], "cannot be written as xlsx. Remedy: use one of csv, tsv"),
+        (["a.csv", "b.csv", "--format", "tsv"], "cannot be written as tsv"),
+        (["a.csv", "b.parquet.gz"], "cannot be written as parquet"),
+        (["a.csv", "-", "--format", "parquet"], "cannot be written as parquet"),
+        (["-", "-", "--input_format", "parquet"], "the standard input cannot be read as .parquet"),
+        (["a.csv", "b.csv", "--text_column", "body"], "no column 'body', only 'text'. Remedy: name the column"),
+        (["empty", "b.csv"], "has no file of rows"),
+        (["taken.csv", "b.csv"], "has the column 'emotions', as the scores do. Remedy: rename it"),
+        (["a.csv", "b.csv", "--backend", "onnx"], "is not in the package"),
+        (["blank.jsonl", "b.csv"], "has no row that can be scored"),
+    ],
+)
+def test_a_wrong_command_is_refused_before_anything_is_written(
+    arguments: list[str], message: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("text\na\n")
+    (tmp_path / "taken.csv").write_text("text,emotions\na,b\n")
+    (tmp_path / "blank.jsonl").write_text("{}\n" * 2 if "blank.jsonl" in arguments else "")
+    (tmp_path / "blank.jsonl").write_text('{"text": 1}\n')
+    (tmp_path / "empty").mkdir()
+    done = run(package, *arguments)
+    assert done.exit_code == 2 and message in done.output and "Traceback" not in done.output
+    assert not (tmp_path / "b.csv").exists()
+
+
+def test_a_run_goes_on_only_with_what_it_was_begun_with(package: Path, tmp_path: Path) -> None:
+    path, out = write_table(tmp_path / "a.csv", numbered(TEXTS)), tmp_path / "out"
+    assert run(package, path, out, "--rows_per_part", "10").exit_code == 0
+    done = run(package, path, out, "--rows_per_part", "10")
+    assert done.exit_code == 2 and "already exists. Remedy: add --resume" in done.output
+    done = run(package, path, out, "--rows_per_part", "10", "--resume")
+    assert done.exit_code == 0 and "(25 of them before this run)" in done.output
+    for options in (["--rows_per_part", "11"], ["--rows_per_part", "10", "--no-probabilities"]):
+        done = run(package, path, out, "--resume", *options)
+        assert done.exit_code == 2 and "was begun with" in done.output
+    with path.open("a") as file:
+        file.write("25,more\n")
+    done = run(package, path, out, "--rows_per_part", "10", "--resume")
+    assert done.exit_code == 2 and "was begun with input" in done.output
+    (out / job.RECORD).write_text("[")
+    done = run(package, path, out, "--rows_per_part", "10", "--resume")
+    assert done.exit_code == 2 and f"has no {job.RECORD}" in done.output
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("target", ["out", "out.parquet", "out.csv.gz"])
+def test_a_stop_at_any_step_is_made_good(
+    target: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each move of a file into its place fails once; the run goes on, and the bytes are those of a whole run."""
+    rows = [*numbered(TEXTS), {"id": "25", "text": None}]
+    path = write_table(tmp_path / "a.jsonl", rows)
+    (tmp_path / "whole").mkdir()
+    assert run(package, path, tmp_path / "whole" / target, "--rows_per_part", "8").exit_code == 0
+    publish, stops = job.publish, 0
+
+    def stop(*arguments: Path) -> None:
+        raise KeyboardInterrupt
+
+    while True:
+        calls = iter([publish] * (stops > 0) + [stop])
+
+        def next_call(*arguments: Path, calls: Any = calls) -> None:
+            next(calls, publish)(*arguments)
+
+        monkeypatch.setattr(job, "publish", next_call)
+        done = run(package, path, tmp_path / target, "--rows_per_part", "8", *["--resume"] * (stops > 0))
+        if done.exit_code == 0:
+            break
+        assert done.exit_code == 130 and "--resume" in done.output
+        assert not (tmp_path / target).is_file()
+        stops += 1
+        assert stops < 10
+    assert stops >= 4
+    if target == "out":
+        assert contents(tmp_path / "out") == contents(tmp_path / "whole" / "out")
+    else:
+        assert (tmp_path / target).read_bytes() == (tmp_path / "whole" / target).read_bytes()
+        assert (tmp_path / f"{target}.bad_rows.jsonl").exists() and not (tmp_path / f"{target}.parts").exists()
+
+
+def test_a_killed_process_leaves_whole_parts(package: Path, tmp_path: Path) -> None:
+    """SIGKILL at random moments; then the same bytes as in one go."""
+    path = write_table(tmp_path / "a.csv", numbered(TEXTS * 40))
+    command = [sys.executable, "-m", "hub_release.cli", "score", str(package), str(path)]
+    options = ["--rows_per_part", "50", "--threads", "1"]
+    done = subprocess.run([*command, str(tmp_path / "whole"), *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pause, out = random.Random(0), tmp_path / "out"
+    for attempt in range(3):
+        resume = ["--resume"] if (out / job.RECORD).exists() else []
+        process = subprocess.Popen([*command, str(out), *options, *resume], stderr=subprocess.DEVNULL)
+        wanted, until = 4 * (attempt + 1), time.monotonic() + 60
+        while len(list(out.glob("part-*"))) < wanted and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(pause.random() / 20)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, str(out), *options, "--resume"], check=True, capture_output=True)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_two_processes_do_not_write_into_one_folder(package: Path, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.csv", numbered(TEXTS))
+    assert run(package, path, tmp_path / "out").exit_code == 0
+    record = json.loads((tmp_path / "out" / job.RECORD).read_text())
+    with job.Folder(tmp_path / "out", record, resume=True):
+        done = run(package, path, tmp_path / "out", "--resume")
+    assert done.exit_code == 2 and "is being written by another process" in done.output
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_the_standard_input_is_scored_as_it_comes(form: str, package: Path, expected: dict[str, Any]) -> None:
+    """Bad rows are named on the standard error."""
+    lines = {
+        "csv": ["text,id\n", *(f'"{text}",{index}\n' for index, text in enumerate(TEXTS))],
+        "jsonl": [*(json.dumps({"text": text}) + "\n" for text in TEXTS), '{"other": 1}\n'],
+    }[form]
+    command = [sys.executable, "-m", "hub_release.cli", "score", str(package), "-", "-", "--input_format", form]
+    command += ["--threads", "1", "--format", form]
+    done = subprocess.run(command, input="".join(lines), capture_output=True, text=True, check=True)
+    if form == "csv":
+        rows = list(csv.DictReader(done.stdout.splitlines()))
+        assert [row["emotions"].split(",") for row in rows] == expected["emotions"]
+    else:
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [row["emotions"] for row in rows] == expected["emotions"]
+    assert [row["text"] for row in rows] == TEXTS
+    assert ("line 26" in done.stderr) == (form == "jsonl")
+
+
+cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.fixed_dictionaries({"a": cells, "text": cells}), min_size=1, max_size=6))
+@pytest.mark.parametrize("form", FORMATS)
+def test_any_cells_survive(form: str, rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever is in a cell is read back from what was written."""
+    path = tmp_path_factory.mktemp("cells") / f"a.{form}"
+    schema = pa.schema([("a", pa.string()), ("text", pa.string())])
+    heading = header(["a", "text"], ["emotions"], form)
+    path.write_bytes(heading + encode(rows, ["a", "text"], [["joy", "fear"]] * len(rows), {}, form, schema))
+    back = [row.values for row in read_rows(path)]
+    assert [{name: row[name] for name in ("a", "text")} for row in back] == rows
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """A part is read, and no more."""
+    path = tmp_path / "a.txt"
+    path.write_text("a text\n" * 100_000)
+    columns = ColumnsOfFiles("jsonl", ["emotions"], one_file=True)
+    parts = read_parts(find_sources(str(path)), "text", 1_000)
+    first = next(parts)
+    columns.fit(first)
+    assert len(first.rows) == 1_000 and sum(len(part.rows) for part in parts) == 99_000
+
+
+def test_gzip_has_no_time_in_it(package: Path, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.csv", numbered(TEXTS))
+    for name in ("b.csv.gz", "c.csv.gz"):
+        assert run(package, path, tmp_path / name).exit_code == 0
+    assert (tmp_path / "b.csv.gz").read_bytes() == (tmp_path / "c.csv.gz").read_bytes()
+    assert gzip.decompress((tmp_path / "b.csv.gz").read_bytes()).startswith(b"id,text,emotions")
