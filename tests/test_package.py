@@ -363,6 +363,22 @@ def test_shell_does_not_lose_results(
     assert [json.loads(line)["text"] for line in output.read_text().splitlines()] == ["a", "b"]
 
 
+def test_shell_keeps_the_columns(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers, lists, dates and half an emoji too; a column with the name of the results is refused."""
+    values = {"id": 7, "body": "so happy", "tags": ["a"], "odd": "half \ud83d"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(values) + "\n")
+    command = ["--model", str(package), "--text_column", "body", "--input"]
+    assert shell.main([*command, str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]) == 0
+    row = json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))
+    assert row.pop("emotions") is not None and row == values | {"odd": "half ?"}
+    pd.DataFrame({"body": ["so happy"], "day": [pd.Timestamp("2024-02-29")]}).to_parquet(tmp_path / "in.parquet")
+    assert shell.main([*command, str(tmp_path / "in.parquet")]) == 0
+    assert json.loads(capsys.readouterr().out)["day"] == "2024-02-29 00:00:00"
+    (tmp_path / "in.csv").write_text("body,emotions\nso happy,joy\n")
+    assert shell.main([*command, str(tmp_path / "in.csv")]) == 2
+    assert "has the column 'emotions', as the results do. Remedy: rename it" in capsys.readouterr().err
+
+
 def test_shell_on_a_screen_that_is_not_utf8(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", screen)
@@ -388,7 +404,7 @@ def test_shell_reads_the_texts_of_every_format(
         case suffix:
             table.to_csv(path, index=False, sep="\t" if suffix == "tsv" else ",")
     assert shell.main(["--model", str(package), "--input", str(path), "--text_column", "said"]) == 0
-    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == table.said.tolist()
+    assert [json.loads(line)["said"] for line in capsys.readouterr().out.splitlines()] == table.said.tolist()
 
 
 def test_a_package_of_the_reference_loads(

@@ -9,7 +9,7 @@ import io
 import json
 import lzma
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,19 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from modeling.infer import TableError, read_rows, read_texts
+from modeling.infer import TableError, read_rows, read_texts as read_text_rows
 from training.data.corpus import load_corpus
 from training.data.label_mapping import read_mapping
 from training.data.labeled_file import FileOptions, read_labeled_file
 from training.data.reading import SPLITS
 from training.data.tables import CorpusError, read_table
 from training.run import main
+
+
+def read_texts(path: Path, *column: str) -> Iterator[str]:
+    """The texts alone."""
+    return (text for text, _ in read_text_rows(path, *column))
+
 
 # What is written, and every way to write it
 

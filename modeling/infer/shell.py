@@ -20,12 +20,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from modeling.infer.classifier import EmotionClassifier
+from modeling.infer.errors import TableError
 from modeling.infer.stops import catch_sigterm, describe_stop
 from modeling.infer.tables import ROW_SUFFIXES, TEXT_SUFFIX, read_texts
 from modeling.infer.texts import check_texts
 
+_EMOTIONS = "emotions"
 _TEXTS_PER_WRITE = 1024
 """Results are written after so many texts: a stop loses no more."""
 
@@ -43,7 +46,9 @@ def _refuse_output(path: Path, read: Path | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Classify texts by emotion: one JSON line per text.")
+    parser = argparse.ArgumentParser(
+        description="Classify texts by emotion: one JSON line per text, with the other columns of its row."
+    )
     parser.add_argument("texts", nargs="*", help="texts to classify")
     parser.add_argument(
         "--input",
@@ -66,20 +71,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _batches(arguments: argparse.Namespace) -> Iterator[tuple[list[str], list[dict[str, float]]]]:
-    """Texts and their emotions, batch by batch."""
-    texts = iter(arguments.texts)
+def _rows(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Texts with the columns of their rows."""
+    yield from ((text, {"text": text}) for text in arguments.texts)
     if arguments.input:
-        texts = itertools.chain(texts, read_texts(arguments.input, arguments.text_column))
-    batch = check_texts(itertools.islice(texts, _TEXTS_PER_WRITE))  # a bad file is refused before the model is loaded
+        for text, row in read_texts(arguments.input, arguments.text_column):
+            if _EMOTIONS in row:
+                raise TableError(
+                    f"{arguments.input} has the column {_EMOTIONS!r}, as the results do. Remedy: rename it"
+                )
+            yield text, row
+
+
+def _batches(arguments: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """Rows with their emotions, batch by batch."""
+    rows = _rows(arguments)
+    batch = list(itertools.islice(rows, _TEXTS_PER_WRITE))  # a bad file is refused before the model is loaded
     named = {name: value for name in ("backend", "quantization") if (value := getattr(arguments, name))}
     classifier = EmotionClassifier(arguments.model, device=arguments.device, threads=arguments.threads, **named)
+    options = arguments.threshold, arguments.exclude_unreliable, arguments.top_k
     while batch:
-        yield (
-            batch,
-            classifier.predict(batch, arguments.threshold, arguments.exclude_unreliable, arguments.top_k),
-        )
-        batch = check_texts(itertools.islice(texts, _TEXTS_PER_WRITE))
+        texts = check_texts(text for text, _ in batch)
+        found = classifier.predict(texts, *options)
+        yield [{**row, _EMOTIONS: emotions} for (_, row), emotions in zip(batch, found, strict=True)]
+        batch = list(itertools.islice(rows, _TEXTS_PER_WRITE))
 
 
 def _write(arguments: argparse.Namespace) -> Iterator[int]:
@@ -89,12 +104,17 @@ def _write(arguments: argparse.Namespace) -> Iterator[int]:
     with arguments.output.open("w", encoding="utf-8") if arguments.output else nullcontext(sys.stdout) as file:
         # JSON's own escapes lose nothing on a screen that is not UTF-8.
         escape = (file.encoding or "").lower().replace("-", "") != "utf8"
-        for texts, results in itertools.chain([first], batches):
-            for text, emotions in zip(texts, results, strict=True):
-                file.write(json.dumps({"text": text, "emotions": emotions}, ensure_ascii=escape) + "\n")
+        for rows in itertools.chain([first], batches):
+            file.writelines(_line(row, escape) for row in rows)
             file.flush()
-            written += len(texts)
+            written += len(rows)
             yield written
+
+
+def _line(row: dict[str, Any], escape: bool) -> str:
+    line = json.dumps(row, ensure_ascii=escape, default=str)
+    # Half an emoji (a lone surrogate, legal in JSON) is not valid UTF-8.
+    return (line if line.isascii() else line.encode("utf-8", "replace").decode()) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -83,8 +83,8 @@ def read_rows(path: Path, text_column: str = "text", columns: Sequence[str] = ()
     yield from rows
 
 
-def read_texts(path: Path, text_column: str = "text") -> Iterator[str]:
-    """The texts of a file, in its order.
+def read_texts(path: Path, text_column: str = "text") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The text of each row of a file, in its order, and all of the row's columns.
 
     Raises:
         TableError: the file or a row cannot be read, or a row has no text.
@@ -101,7 +101,7 @@ def read_texts(path: Path, text_column: str = "text") -> Iterator[str]:
             )
         if not isinstance(text, str):
             raise TableError(f"{row.place}, column {text_column!r} is not a text: {text!r:.80}. Remedy: write a string")
-        yield text
+        yield text, row.values
 
 
 def find_column(names: Collection[str], wanted: str) -> str:

@@ -46,7 +46,7 @@ import unicodedata
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
@@ -486,7 +486,7 @@ def split_suffix(path: Path) -> tuple[str, str]:
     return suffix, compression
 
 
-def read_rows(path: Path, text_column: str = "text", columns: Sequence[str] = ()) -> Iterator[Row]:
+def read_rows(path: Path, text_column: str = "text", columns: Sequence[str] = (), suffix: str = "") -> Iterator[Row]:
     """The rows of a file, one at a time, in its order.
 
     The suffix decides the format, without regard to case. A CSV or TSV file has the separator that its header shows. A
@@ -497,11 +497,12 @@ def read_rows(path: Path, text_column: str = "text", columns: Sequence[str] = ()
         path: the file.
         text_column: a column that the header must have to be taken for one.
         columns: names of the columns of a CSV or TSV file whose first line does not have ``text_column``.
+        suffix: the format, if the path does not say it: of the standard input.
 
     Raises:
         TableError: an unknown suffix, or a file that is empty, broken or not UTF-8.
     """
-    suffix, compression = split_suffix(path)
+    suffix, compression = (suffix, "") if not path.suffix and suffix else split_suffix(path)
     rows = _parquet_rows(path) if suffix == ".parquet" else _text_rows(path, suffix, compression, text_column, columns)
     first = next(rows, None)
     if first is None:
@@ -510,8 +511,8 @@ def read_rows(path: Path, text_column: str = "text", columns: Sequence[str] = ()
     yield from rows
 
 
-def read_texts(path: Path, text_column: str = "text") -> Iterator[str]:
-    """The texts of a file, in its order.
+def read_texts(path: Path, text_column: str = "text") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The text of each row of a file, in its order, and all of the row's columns.
 
     Raises:
         TableError: the file or a row cannot be read, or a row has no text.
@@ -519,7 +520,7 @@ def read_texts(path: Path, text_column: str = "text") -> Iterator[str]:
     for row in read_rows(path, text_column):
         if row.problem:
             raise TableError(f"{row.place}: {row.problem}")
-        name = text_column if text_column in row.values else _find_column(row.values, text_column)
+        name = find_column(row.values, text_column)
         text = row.values.get(name)
         if name not in row.values:
             raise TableError(
@@ -528,11 +529,13 @@ def read_texts(path: Path, text_column: str = "text") -> Iterator[str]:
             )
         if not isinstance(text, str):
             raise TableError(f"{row.place}, column {text_column!r} is not a text: {text!r:.80}. Remedy: write a string")
-        yield text
+        yield text, row.values
 
 
-def _find_column(names: Iterable[str], wanted: str) -> str:
-    """The column that differs from ``wanted`` only in how Unicode writes its accents, or ``wanted``."""
+def find_column(names: Collection[str], wanted: str) -> str:
+    """The column ``wanted``, or one that differs from it only in how Unicode writes its accents, or ``wanted``."""
+    if wanted in names:
+        return wanted
     normal = unicodedata.normalize("NFC", wanted)
     return next((name for name in names if unicodedata.normalize("NFC", name) == normal), wanted)
 
@@ -4744,6 +4747,7 @@ def describe_local_error(error: OSError) -> str:
 # modeling/infer/shell.py: Multi-label emotion classification on a Mistral backbone.
 
 
+_EMOTIONS = "emotions"
 _TEXTS_PER_WRITE = 1024
 """Results are written after so many texts: a stop loses no more."""
 
@@ -4761,7 +4765,9 @@ def _refuse_output(path: Path, read: Path | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Classify texts by emotion: one JSON line per text.")
+    parser = argparse.ArgumentParser(
+        description="Classify texts by emotion: one JSON line per text, with the other columns of its row."
+    )
     parser.add_argument("texts", nargs="*", help="texts to classify")
     parser.add_argument(
         "--input",
@@ -4784,20 +4790,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _batches(arguments: argparse.Namespace) -> Iterator[tuple[list[str], list[dict[str, float]]]]:
-    """Texts and their emotions, batch by batch."""
-    texts = iter(arguments.texts)
+def _rows(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Texts with the columns of their rows."""
+    yield from ((text, {"text": text}) for text in arguments.texts)
     if arguments.input:
-        texts = itertools.chain(texts, read_texts(arguments.input, arguments.text_column))
-    batch = check_texts(itertools.islice(texts, _TEXTS_PER_WRITE))  # a bad file is refused before the model is loaded
+        for text, row in read_texts(arguments.input, arguments.text_column):
+            if _EMOTIONS in row:
+                raise TableError(
+                    f"{arguments.input} has the column {_EMOTIONS!r}, as the results do. Remedy: rename it"
+                )
+            yield text, row
+
+
+def _batches(arguments: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """Rows with their emotions, batch by batch."""
+    rows = _rows(arguments)
+    batch = list(itertools.islice(rows, _TEXTS_PER_WRITE))  # a bad file is refused before the model is loaded
     named = {name: value for name in ("backend", "quantization") if (value := getattr(arguments, name))}
     classifier = EmotionClassifier(arguments.model, device=arguments.device, threads=arguments.threads, **named)
+    options = arguments.threshold, arguments.exclude_unreliable, arguments.top_k
     while batch:
-        yield (
-            batch,
-            classifier.predict(batch, arguments.threshold, arguments.exclude_unreliable, arguments.top_k),
-        )
-        batch = check_texts(itertools.islice(texts, _TEXTS_PER_WRITE))
+        texts = check_texts(text for text, _ in batch)
+        found = classifier.predict(texts, *options)
+        yield [{**row, _EMOTIONS: emotions} for (_, row), emotions in zip(batch, found, strict=True)]
+        batch = list(itertools.islice(rows, _TEXTS_PER_WRITE))
 
 
 def _write(arguments: argparse.Namespace) -> Iterator[int]:
@@ -4807,12 +4823,17 @@ def _write(arguments: argparse.Namespace) -> Iterator[int]:
     with arguments.output.open("w", encoding="utf-8") if arguments.output else nullcontext(sys.stdout) as file:
         # JSON's own escapes lose nothing on a screen that is not UTF-8.
         escape = (file.encoding or "").lower().replace("-", "") != "utf8"
-        for texts, results in itertools.chain([first], batches):
-            for text, emotions in zip(texts, results, strict=True):
-                file.write(json.dumps({"text": text, "emotions": emotions}, ensure_ascii=escape) + "\n")
+        for rows in itertools.chain([first], batches):
+            file.writelines(_line(row, escape) for row in rows)
             file.flush()
-            written += len(texts)
+            written += len(rows)
             yield written
+
+
+def _line(row: dict[str, Any], escape: bool) -> str:
+    line = json.dumps(row, ensure_ascii=escape, default=str)
+    # Half an emoji (a lone surrogate, legal in JSON) is not valid UTF-8.
+    return (line if line.isascii() else line.encode("utf-8", "replace").decode()) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
