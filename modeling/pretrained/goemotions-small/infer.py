@@ -1228,6 +1228,7 @@ def _write_varint(value: int) -> bytes:
 
 
 Arrays = dict[str, np.ndarray]
+_FIRST_ARRAY = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -1291,6 +1292,9 @@ def openvino_session(name: str, content: bytes, precision: str | None) -> Sessio
         ImportError: OpenVINO is missing; the message says what to install.
     """
     openvino = import_optional("openvino", "openvino")
+    with _FIRST_ARRAY:
+        # When two threads give OpenVINO a process's first arrays at once, each waits for the other forever.
+        openvino.Tensor(np.zeros(1, np.float32))
     core, streams = openvino.Core(), usable_cores()
     has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     chosen = precision or ("bfloat16" if has_bfloat16 else "float32")
