@@ -14,6 +14,7 @@ from hub_release.commands.export import card, export
 from hub_release.commands.pull import pull
 from hub_release.commands.push import push
 from hub_release.commands.score import score
+from hub_release.commands.serve import serve
 
 # Each verb imports its own modules: torch takes seconds to import, and --help should not.
 
@@ -66,7 +67,7 @@ def main(
     """
 
 
-for verb in (export, card, check, push, pull, demo, score):
+for verb in (export, card, check, push, pull, score, serve, demo):
     app.command()(verb)
 
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from hub_release.check.gate import check, inspect
 from hub_release.cli import app
+from hub_release.commands.renew import renew
 from hub_release.package import LAYOUT, RefusedError, seal
-from hub_release.renew import renew
 from modeling.infer import EmotionClassifier, files
 from training.run import main
 from training.trained import load_classifier

@@ -1,9 +1,17 @@
-"""What computes a graph, from several threads at once."""
+"""What computes a graph: several threads at once, and large pages for its weights."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from modeling.infer import pages
 
 FIRST_ARRAYS = """
 import sys, threading
@@ -33,3 +41,49 @@ def test_threads_that_use_openvino_first_do_not_wait_for_each_other_forever() ->
     """More than half of these processes did; each has one chance, before its first array."""
     for _ in range(5):
         subprocess.run([sys.executable, "-c", FIRST_ARRAYS], check=True, timeout=60)
+
+
+def large_memory() -> int:
+    """Bytes of this process in large pages."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists()
+    or "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(),
+    reason="this machine gives no large pages",
+)
+def test_what_is_allocated_gets_large_pages() -> None:
+    """And keeps its content."""
+    before = large_memory()
+    with pages.large_pages():
+        values = np.arange(2**23, dtype=np.float64)  # 64 MiB
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.name.endswith("(_enlarge)"):
+            thread.join()
+    assert large_memory() - before > 2**25
+    assert (values == np.arange(2**23)).all()
+
+
+def test_other_systems_keep_what_they_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pages, "_MAPS", tmp_path / "missing")
+    with pages.large_pages():
+        np.ones(2**22)
+    monkeypatch.setattr(pages.ctypes, "CDLL", lambda name: object())
+    pages._enlarge([(0, 2**21)])
+
+
+@given(
+    new=st.tuples(st.integers(0, 30), st.integers(1, 10)), old=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)))
+)
+def test_added_memory_is_what_was_not_there(new: tuple[int, int], old: list[tuple[int, int]]) -> None:
+    """Against sets of addresses; ranges of a process do not overlap."""
+    ranges, start = [], 0
+    for gap, length in old:
+        ranges.append((start + gap, start + gap + length))
+        start += gap + length
+    found = pages._without((new[0], sum(new)), ranges)
+    addresses = [address for start, end in found for address in range(start, end)]
+    there = {address for start, end in ranges for address in range(start, end)}
+    assert addresses == sorted(set(range(new[0], sum(new))) - there)

@@ -25,10 +25,10 @@ from hypothesis import given, settings, strategies as st
 from typer.testing import CliRunner, Result
 
 from hub_release.cli import app
-from hub_release.score import job
-from hub_release.score.columns import ColumnsOfFiles
-from hub_release.score.read import find_sources, read_parts
-from hub_release.score.write import FORMATS, encode, header
+from hub_release.serving import job
+from hub_release.serving.columns import ColumnsOfFiles
+from hub_release.serving.read import find_sources, read_parts
+from hub_release.serving.write import FORMATS, encode, header
 from modeling.infer import EmotionClassifier, read_rows
 from tests.conftest import LABELS
 

@@ -41,6 +41,11 @@ Package = Annotated[
         "goemotions-small.",
     ),
 ]
+Backend = Annotated[str, typer.Option(help="What computes: torch, or onnx or openvino for a graph of the package.")]
+Quantization = Annotated[
+    str | None, typer.Option(help="none or int8: which of the package's graphs; none, nf4 or 8bit for torch.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="The most CPU threads; default: all usable cores.")]
 AllowContaminated = Annotated[
     bool,
     typer.Option(

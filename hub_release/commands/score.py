@@ -9,60 +9,66 @@ from typing import Annotated, Any
 
 import typer
 
-from hub_release.commands.console import Json, Package, errors, finish
+from hub_release.commands.console import Backend, Json, Package, Quantization, Threads, errors, finish
 
 _AT_ONCE = 1_024
 """Rows of a part of the standard output: results come while the input does."""
 
 
+Input = Annotated[
+    str,
+    typer.Argument(
+        metavar="INPUT",
+        help="File of rows (CSV, TSV, JSON lines, JSON, Parquet, or text with one text per line; all but Parquet may be "
+        "compressed by gzip, bzip2 or xz), a folder of such files, or - for the standard input.",
+    ),
+]
+Output = Annotated[
+    str,
+    typer.Argument(
+        metavar="OUTPUT",
+        help="File to write (its end is the format: .csv, .tsv, .jsonl or .parquet; all but Parquet may end in .gz), a "
+        "folder for one file per part, or - for the standard output.",
+    ),
+]
+TextColumn = Annotated[str, typer.Option("--text_column", help="Column of the texts.")]
+Format = Annotated[
+    str, typer.Option("--format", help="csv, tsv, jsonl or parquet; default: as OUTPUT ends, or as INPUT.")
+]
+InputFormat = Annotated[
+    str, typer.Option("--input_format", help="Format of the standard input: csv, tsv, jsonl or txt.")
+]
+Probabilities = Annotated[bool, typer.Option(help="Write the probability of each label, in columns such as p_joy.")]
+BadRows = Annotated[
+    Path | None,
+    typer.Option(
+        "--bad_rows",
+        help="File for rows that cannot be scored, with the place and the reason of each; default: beside OUTPUT, or the "
+        "standard error for the standard output.",
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
+RowsPerPart = Annotated[
+    int, typer.Option("--rows_per_part", min=1, help="Rows that are written at once: a stop loses no more.")
+]
+BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="Texts that are read at once.")]
+
+
 def score(
     package: Package,
-    input: Annotated[
-        str,
-        typer.Argument(
-            metavar="INPUT",
-            help="File of rows (CSV, TSV, JSON lines, JSON, Parquet, or text with one text per line; all but Parquet may "
-            "be compressed by gzip, bzip2 or xz), a folder of such files, or - for the standard input.",
-        ),
-    ],
-    output: Annotated[
-        str,
-        typer.Argument(
-            metavar="OUTPUT",
-            help="File to write (its end is the format: .csv, .tsv, .jsonl or .parquet; all but Parquet may end in .gz), "
-            "a folder for one file per part, or - for the standard output.",
-        ),
-    ],
-    text_column: Annotated[str, typer.Option("--text_column", help="Column of the texts.")] = "text",
-    form: Annotated[
-        str, typer.Option("--format", help="csv, tsv, jsonl or parquet; default: the end of OUTPUT, or as INPUT.")
-    ] = "",
-    input_format: Annotated[
-        str, typer.Option("--input_format", help="Format of the standard input: csv, tsv, jsonl or txt.")
-    ] = "jsonl",
-    probabilities: Annotated[
-        bool, typer.Option(help="Write the probability of each label, in columns such as p_joy.")
-    ] = True,
-    bad_rows: Annotated[
-        Path | None,
-        typer.Option(
-            "--bad_rows",
-            help="File for rows that cannot be scored, with the place and the reason of each; default: beside OUTPUT, "
-            "or the standard error for the standard output.",
-        ),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    rows_per_part: Annotated[
-        int, typer.Option("--rows_per_part", min=1, help="Rows that are written at once: a stop loses no more.")
-    ] = 10_000,
-    backend: Annotated[
-        str, typer.Option(help="What computes: torch, or onnx or openvino for a graph of the package.")
-    ] = "torch",
-    quantization: Annotated[
-        str | None, typer.Option(help="none or int8: which of the package's graphs; none, nf4 or 8bit for torch.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Texts that are read at once.")] = 64,
-    threads: Annotated[int | None, typer.Option(min=1, help="The most CPU threads; default: all usable cores.")] = None,
+    input: Input,
+    output: Output,
+    text_column: TextColumn = "text",
+    form: Format = "",
+    input_format: InputFormat = "jsonl",
+    probabilities: Probabilities = True,
+    bad_rows: BadRows = None,
+    resume: Resume = False,
+    rows_per_part: RowsPerPart = 10_000,
+    backend: Backend = "torch",
+    quantization: Quantization = None,
+    batch_size: BatchSize = 64,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Score a file or folder of any size: all columns are kept, and columns for the emotions are added.
@@ -72,14 +78,14 @@ def score(
     a stop, `--resume` goes on and gives what an uninterrupted run gives, byte for byte. A row that cannot be scored is
     named with its place and its reason, and does not end the run.
 
-    Example: `hub_release score goemotions-small comments.parquet scored.parquet --backend torch`
+    Example: `hub_release score goemotions-small comments.parquet scored.parquet`
     """
     with errors(as_json, again="--resume" if output != "-" else ""):
         from tqdm.auto import tqdm
 
         from hub_release.package import require_folder
-        from hub_release.score.job import Settings, find_format, score as score_files, stream
-        from hub_release.score.read import STANDARD, find_sources
+        from hub_release.serving.job import Settings, find_format, score as score_files, stream
+        from hub_release.serving.read import STANDARD, find_sources
         from modeling.infer import EmotionClassifier, check_threads, read_settings
 
         require_folder(package)

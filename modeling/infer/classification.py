@@ -8,14 +8,13 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm.auto import tqdm
 
 from modeling.infer.cores import check_threads
 from modeling.infer.decisions import read_flag, read_thresholds, read_top_k
 from modeling.infer.encoders import Encoder, LoadedEncoder, encode_in_batches, load_encoder
 from modeling.infer.features import Features, tokenize
 from modeling.infer.package import PackageSettings
-from modeling.infer.texts import PROGRESS_BAR_FROM, check_texts, is_blank, share_texts
+from modeling.infer.texts import check_texts, is_blank, progress, share_texts
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +151,7 @@ class TextClassifier:
         """
         checked = check_texts(texts)
         found = [np.zeros((0, len(self.labels)), np.float32)]
-        hidden = len(checked) < PROGRESS_BAR_FROM
-        with tqdm(total=len(checked), unit="text", desc="classifying", disable=hidden) as bar:
+        with progress(len(checked), "classifying") as bar:
             for part in share_texts(checked):
                 found.append(self._engine.probabilities(self.features(part), self.batch_size, self.threads))
                 bar.update(len(part))

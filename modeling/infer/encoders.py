@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from modeling.infer.cores import at_most, check_threads
 from modeling.infer.encoder_graph import compile_encoder
 from modeling.infer.errors import import_optional
-from modeling.infer.texts import PROGRESS_BAR_FROM, cut_text
+from modeling.infer.texts import cut_text, progress
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +209,7 @@ def encode_in_batches(encoder: Encoder, texts: Sequence[str]) -> Iterator[np.nda
     Raises:
         ValueError: the encoder does not give one row of finite numbers for each text.
     """
-    with tqdm(total=len(texts), unit="text", desc="encoding", disable=len(texts) < PROGRESS_BAR_FROM) as bar:
+    with progress(len(texts), "encoding") as bar:
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             batch = texts[start : start + _TEXTS_AT_ONCE]
             yield _as_rows(encoder(batch), len(batch))

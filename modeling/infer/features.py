@@ -7,10 +7,9 @@ from typing import Any, cast
 
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm.auto import tqdm
 
 from modeling.infer.package import PackageSettings
-from modeling.infer.texts import PROGRESS_BAR_FROM, cut_text
+from modeling.infer.texts import cut_text, progress
 
 _PIECE, _PIECES_AT_ONCE = 2**14, 64
 """Characters that the tokenizer reads as one piece, and pieces that it reads at once: a million characters together."""
@@ -122,6 +121,8 @@ def read_in_windows(
         size: windows in a batch, at most.
         map_batches: ``map``, or one that computes batches at once.
     """
+    if len(features) <= size and max(features.lengths, default=0) <= config.window_length:
+        return read(features)
     windows, firsts = cut_into_windows(features, config)
     logits = np.zeros((len(windows), len(config.emotion_labels)), dtype=np.float32)
     order = np.argsort(-windows.lengths, kind="stable")
@@ -131,8 +132,7 @@ def read_in_windows(
         return len(rows)
 
     # Only for tokens: embeddings are read faster than they were made, and making them had its own bar.
-    hidden = features.tokens is None or len(windows) < PROGRESS_BAR_FROM
-    with tqdm(total=len(order), unit="text", desc="reading", disable=hidden) as bar:
+    with progress(len(order), "reading", hidden=features.tokens is None) as bar:
         for count in map_batches(fill, [order[start : start + size] for start in range(0, len(order), size)]):
             bar.update(count)
     return logits if len(windows) == len(features) else pool_windows(logits, firsts, config.windows)

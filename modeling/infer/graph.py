@@ -13,6 +13,7 @@ from modeling.infer.features import Features, read_in_windows, to_arrays
 from modeling.infer.files import read_json, refuse_unsafe_entries
 from modeling.infer.graph_file import GRAPH_FILE, INT8_GRAPH_FILE, read_graph
 from modeling.infer.package import PlainSettings, is_probability, read_settings
+from modeling.infer.pages import large_pages
 from modeling.infer.runtimes import RUNTIMES
 from modeling.infer.tokenizer import read_tokenizer
 
@@ -67,7 +68,9 @@ class Graph:
         self.config = replace(config, thresholds=read_graph_thresholds(folder, self.name, config))
         self.tokenizer = read_tokenizer(folder, config) if config.reads_words else None
         self.empty_token = (config.backbone_config or {}).get("bos_token_id") or 0
-        self._session = RUNTIMES[backend](self.file, read_graph(folder, self.file), precision)
+        content = read_graph(folder, self.file)
+        with large_pages():
+            self._session = RUNTIMES[backend](self.file, content, precision)
         self.precision = "int8" if int8 else self._session.precision
         self._refuse_other_kind()
         logger.info("%s computed %s", self.file, self)

@@ -3,7 +3,11 @@
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any, cast
+
+from tqdm.auto import tqdm
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
 """Unicode's categories of control and format characters and of white space."""
@@ -17,6 +21,16 @@ PROGRESS_BAR_FROM = 2_000
 
 _TEXTS_OF_A_PART, _CHARACTERS_OF_A_PART = 31 * 64, 4_000_000
 """What a classifier holds at once besides the texts and their results, so that memory does not grow with the texts."""
+
+
+def progress(total: int, what: str, hidden: bool = False) -> AbstractContextManager[Any]:
+    """A bar over so many texts, whose ``update`` takes a number; short work has none, nor the time to make one."""
+    if hidden or total < PROGRESS_BAR_FROM:
+        return nullcontext(_NO_BAR)
+    return cast(AbstractContextManager[Any], tqdm(total=total, unit="text", desc=what))
+
+
+_NO_BAR = SimpleNamespace(update=lambda number: None)
 
 
 def iterate_texts(texts: Iterable[str]) -> Iterator[str]:

@@ -18,6 +18,7 @@ import bz2
 import contextlib
 import copy
 import csv
+import ctypes
 import errno
 import gzip
 import hashlib
@@ -48,11 +49,11 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import FrameType, MappingProxyType, SimpleNamespace
 from typing import Any, BinaryIO, IO, Literal, NamedTuple, Protocol, TypeVar, cast, get_args
 
 
@@ -1511,6 +1512,16 @@ _TEXTS_OF_A_PART, _CHARACTERS_OF_A_PART = 31 * 64, 4_000_000
 """What a classifier holds at once besides the texts and their results, so that memory does not grow with the texts."""
 
 
+def progress(total: int, what: str, hidden: bool = False) -> AbstractContextManager[Any]:
+    """A bar over so many texts, whose ``update`` takes a number; short work has none, nor the time to make one."""
+    if hidden or total < PROGRESS_BAR_FROM:
+        return nullcontext(_NO_BAR)
+    return cast(AbstractContextManager[Any], tqdm(total=total, unit="text", desc=what))
+
+
+_NO_BAR = SimpleNamespace(update=lambda number: None)
+
+
 def iterate_texts(texts: Iterable[str]) -> Iterator[str]:
     """Each text as a string that UTF-8 can encode; a string is one text.
 
@@ -1792,7 +1803,7 @@ def encode_in_batches(encoder: Encoder, texts: Sequence[str]) -> Iterator[np.nda
     Raises:
         ValueError: the encoder does not give one row of finite numbers for each text.
     """
-    with tqdm(total=len(texts), unit="text", desc="encoding", disable=len(texts) < PROGRESS_BAR_FROM) as bar:
+    with progress(len(texts), "encoding") as bar:
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             batch = texts[start : start + _TEXTS_AT_ONCE]
             yield _as_rows(encoder(batch), len(batch))
@@ -1928,6 +1939,8 @@ def read_in_windows(
         size: windows in a batch, at most.
         map_batches: ``map``, or one that computes batches at once.
     """
+    if len(features) <= size and max(features.lengths, default=0) <= config.window_length:
+        return read(features)
     windows, firsts = cut_into_windows(features, config)
     logits = np.zeros((len(windows), len(config.emotion_labels)), dtype=np.float32)
     order = np.argsort(-windows.lengths, kind="stable")
@@ -1937,8 +1950,7 @@ def read_in_windows(
         return len(rows)
 
     # Only for tokens: embeddings are read faster than they were made, and making them had its own bar.
-    hidden = features.tokens is None or len(windows) < PROGRESS_BAR_FROM
-    with tqdm(total=len(order), unit="text", desc="reading", disable=hidden) as bar:
+    with progress(len(order), "reading", hidden=features.tokens is None) as bar:
         for count in map_batches(fill, [order[start : start + size] for start in range(0, len(order), size)]):
             bar.update(count)
     return logits if len(windows) == len(features) else pool_windows(logits, firsts, config.windows)
@@ -2101,8 +2113,7 @@ class TextClassifier:
         """
         checked = check_texts(texts)
         found = [np.zeros((0, len(self.labels)), np.float32)]
-        hidden = len(checked) < PROGRESS_BAR_FROM
-        with tqdm(total=len(checked), unit="text", desc="classifying", disable=hidden) as bar:
+        with progress(len(checked), "classifying") as bar:
             for part in share_texts(checked):
                 found.append(self._engine.probabilities(self.features(part), self.batch_size, self.threads))
                 bar.update(len(part))
@@ -2455,6 +2466,63 @@ def _ints(value: Any) -> list[int]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# modeling/infer/pages.py: Large pages of memory for a graph's weights.
+
+
+_MAPS = Path("/proc/self/maps")
+_LARGE = 2**21
+_HUGEPAGE, _COLLAPSE = 14, 25
+"""Advice of madvise: give large pages to what is written later; move what is there into large pages."""
+
+Range = tuple[int, int]
+
+
+@contextlib.contextmanager
+def large_pages() -> Iterator[None]:
+    """Ask for large pages for the memory that is allocated inside; it is moved in a thread, which nothing waits for."""
+    before = _private_memory()
+    yield
+    added = [part for new in _private_memory() for part in _without(new, before)]
+    whole = [(-(-start // _LARGE) * _LARGE, end // _LARGE * _LARGE) for start, end in added]
+    if ranges := [(start, end) for start, end in whole if start < end]:
+        threading.Thread(target=_enlarge, args=(ranges,), daemon=True).start()
+
+
+def _private_memory() -> list[Range]:
+    """Addresses of memory that is written and that no file stands behind, in order."""
+    try:
+        lines = _MAPS.read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for addresses, access, _, _, inode, *name in map(str.split, lines):
+        if access == "rw-p" and inode == "0" and name in ([], ["[heap]"]):
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            found.append((start, end))
+    return found
+
+
+def _without(new: Range, old: list[Range]) -> Iterator[Range]:
+    """The parts of a range that are not in the others."""
+    start, end = new
+    for other_start, other_end in old:
+        if other_end > start and other_start < end:
+            yield start, other_start
+            start = other_end
+    yield start, end
+
+
+def _enlarge(ranges: list[Range]) -> None:
+    # Advice changes no content, so it does no harm if the memory is another's by now; what Linux refuses stays as it is.
+    with contextlib.suppress(AttributeError, OSError):
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        for start, end in ranges:
+            for advice in (_HUGEPAGE, _COLLAPSE):
+                madvise(start, end - start, advice)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # modeling/infer/tokenizer.py: The tokenizer of a package: built only from the parts that Mistral-shaped backbones use.
 
 
@@ -2622,7 +2690,9 @@ class Graph:
         self.config = replace(config, thresholds=read_graph_thresholds(folder, self.name, config))
         self.tokenizer = read_tokenizer(folder, config) if config.reads_words else None
         self.empty_token = (config.backbone_config or {}).get("bos_token_id") or 0
-        self._session = RUNTIMES[backend](self.file, read_graph(folder, self.file), precision)
+        content = read_graph(folder, self.file)
+        with large_pages():
+            self._session = RUNTIMES[backend](self.file, content, precision)
         self.precision = "int8" if int8 else self._session.precision
         self._refuse_other_kind()
         logger.info("%s computed %s", self.file, self)

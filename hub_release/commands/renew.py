@@ -1,4 +1,4 @@
-"""``python -m hub_release.renew PACKAGE``: a package that ships with the project gets the code of this checkout."""
+"""``python -m hub_release.commands.renew PACKAGE``: a package that ships with the project gets the code of this checkout."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from hub_release.package import LAYOUT, ReleaseError
-from hub_release.score.columns import ColumnsOfFiles
-from hub_release.score.read import STANDARD, Part, Source, find_sources, read_parts
-from hub_release.score.write import FORMATS, encode, header, join, score_columns
+from hub_release.serving.columns import ColumnsOfFiles
+from hub_release.serving.read import STANDARD, Part, Source, find_sources, read_parts
+from hub_release.serving.write import FORMATS, encode, header, join, score_columns
 from modeling.infer.storage import publish
 
 RECORD, BAD_ROWS, _LOCK = "_score.json", "_bad_rows.jsonl", "_lock"

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from hub_release.package import ReleaseError
-from hub_release.score.read import Part
-from hub_release.score.write import header, infer_schema, misfit
+from hub_release.serving.read import Part
+from hub_release.serving.write import header, infer_schema, misfit
 from modeling.infer import quote_names
 
 

@@ -1,1 +1,0 @@
-"""Scores of many rows: read, classified and written part by part."""

@@ -1,0 +1,80 @@
+"""What clients send and get: the Inference API's text classification, and TEI's ``/predict``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+from modeling.infer import PackageSettings
+
+Score = dict[str, Any]
+"""``{"label": …, "score": …}``."""
+
+
+def _whole(value: Any) -> Any:
+    """Half an emoji, legal in JSON, becomes a question mark, as the classifier reads it."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return [_whole(part) for part in value] if isinstance(value, list) else value
+
+
+Text = Annotated[StrictStr, BeforeValidator(_whole)]
+
+
+class Parameters(BaseModel):
+    """How to choose from the labels."""
+
+    model_config = ConfigDict(extra="forbid")
+    top_k: Annotated[Annotated[StrictInt, Field(ge=1)] | None, Field(description="At most this many labels.")] = None
+    threshold: Annotated[
+        Annotated[float, Field(ge=0, le=1)] | Literal["package"] | None,
+        Field(description='Only labels from this probability; "package" for the package\'s own thresholds.'),
+    ] = None
+    function_to_apply: Annotated[Literal["sigmoid"] | None, Field(description="Labels do not exclude each other.")] = (
+        None
+    )
+
+
+class ClassifyRequest(BaseModel):
+    """A request of the Inference API."""
+
+    inputs: Text | list[Text] = Field(description="A text, or a list of texts.")
+    parameters: Parameters | None = None
+    options: Annotated[dict[str, Any] | None, Field(description="Of the hosted API; without effect here.")] = None
+
+
+class PredictRequest(BaseModel):
+    """A request of text-embeddings-inference."""
+
+    inputs: Text | list[Text] | list[Annotated[list[Text], Field(min_length=1, max_length=1)]] = Field(
+        description="A text, a list of texts, or a list of lists with one text each; pairs are refused."
+    )
+    raw_scores: Annotated[StrictBool, Field(description="Give logits.")] = False
+    truncate: Annotated[StrictBool | None, Field(description="Without effect: a long text is read to its end.")] = None
+    truncation_direction: Annotated[str | None, Field(description="Without effect.")] = None
+
+
+def texts_of(inputs: str | Sequence[str] | Sequence[list[str]]) -> list[str]:
+    """The texts of a request."""
+    return [inputs] if isinstance(inputs, str) else [part if isinstance(part, str) else part[0] for part in inputs]
+
+
+def ranked(row: np.ndarray, settings: PackageSettings, parameters: Parameters) -> list[Score]:
+    """Labels with their probabilities, highest first."""
+    labels, threshold = settings.emotion_labels, parameters.threshold
+    cutoffs: Mapping[str, float] = (
+        settings.thresholds if threshold == "package" else dict.fromkeys(labels, float(threshold or 0))
+    )
+    order = np.argsort(-row, kind="stable")
+    found = [{"label": labels[i], "score": float(row[i])} for i in order if row[i] >= cutoffs[labels[i]]]
+    return found[: parameters.top_k]
+
+
+def logits(probabilities: np.ndarray) -> np.ndarray:
+    """Logits of probabilities, as far as float32 tells them apart from 0 and 1."""
+    tiny = np.finfo(np.float32).eps
+    clipped = np.clip(probabilities, tiny, 1 - tiny)
+    return np.log(clipped / (1 - clipped))
