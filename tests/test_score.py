@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import decimal
+import errno
 import gzip
 import json
 import os
@@ -29,7 +30,7 @@ from hub_release.serving import job
 from hub_release.serving.columns import ColumnsOfFiles
 from hub_release.serving.read import find_sources, read_parts
 from hub_release.serving.write import FORMATS, encode, header
-from modeling.infer import EmotionClassifier, read_rows
+from modeling.infer import EmotionClassifier, TableError, read_rows
 from tests.conftest import LABELS
 
 TEXTS = [f"sunny cake {number} dark cellar" * (number % 3 + 1) for number in range(25)]
@@ -123,16 +124,18 @@ def test_bad_rows_are_named_and_end_nothing(package: Path, tmp_path: Path) -> No
     (folder / "c.csv").write_bytes(b"text\n" + b"fine\n" * 4_000 + b"\xff\xfe broken\n" + b"never\n" * 10)
     (folder / "d.csv").write_text("other\nx\n")
     (folder / "e.csv").write_text("")
-    (folder / "f.txt").write_text("a line\n\n")
+    (folder / "f.jsonl").write_text('{"id": 1}\n{"text": "later"}\n')
+    (folder / "g.txt").write_text("a line\n\n")
     (folder / "notes.md").write_text("no rows")
     (folder / "_hidden.csv").write_text("text\nno\n")
     done = run(package, folder, tmp_path / "out", "--format", "jsonl", "--bad_rows", tmp_path / "bad.jsonl", "--json")
     assert done.exit_code == 0, done.output
     bad = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     result = json.loads(done.stdout)
-    assert result["bad"] == len(bad) == 8
+    assert result["bad"] == len(bad) == 9
     places = [entry["place"].removeprefix(f"{folder}/") for entry in bad]
-    assert places == [*(f"a.jsonl, line {line}" for line in (2, 3, 4, 5)), "b.csv, line 3", "c.csv", "d.csv", "e.csv"]
+    lines = [*(f"a.jsonl, line {line}" for line in (2, 3, 4, 5)), "b.csv, line 3"]
+    assert places == [*lines, "c.csv", "d.csv", "e.csv", "f.jsonl, line 1"]
     assert all("Remedy: " in entry["problem"] for entry in bad)
     rows = [row.values for file in sorted((tmp_path / "out").glob("part-*")) for row in read_rows(file)]
     assert len(rows) == result["scored"]
@@ -167,12 +170,17 @@ def test_rows_that_do_not_fit_the_columns_are_named(package: Path, tmp_path: Pat
         (["a.csv", "b.csv", "--format", "tsv"], "cannot be written as tsv"),
         (["a.csv", "b.parquet.gz"], "cannot be written as parquet"),
         (["a.csv", "-", "--format", "parquet"], "cannot be written as parquet"),
+        (["-", "-", "--resume"], "cannot be gone on with. Remedy: name files"),
         (["-", "-", "--input_format", "parquet"], "the standard input cannot be read as .parquet"),
         (["a.csv", "b.csv", "--text_column", "body"], "no column 'body', only 'text'. Remedy: name the column"),
         (["empty", "b.csv"], "has no file of rows"),
+        (["folder", "folder/out"], "is in the folder folder, which is read. Remedy: name an OUTPUT elsewhere"),
+        (["folder", "folder/out.csv"], "is in the folder folder, which is read"),
         (["taken.csv", "b.csv"], "has the column 'emotions', as the scores do. Remedy: rename it"),
         (["a.csv", "b.csv", "--backend", "onnx"], "is not in the package"),
-        (["blank.jsonl", "b.csv"], "has no row that can be scored"),
+        (["a.csv", "b.csv", "--bad_rows", "a.csv"], "is a file of INPUT or OUTPUT"),
+        (["a.csv", "b.csv", "--bad_rows", "missing/bad"], "cannot be written. Remedy: name a file in a folder"),
+        (["blank.jsonl", "b.csv"], "no row can be scored"),
     ],
 )
 def test_a_wrong_command_is_refused_before_anything_is_written(
@@ -184,9 +192,62 @@ def test_a_wrong_command_is_refused_before_anything_is_written(
     (tmp_path / "blank.jsonl").write_text("{}\n" * 2 if "blank.jsonl" in arguments else "")
     (tmp_path / "blank.jsonl").write_text('{"text": 1}\n')
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.csv").write_text("text\na\n")
     done = run(package, *arguments)
     assert done.exit_code == 2 and message in done.output and "Traceback" not in done.output
-    assert not (tmp_path / "b.csv").exists()
+    assert not (tmp_path / "b.csv").exists() and not (tmp_path / "b.csv.parts").exists()
+
+
+def test_columns_of_files_in_another_order_are_the_same(package: Path, tmp_path: Path) -> None:
+    """Of CSV and of JSON lines, where values that are missing or of another type may be in any file."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.csv").write_text("text,id\na,1\n")
+    (folder / "b.csv").write_text("id,text\n2,b\n")
+    (folder / "c.jsonl").write_text('{"id": null, "text": "c"}\n{"text": "d"}\n{"text": "e", "id": "5"}\n')
+    assert run(package, folder, tmp_path / "out.parquet").exit_code == 0
+    found = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    assert found["text"].to_pylist() == list("abcde") and found["id"].to_pylist() == ["1", "2", None, None, "5"]
+
+
+def test_nothing_is_overwritten_or_left_out_silently(package: Path, tmp_path: Path) -> None:
+    """A later row's own emotions, and new keys in an object of a Parquet column."""
+    lines = [{"text": "a", "o": {"x": 1}}, {"text": "b", "emotions": ["mine"]}, {"text": "c", "o": {"x": 1, "y": 2}}]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    done = run(package, tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--rows_per_part", "1")
+    assert done.exit_code == 0 and "has the column 'emotions'" in done.output
+    assert [row.values["text"] for row in read_rows(tmp_path / "b.jsonl")] == ["a", "c"]
+    done = run(package, tmp_path / "a.jsonl", tmp_path / "c.parquet", "--rows_per_part", "1")
+    assert done.exit_code == 0 and "2 cannot be scored" in done.output and "'y': 2" in done.output
+    (tmp_path / "d.jsonl").write_text('{"text": "a", "o": {}}\n')
+    done = run(package, tmp_path / "d.jsonl", tmp_path / "d.parquet")
+    assert done.exit_code == 2 and "empty objects" in done.output
+
+
+def test_a_failing_disk_ends_the_run_and_the_part_is_not_written(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read of a part before a disk failed would otherwise pass for the whole part."""
+    path = write_table(tmp_path / "a.csv", numbered(TEXTS))
+    whole = read_rows
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        for number, row in enumerate(whole(*arguments, **options)):
+            if number == 15:
+                try:
+                    raise OSError(errno.EIO, "Input/output error")
+                except OSError as error:
+                    raise TableError(f"{path} cannot be read ({error}). Remedy: check the file") from None
+            yield row
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hub_release.serving.read.read_rows", fail)
+        done = run(package, path, tmp_path / "out", "--rows_per_part", "10")
+        assert done.exit_code == 2 and "Input/output error" in done.output
+    assert run(package, path, tmp_path / "out", "--rows_per_part", "10", "--resume").exit_code == 0
+    assert run(package, path, tmp_path / "whole", "--rows_per_part", "10").exit_code == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_a_run_goes_on_only_with_what_it_was_begun_with(package: Path, tmp_path: Path) -> None:
@@ -267,6 +328,28 @@ def test_a_killed_process_leaves_whole_parts(package: Path, tmp_path: Path) -> N
         process.wait()
     subprocess.run([*command, str(out), *options, "--resume"], check=True, capture_output=True)
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_stop_before_the_parts_are_removed(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is complete by then, and the same command with --resume says so."""
+    path = write_table(tmp_path / "a.csv", numbered(TEXTS))
+
+    def stop(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.shutil, "rmtree", stop)
+        assert run(package, path, tmp_path / "b.csv").exit_code == 130
+    before = (tmp_path / "b.csv").read_bytes()
+    done = run(package, path, tmp_path / "b.csv", "--resume")
+    assert done.exit_code == 0 and "is complete" in done.output
+    assert (tmp_path / "b.csv").read_bytes() == before and not (tmp_path / "b.csv.parts").exists()
+
+
+def test_a_folder_may_have_a_dot_in_its_name(package: Path, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.csv", numbered(TEXTS))
+    assert run(package, path, f"{tmp_path}/v1.2/").exit_code == 0
+    assert [row.name for row in sorted((tmp_path / "v1.2").iterdir())] == [job.RECORD, "part-00000-000000.csv"]
 
 
 def test_two_processes_do_not_write_into_one_folder(package: Path, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ import pytest
 import uvicorn
 from huggingface_hub import InferenceClient
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
+from hub_release.cli import app
 from hub_release.serving import limits as server_limits
 from hub_release.serving.application import Limits, Model, create_application
 from hub_release.serving.server import load_model
@@ -119,6 +121,7 @@ def test_the_inference_api(port: int, expected: np.ndarray, package: Path) -> No
     _, found, _ = ask(port, "/", {"inputs": "sunny cake", "parameters": {"threshold": "package"}})
     own = EmotionClassifier(package, threads=1).predict(["sunny cake"])[0]
     assert [{element["label"]: pytest.approx(element["score"], abs=1e-5) for element in row} for row in found] == [own]
+    assert ask(port, "/", {"inputs": [" "], "parameters": {"threshold": "package"}})[1] == [[]]
     assert ask(port, "/", {"inputs": []})[:2] == (200, [])
 
 
@@ -147,6 +150,9 @@ HOSTILE: list[tuple[bytes, int]] = [
     (b"null", 422),
     (b"[" * 20_000, 422),
     (b'{"inputs": ' + b"[" * 20_000, 422),
+    (b'{"inputs": ' + b"[" * 600 + b"]" * 600 + b"}", 422),
+    (b'{"inputs": [' + b"1," * 20_000 + b"1]}", 422),
+    (b'{"inputs": "a", "parameters": {"\\ud83d": 1}}', 422),
     (b'{"inputs": 5}', 422),
     (b'{"inputs": null}', 422),
     (b'{"inputs": {"a": "b"}}', 422),
@@ -296,13 +302,57 @@ def test_clients_that_go_are_forgotten(model: Model) -> None:
             )
             with socket.create_connection(("127.0.0.1", port)) as gone:
                 gone.sendall(head.encode() + body)
+        while metrics(port)["waiting_texts"] < 5:
+            time.sleep(0.01)
         gate.open.set()
         assert first.result()[0] == 200 and ask(port, "/", {"inputs": "b"})[0] == 200
+        assert gate.sizes == [1, 1]
+
+
+def test_a_panic_does_not_end_the_server(model: Model) -> None:
+    """Rust code raises what is no Exception."""
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(texts: list[str]) -> np.ndarray:
+        if "break" in texts:
+            raise PanicException
+        return model.classify(texts)
+
+    with served(replace(model, classify=panic), Limits()) as port:
+        assert ask(port, "/", {"inputs": "break"})[0] == 500
+        assert ask(port, "/", {"inputs": "a"})[0] == 200
+
+
+def test_a_head_without_an_end_is_refused(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n")
+        with contextlib.suppress(ConnectionError):
+            for number in range(1_000):
+                connection.sendall(f"X-{number}: {'a' * 1_000}\r\n".encode())
+        found = read_all(connection)
+        assert b" 400 " in found or not found
+    assert ask(port, "/health")[0] == 200
+
+
+def test_a_port_in_use_is_named(package: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = CliRunner().invoke(app, ["serve", str(package), "--port", str(taken.getsockname()[1])])
+    assert done.exit_code == 2 and "Remedy: name another --port or --host" in done.output
 
 
 def test_no_text_is_logged(port: int, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     caplog.set_level(logging.DEBUG)
-    for body in ({"inputs": "a secret text"}, {"inputs": {"a": "a secret text"}}, {"inputs": ["a secret text" * 200]}):
+    unknown = {"inputs": "a", "parameters": {"secret": 1}}
+    for body in (
+        unknown,
+        {"inputs": "a secret text"},
+        {"inputs": {"a": "a secret text"}},
+        {"inputs": ["a secret text" * 200]},
+    ):
         answer = ask(port, "/", body)[1]
         assert "secret" not in json.dumps(answer)
     out, err = capfd.readouterr()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from functools import lru_cache
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,25 +84,28 @@ def score(
     with errors(as_json, again="--resume" if output != "-" else ""):
         from tqdm.auto import tqdm
 
-        from hub_release.package import require_folder
+        from hub_release.package import ReleaseError, require_folder
         from hub_release.serving.job import Settings, find_format, score as score_files, stream
         from hub_release.serving.read import STANDARD, find_sources
-        from modeling.infer import EmotionClassifier, check_threads, read_settings
+        from modeling.infer import EmotionClassifier, check_threads
 
         require_folder(package)
-        wanted = find_format(form, output, find_sources(input, input_format))
+        sources = find_sources(input, input_format)
+        wanted = find_format(form, output, sources)
+        if resume and STANDARD in (input, output):
+            raise ReleaseError("the standard input and output cannot be gone on with. Remedy: name files")
         own_threads = check_threads(threads)
         at_once = _AT_ONCE if output == STANDARD else rows_per_part
         settings = Settings(text_column, wanted, probabilities, at_once, backend, quantization, batch_size, own_threads)
 
-        @lru_cache(1)
-        def classifier() -> EmotionClassifier:
-            named: dict[str, Any] = {"backend": backend, "quantization": quantization}
-            return EmotionClassifier(package, batch_size=batch_size, threads=own_threads, **named)
-
+        named: dict[str, Any] = {"backend": backend, "quantization": quantization}
+        classifier = EmotionClassifier(package, batch_size=batch_size, threads=own_threads, **named)
         if output == STANDARD:
-            with bad_rows.open("w", encoding="utf-8") if bad_rows else sys.stderr as bad_file:
-                stream(input, sys.stdout.buffer, settings, input_format, classifier(), bad_file)
+            with bad_rows.open("w", encoding="utf-8") if bad_rows else nullcontext(sys.stderr) as bad_file:
+                try:
+                    stream(sources, sys.stdout.buffer, settings, classifier, bad_file)
+                except BrokenPipeError:  # the reader of the results has enough
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
         with tqdm(unit="row", desc="scoring") as bar:
 
@@ -110,13 +114,14 @@ def score(
                     bar.initial += rows  # the rate is that of this run
                 bar.update(rows)
 
-            labels = read_settings(package).emotion_labels
-            done = score_files(package, input, output, settings, classifier, labels, resume, bad_rows, show)
+            done = score_files(package, sources, output, settings, classifier, resume, bad_rows, show)
         finish(as_json, _describe(done, output), **vars(done))
 
 
 def _describe(done: Any, output: str) -> str:
     """What a run did."""
+    if not done.scored + done.scored_before:
+        return f"{output} is complete"
     text = f"{done.scored + done.scored_before:,} rows are scored in {output}"
     text += f" ({done.scored_before:,} of them before this run)" * bool(done.scored_before)
     if done.bad:

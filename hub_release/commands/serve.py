@@ -44,12 +44,13 @@ def serve(
         for module in ("fastapi", "uvicorn", "prometheus_client"):
             import_optional(module, "'goemotions-mistral[serve]'")
         from hub_release.serving.application import Limits
-        from hub_release.serving.server import load_model, serve as serve_model
+        from hub_release.serving.server import listen, load_model, serve as serve_model
 
         limits = Limits(body_bytes=body_bytes, texts=texts, characters=characters, batch=batch, waiting=waiting)
+        listening = listen(host, port)
         model = load_model(package, backend, quantization, threads)
-        typer.echo(f"{model.about} answers at http://{host}:{port}")
+        typer.echo(f"{model.name}, computed {model.about}, answers at http://{host}:{port}")
         try:
-            serve_model(model, limits, host, port)
+            serve_model(model, limits, listening)
         except KeyboardInterrupt:  # uvicorn has stopped by now, and raises the signal again
             typer.echo("stopped")

@@ -18,11 +18,13 @@ from starlette.exceptions import HTTPException
 
 from hub_release.serving.batches import Batches, FullError
 from hub_release.serving.limits import LimitedBody
-from hub_release.serving.protocol import ClassifyRequest, Parameters, PredictRequest, Score, logits, ranked, texts_of
+from hub_release.serving.protocol import ClassifyRequest, Parameters, PredictRequest, Score, logit, ranked, texts_of
 from modeling.infer import PackageSettings
 
 logger = logging.getLogger(__name__)
 
+_FIELDS = {name for kind in (ClassifyRequest, PredictRequest, Parameters) for name in kind.model_fields}
+"""What an error may name: other keys are the client's."""
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -84,17 +86,13 @@ class Answers:
 
     async def classify(self, asked: ClassifyRequest) -> list[list[Score]]:
         """The labels of each text with their probabilities, highest first; one text gets a list with one entry."""
-        rows = await self._probabilities(texts_of(asked.inputs))
-        return [ranked(row, self.model.settings, asked.parameters or Parameters()) for row in rows]
+        return await self._ranked(texts_of(asked.inputs), asked.parameters or Parameters())
 
     async def predict(self, asked: PredictRequest) -> list[Score] | list[list[Score]]:
         """The labels of a text, or of each of several, with their probabilities, highest first."""
-        rows = await self._probabilities(texts_of(asked.inputs))
-        found = [ranked(row, self.model.settings, Parameters()) for row in rows]
-        if asked.raw_scores:
-            for scores, row in zip(found, logits(rows), strict=True):
-                for score in scores:
-                    score["score"] = float(row[self.labels.index(score["label"])])
+        found = await self._ranked(texts_of(asked.inputs), Parameters())
+        for score in (score for scores in found for score in scores if asked.raw_scores):
+            score["score"] = logit(score["score"])
         return found[0] if isinstance(asked.inputs, str) else found
 
     async def health(self) -> str:
@@ -120,6 +118,10 @@ class Answers:
     async def metrics(self) -> PlainTextResponse:
         """For Prometheus."""
         return PlainTextResponse(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
+
+    async def _ranked(self, texts: list[str], parameters: Parameters) -> list[list[Score]]:
+        rows = await self._probabilities(texts)
+        return [ranked(text, row, self.model.settings, parameters) for text, row in zip(texts, rows, strict=True)]
 
     async def _probabilities(self, texts: list[str]) -> np.ndarray:
         most = self.limits
@@ -188,7 +190,7 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"][1:])) or "the body"
+        place = ".".join(str(part) for part in problem["loc"][1:] if part in _FIELDS) or "the body"
         why = f'{place}: {problem["msg"]}. Remedy: send {{"inputs": "a text"}}, as /docs describes'
         return JSONResponse({"error": why, "error_type": "validation"}, 422)
 

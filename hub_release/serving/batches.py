@@ -96,9 +96,12 @@ class Batches:
             began = loop.time()
             try:
                 found = await loop.run_in_executor(self._pool, self.classify, texts)
-            except Exception as error:
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # a panic of Rust code is no Exception, and must not end this loop
+                failure = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
                 for request in batch:
-                    _give(request, error)
+                    _give(request, failure)
                 continue
             latest = (loop.time() - began) / len(texts)
             self._seconds_per_text = 0.9 * self._seconds_per_text + 0.1 * latest if self._seconds_per_text else latest

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from hub_release.package import ReleaseError
 from hub_release.serving.read import Part
-from hub_release.serving.write import header, infer_schema, misfit
+from hub_release.serving.write import has_nested_keys, header, infer_schema, misfit, same_types
 from modeling.infer import quote_names
 
 
@@ -58,19 +59,43 @@ class ColumnsOfFiles:
         columns = self._columns.get(name)
         if columns is None:
             part.rows = []
-        elif self.form != "jsonl" and part.source.suffix != ".parquet" and not _fits(part, columns):
+        elif part.source.suffix != ".parquet" and not self._all_fit(part, columns):
             rows, part.rows = part.rows, []
             for row in rows:
-                if problem := misfit(row.values, columns.names, columns.schema):
+                if problem := self._misfit(row.values, columns):
                     part.bad.append((row.place, problem))
                 else:
                     part.rows.append(row)
 
+    def _misfit(self, row: dict[str, Any], columns: Columns) -> str:
+        if taken := sorted(row.keys() & set(self.added)):
+            return f"has the column {taken[0]!r}, as the scores do. Remedy: rename it"
+        return "" if self.form == "jsonl" else misfit(row, columns.names, columns.schema)
+
+    def _all_fit(self, part: Part, columns: Columns) -> bool:
+        """Do all rows of a part fit? It is faster than to ask each."""
+        added, names, rows = set(self.added), set(columns.names), [row.values for row in part.rows]
+        if any(row.keys() & added or (self.form != "jsonl" and row.keys() - names) for row in rows):
+            return False
+        if columns.schema is None:
+            return True
+        try:
+            table = pa.Table.from_pylist(rows, schema=columns.schema)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            return False
+        return not has_nested_keys(columns.schema) or table.to_pylist() == [
+            {name: row.get(name) for name in columns.names} for row in rows
+        ]
+
     def _find(self, part: Part) -> Columns | None:
-        first = next(iter(self._columns.values()), None)
+        first = next(filter(None, self._columns.values()), None)
+        if first and self.one_file and "json" in part.source.suffix:
+            return first  # each row is compared with it
         try:
             found = self._columns_of(part)
-            if first and self.one_file and self.form != "jsonl" and found != first:
+            if first and self.one_file and self.form != "jsonl":
+                if sorted(found.names) == sorted(first.names) and same_types(found.schema, first.schema):
+                    return first
                 raise ReleaseError(
                     f"{part.source.name} has other columns, {quote_names(found.names)}, than the files before, "
                     f"{quote_names(first.names)}. Remedy: name a folder as OUTPUT, or write jsonl"
@@ -91,23 +116,11 @@ class ColumnsOfFiles:
                 names = schema.names
             elif self.form == "parquet":
                 schema = infer_schema(values)
-        except (pa.ArrowException, TypeError, OverflowError) as error:
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise ReleaseError(
-                f"{source.name} has a column with values of several kinds, which Parquet has no type for "
-                f"({error!s:.200}). Remedy: write jsonl"
+                f"{source.name} has a column with values of several kinds, or empty objects, which Parquet has no type "
+                f"for ({error!s:.200}). Remedy: write jsonl"
             ) from None
         if taken := [name for name in names if name in self.added]:
             raise ReleaseError(f"{source.name} has the column {taken[0]!r}, as the scores do. Remedy: rename it there")
         return Columns(names, schema if self.form == "parquet" else None)
-
-
-def _fits(part: Part, columns: Columns) -> bool:
-    """Do all rows of a part fit? It is faster than to ask each."""
-    if any(row.values.keys() - set(columns.names) for row in part.rows):
-        return False
-    try:
-        if columns.schema is not None:
-            pa.Table.from_pylist([row.values for row in part.rows], schema=columns.schema)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return False
-    return True

@@ -15,8 +15,9 @@ from filelock import FileLock, Timeout
 
 from hub_release.package import LAYOUT, ReleaseError
 from hub_release.serving.columns import ColumnsOfFiles
-from hub_release.serving.read import STANDARD, Part, Source, find_sources, read_parts
+from hub_release.serving.read import STANDARD, Part, Source, read_parts
 from hub_release.serving.write import FORMATS, encode, header, join, score_columns
+from hub_release.shipped.requirements import project_version
 from modeling.infer.storage import publish
 
 RECORD, BAD_ROWS, _LOCK = "_score.json", "_bad_rows.jsonl", "_lock"
@@ -66,10 +67,15 @@ class Summary:
     def note_bad(self, part: Part, file: IO[str]) -> None:
         """Name the bad rows of a part."""
         for place, problem in part.bad:
-            file.write(json.dumps({"place": place, "problem": problem}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({"place": place, "problem": problem}) + "\n")  # a file's name may not be UTF-8
             if len(self.examples) < _EXAMPLES:
                 self.examples.append(problem if place in problem else f"{place}: {problem}")
         self.bad += len(part.bad)
+
+
+def is_file_name(output: str) -> bool:
+    """Is the output one file? A folder may have a dot in its name if it is there, or if the name ends with a slash."""
+    return output != STANDARD and bool(Path(output).suffix) and not output.endswith("/") and not Path(output).is_dir()
 
 
 def find_format(asked: str, output: str, sources: Sequence[Source]) -> str:
@@ -78,10 +84,14 @@ def find_format(asked: str, output: str, sources: Sequence[Source]) -> str:
     Raises:
         ReleaseError: it is unknown, or not that of the output's name.
     """
-    named = "" if output == STANDARD else Path(output.removesuffix(".gz")).suffix.removeprefix(".").lower()
+    named = Path(output.removesuffix(".gz")).suffix.removeprefix(".").lower() if is_file_name(output) else ""
     own = sources[0].suffix.removeprefix(".")
     form = asked or named or (own if own in FORMATS and output != STANDARD else "jsonl")
-    if form not in FORMATS or (named and named != form) or (form == "parquet" and output.endswith((STANDARD, ".gz"))):
+    if (
+        form not in FORMATS
+        or (named and named != form)
+        or (form == "parquet" and (output == STANDARD or output.endswith(".gz")))
+    ):
         raise ReleaseError(
             f"{output} cannot be written as {form}. Remedy: use one of {', '.join(FORMATS)} for --format or for the end "
             "of OUTPUT, or name a folder; neither the standard output nor a .gz file can be parquet"
@@ -141,7 +151,7 @@ class Folder:
     def __enter__(self) -> Folder:
         try:
             if not (self.path / RECORD).exists():
-                self.write(RECORD, (json.dumps(self.record, indent=2, ensure_ascii=False) + "\n").encode())
+                self.write(RECORD, (json.dumps(self.record, indent=2) + "\n").encode())
         except BaseException:
             self.__exit__()
             raise
@@ -152,11 +162,14 @@ class Folder:
             if not _is_kept(left):
                 left.unlink()
         self._lock.release()
+        if {path.name for path in self.path.iterdir()} == {RECORD}:  # nothing to go on with
+            shutil.rmtree(self.path)
 
 
 def _is_kept(path: Path) -> bool:
     """Is a file more than what a killed process left behind?"""
-    return path.name != _LOCK and path.suffix != _UNFINISHED
+    ours = path.suffix == _UNFINISHED and path.name.startswith((RECORD, BAD_ROWS, "part-", "joined"))
+    return path.name != _LOCK and not ours
 
 
 def encode_part(part: Part, columns: ColumnsOfFiles, settings: Settings, classifier: Any) -> bytes:
@@ -169,11 +182,10 @@ def encode_part(part: Part, columns: ColumnsOfFiles, settings: Settings, classif
 
 def score(
     package: Path,
-    given: str,
+    sources: Sequence[Source],
     output: str,
     settings: Settings,
-    classifier: Callable[[], Any],
-    labels: Sequence[str],
+    classifier: Any,
     resume: bool,
     bad_rows: Path | None,
     on_part: Callable[[int, bool], None],
@@ -182,11 +194,10 @@ def score(
 
     Args:
         package: its folder.
-        given: the input, see :func:`find_sources`.
+        sources: the files to read.
         output: a folder for parts; or a file, whose parts are in ``OUTPUT.parts`` until it is complete.
         settings: what decides the output.
-        classifier: gives the classifier; called for each part that is left to score.
-        labels: the classifier's.
+        classifier: an ``EmotionClassifier`` with these settings.
         resume: go on with an interrupted run.
         bad_rows: where to name rows that cannot be scored; None for a file beside the output.
         on_part: called with the number of rows of each part, and whether they were scored before.
@@ -195,31 +206,42 @@ def score(
         ReleaseError: input, output or settings do not fit; the message has the remedy.
         TableError: the first file of the input cannot be read.
     """
-    sources, target = find_sources(given), Path(output)
-    one_file = bool(target.suffix)
+    target = Path(output)
+    one_file = is_file_name(output)
+    work = target.with_name(f"{target.name}.parts") if one_file else target
+    record = _record(package, sources, settings, classifier)
+    _refuse_bad_rows(bad_rows, sources, target)
+    for given in {source.folder for source in sources if source.folder}:
+        if work.resolve().is_relative_to(given.resolve()):
+            raise ReleaseError(f"{output} is in the folder {given}, which is read. Remedy: name an OUTPUT elsewhere")
     if one_file and target.exists():
-        raise ReleaseError(f"{target} already exists. Remedy: delete it, or name another OUTPUT")
-    columns = ColumnsOfFiles(settings.form, score_columns(labels, settings.probabilities), one_file)
+        if not (resume and work.exists()):
+            raise ReleaseError(f"{target} already exists. Remedy: delete it, or name another OUTPUT")
+        with Folder(work, record, resume):  # it was stopped after the last step but one
+            pass
+        shutil.rmtree(work)
+        return Summary()
+    columns = ColumnsOfFiles(settings.form, score_columns(classifier.labels, settings.probabilities), one_file)
     parts = _fitted(read_parts(sources, settings.text_column, settings.rows_per_part), columns)
     first = next(parts)  # a wrong command is refused before anything is written
-    work = target.with_name(f"{target.name}.parts") if one_file else target
     summary = Summary()
-    with Folder(work, _record(package, sources, settings), resume) as folder:
-        named = work / f"{BAD_ROWS}{_UNFINISHED}"
+    with Folder(work, record, resume) as folder:
+        named, numbers = work / f"{BAD_ROWS}{_UNFINISHED}", {source: number for number, source in enumerate(sources)}
+        found: list[Path] = []
         with named.open("w", encoding="utf-8") as bad_file:
             for part in chain([first], parts):
                 summary.note_bad(part, bad_file)
-                path = work / f"part-{sources.index(part.source):05}-{part.number:06}.{settings.form}"
+                path = work / f"part-{numbers[part.source]:05}-{part.number:06}.{settings.form}"
                 before = path.exists()
                 if part.rows and not before:
                     heading = b"" if one_file else header(columns.of(part).names, columns.added, settings.form)
-                    folder.write(path.name, heading + encode_part(part, columns, settings, classifier()))
+                    folder.write(path.name, heading + encode_part(part, columns, settings, classifier))
+                found += [path] if part.rows else []
                 summary.scored_before += before * len(part.rows)
                 summary.scored += (not before) * len(part.rows)
                 on_part(len(part.rows), before)
-        found = sorted(work.glob(f"part-*.{settings.form}"))
         if not found:
-            raise ReleaseError(f"{given} has no row that can be scored: {'; '.join(summary.examples)}")
+            raise ReleaseError(f"no row can be scored: {'; '.join(summary.examples)}")
         if summary.bad:
             beside = target.with_name(f"{target.name}.bad_rows.jsonl") if one_file else work / BAD_ROWS
             shutil.copyfile(named, bad_rows or beside)
@@ -233,12 +255,12 @@ def score(
 
 
 def stream(
-    given: str, file: IO[bytes], settings: Settings, input_format: str, classifier: Any, bad_file: IO[str]
+    sources: Sequence[Source], file: IO[bytes], settings: Settings, classifier: Any, bad_file: IO[str]
 ) -> Summary:
     """Score rows into an open file, part by part as they come; nothing is kept to go on with."""
     summary, begun = Summary(), False
     columns = ColumnsOfFiles(settings.form, score_columns(classifier.labels, settings.probabilities), one_file=True)
-    parts = read_parts(find_sources(given, input_format), settings.text_column, settings.rows_per_part)
+    parts = read_parts(sources, settings.text_column, settings.rows_per_part)
     for part in _fitted(parts, columns):
         summary.note_bad(part, bad_file)
         if part.rows:
@@ -256,9 +278,25 @@ def _fitted(parts: Iterator[Part], columns: ColumnsOfFiles) -> Iterator[Part]:
         yield part
 
 
-def _record(package: Path, sources: Sequence[Source], settings: Settings) -> dict[str, Any]:
+def _record(package: Path, sources: Sequence[Source], settings: Settings, classifier: Any) -> dict[str, Any]:
     """What an interrupted run goes on with, and only with."""
     sums = package / LAYOUT.sums
-    files = [[source.name, source.path.stat().st_size] for source in sources]
+    files = [[source.name, source.path.stat().st_size, source.path.stat().st_mtime_ns] for source in sources]
     digest = hashlib.sha256(sums.read_bytes()).hexdigest() if sums.is_file() else str(package)
-    return {"package": digest, "input": files, **asdict(settings)}
+    return {
+        "package": digest,
+        "version": project_version(),
+        "computed": classifier.computed,
+        "input": files,
+        **asdict(settings),
+    }
+
+
+def _refuse_bad_rows(path: Path | None, sources: Sequence[Source], target: Path) -> None:
+    """Refuse a file for bad rows that is one of the others, or cannot be written."""
+    if path is None:
+        return
+    if path.resolve() in {target.resolve(), *(source.path.resolve() for source in sources)}:
+        raise ReleaseError(f"--bad_rows {path} is a file of INPUT or OUTPUT. Remedy: name another")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ReleaseError(f"--bad_rows {path} cannot be written. Remedy: name a file in a folder that exists")

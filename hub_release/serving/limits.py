@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -51,16 +52,35 @@ class LimitedBody:
         if len(body) > self.most_bytes:
             await _refuse(send, 413, too_large)
             return
-        given = False
+        await self._answer(scope, body, receive, send)
+
+    async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Call the application, and cancel it if the client goes: nobody waits for the answer any more."""
+        given, gone = False, asyncio.Event()
 
         async def receive_body() -> dict[str, Any]:
             nonlocal given
             if given:
-                return await receive()
+                await gone.wait()
+                return {"type": "http.disconnect"}
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.application(scope, receive_body, send)
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+
+        answering = asyncio.ensure_future(self.application(scope, receive_body, send))
+        watching = asyncio.ensure_future(watch())
+        try:
+            await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watching.cancel()
+            if not answering.done():
+                answering.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await answering
 
     async def _read(self, receive: Receive) -> bytes | None:
         """The body, or its first part if it is too large; None if the client goes."""
@@ -85,10 +105,10 @@ async def _refuse(send: Send, status: int, why: str) -> None:
     await send({"type": "http.response.body", "body": content})
 
 
-class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+class ImpatientProtocol(H11Protocol):
     """uvicorn's HTTP, but for connections that send the head of a request too slowly, or never: these are closed.
 
-    uvicorn itself has a limit only between requests.
+    uvicorn itself has a limit of time only between requests. h11 limits the size of a head (64 KiB); httptools does not.
     """
 
     _deadline: asyncio.TimerHandle | None = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StrictBool, StrictInt, StrictStr
 
-from modeling.infer import PackageSettings
+from modeling.infer import PackageSettings, is_blank, read_thresholds
 
 Score = dict[str, Any]
 """``{"label": …, "score": …}``."""
@@ -16,12 +17,11 @@ Score = dict[str, Any]
 
 def _whole(value: Any) -> Any:
     """Half an emoji, legal in JSON, becomes a question mark, as the classifier reads it."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    return [_whole(part) for part in value] if isinstance(value, list) else value
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 Text = Annotated[StrictStr, BeforeValidator(_whole)]
+Texts = Annotated[list[Text], FailFast()]
 
 
 class Parameters(BaseModel):
@@ -41,7 +41,7 @@ class Parameters(BaseModel):
 class ClassifyRequest(BaseModel):
     """A request of the Inference API."""
 
-    inputs: Text | list[Text] = Field(description="A text, or a list of texts.")
+    inputs: Text | Texts = Field(description="A text, or a list of texts.")
     parameters: Parameters | None = None
     options: Annotated[dict[str, Any] | None, Field(description="Of the hosted API; without effect here.")] = None
 
@@ -49,7 +49,7 @@ class ClassifyRequest(BaseModel):
 class PredictRequest(BaseModel):
     """A request of text-embeddings-inference."""
 
-    inputs: Text | list[Text] | list[Annotated[list[Text], Field(min_length=1, max_length=1)]] = Field(
+    inputs: Text | Texts | Annotated[list[Annotated[Texts, Field(min_length=1, max_length=1)]], FailFast()] = Field(
         description="A text, a list of texts, or a list of lists with one text each; pairs are refused."
     )
     raw_scores: Annotated[StrictBool, Field(description="Give logits.")] = False
@@ -62,19 +62,19 @@ def texts_of(inputs: str | Sequence[str] | Sequence[list[str]]) -> list[str]:
     return [inputs] if isinstance(inputs, str) else [part if isinstance(part, str) else part[0] for part in inputs]
 
 
-def ranked(row: np.ndarray, settings: PackageSettings, parameters: Parameters) -> list[Score]:
-    """Labels with their probabilities, highest first."""
+def ranked(text: str, row: np.ndarray, settings: PackageSettings, parameters: Parameters) -> list[Score]:
+    """Labels with their probabilities, highest first; with the package's thresholds those that ``predict`` gives."""
     labels, threshold = settings.emotion_labels, parameters.threshold
-    cutoffs: Mapping[str, float] = (
-        settings.thresholds if threshold == "package" else dict.fromkeys(labels, float(threshold or 0))
-    )
+    if threshold == "package" and is_blank(text):
+        return []
+    cutoffs = read_thresholds(settings, None if threshold == "package" else threshold or 0.0)
     order = np.argsort(-row, kind="stable")
-    found = [{"label": labels[i], "score": float(row[i])} for i in order if row[i] >= cutoffs[labels[i]]]
+    found = [{"label": labels[i], "score": float(row[i])} for i in order if row[i] >= cutoffs[i]]
     return found[: parameters.top_k]
 
 
-def logits(probabilities: np.ndarray) -> np.ndarray:
-    """Logits of probabilities, as far as float32 tells them apart from 0 and 1."""
-    tiny = np.finfo(np.float32).eps
-    clipped = np.clip(probabilities, tiny, 1 - tiny)
-    return np.log(clipped / (1 - clipped))
+def logit(probability: float) -> float:
+    """The logit of a probability, as far as float32 tells it apart from 0 and 1."""
+    tiny = float(np.finfo(np.float32).eps)
+    clipped = min(max(probability, tiny), 1 - tiny)
+    return math.log(clipped / (1 - clipped))

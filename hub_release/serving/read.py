@@ -23,11 +23,13 @@ class Source:
         path: the file.
         name: how parts and messages call it.
         suffix: its format, such as ``.csv``.
+        folder: all of whose files are read; None if it was named alone.
     """
 
     path: Path
     name: str
     suffix: str
+    folder: Path | None = None
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Part:
         text_column: the column of the texts.
         rows: those that can be scored.
         bad: the others: each with its place and what is wrong with it.
+        without_column: those of these that have no column of texts.
     """
 
     source: Source
@@ -47,6 +50,7 @@ class Part:
     text_column: str
     rows: list[Row] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
+    without_column: list[Row] = field(default_factory=list)
 
     @property
     def texts(self) -> list[str]:
@@ -80,7 +84,7 @@ def find_sources(given: str, input_format: str = "") -> list[Source]:
         name = file.relative_to(path)
         if file.is_file() and not any(part.startswith((".", "_")) for part in name.parts):
             try:
-                found.append(Source(file, name.as_posix(), split_suffix(file)[0]))
+                found.append(Source(file, name.as_posix(), split_suffix(file)[0], path))
             except TableError:
                 continue  # another kind of file
     if not found:
@@ -94,37 +98,64 @@ def find_sources(given: str, input_format: str = "") -> list[Source]:
 def read_parts(sources: Sequence[Source], text_column: str, rows_per_part: int) -> Iterator[Part]:
     """The rows of all files, in parts.
 
-    A file that cannot be read to its end does not end the run: the part in which it breaks says so. What is wrong with
-    the very first row is wrong with the command.
+    A file whose content breaks in the middle does not end the run: the part in which it breaks says so. What is wrong
+    with the first file from its beginning is wrong with the command.
 
     Raises:
-        TableError: the first file cannot be read at all, or has no column of texts.
+        TableError: the first file cannot be read at all, or has no column of texts; or a disk fails, after which a run
+            can go on.
     """
     for index, source in enumerate(sources):
-        rows = _rows(source, text_column)
         try:
-            first = next(rows)
-            if not first.problem and find_column(first.values, text_column) not in first.values:
-                raise TableError(
-                    f"{first.place} has no column {text_column!r}, only {quote_names(first.values)}. Remedy: name the "
-                    "column with the texts in --text_column"
-                )
+            for part in _parts_of(source, text_column, rows_per_part):
+                if part.number == 0 and not part.rows and "json" in source.suffix and index == 0:
+                    _refuse_missing(part)
+                yield part
         except TableError as error:
-            if index == 0:
+            if index == 0 or isinstance(error, BrokenDiskError):
                 raise
             yield Part(source, 0, text_column, bad=[(source.name, str(error))])
-            continue
-        column, rows = find_column(first.values, text_column), itertools.chain([first], rows)
-        for number in itertools.count():
-            part = Part(source, number, column)
-            try:
-                for row in itertools.islice(rows, rows_per_part):
-                    _add(part, row)
-            except TableError as error:
-                part.bad.append((source.name, str(error)))
-            if not part.rows and not part.bad:
-                break
+
+
+class BrokenDiskError(TableError):
+    """A file cannot be read now, and perhaps can later."""
+
+
+def _parts_of(source: Source, text_column: str, rows_per_part: int) -> Iterator[Part]:
+    rows = _rows(source, text_column)
+    first = next(rows)
+    column, is_json = find_column(first.values, text_column), "json" in source.suffix
+    if not is_json and not first.problem and column not in first.values:
+        raise _missing_column(first, text_column)
+    rows, broken = itertools.chain([first], rows), False
+    for number in itertools.count():
+        part = Part(source, number, column)
+        try:
+            for row in itertools.islice(rows, rows_per_part):
+                _add(part, row)
+        except TableError as error:
+            cause = error.__context__
+            if isinstance(cause, OSError) and cause.errno is not None:
+                raise BrokenDiskError(str(error)) from None
+            part.bad.append((source.name, str(error)))
+            broken = True
+        if part.rows or part.bad:
             yield part
+        if broken or not (part.rows or part.bad):
+            return
+
+
+def _missing_column(row: Row, text_column: str) -> TableError:
+    return TableError(
+        f"{row.place} has no column {text_column!r}, only {quote_names(row.values)}. Remedy: name the column with the "
+        "texts in --text_column"
+    )
+
+
+def _refuse_missing(part: Part) -> None:
+    """No object of the first part has the column: the command names a wrong one."""
+    if part.without_column and len(part.without_column) == len(part.bad):
+        raise _missing_column(part.without_column[0], part.text_column)
 
 
 def _rows(source: Source, text_column: str) -> Iterator[Row]:
@@ -148,5 +179,7 @@ def _add(part: Part, row: Row) -> None:
     elif not isinstance(text, str):
         found = f"is {text!r:.80}, not a text" if part.text_column in row.values else "is missing"
         part.bad.append((row.place, f"column {part.text_column!r} {found}. Remedy: write a string"))
+        if part.text_column not in row.values:
+            part.without_column.append(row)
     else:
         part.rows.append(row)

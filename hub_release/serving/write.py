@@ -90,7 +90,21 @@ def infer_schema(rows: Sequence[dict[str, Any]]) -> pa.Schema:
     names = dict.fromkeys(name for row in rows for name in row)
     arrays = {name: pa.array([row.get(name) for row in rows]) for name in names}
     # A column that is empty so far may get texts later.
-    return pa.schema([(name, pa.string() if pa.types.is_null(a.type) else a.type) for name, a in arrays.items()])
+    schema = pa.schema([(name, pa.string() if pa.types.is_null(a.type) else a.type) for name, a in arrays.items()])
+    pyarrow.parquet.write_table(schema.empty_table(), io.BytesIO())
+    return schema
+
+
+def has_nested_keys(schema: pa.Schema) -> bool:
+    """Has a column objects? Arrow leaves out their new keys without a word."""
+    return any("struct<" in str(field.type) for field in schema)
+
+
+def same_types(one: pa.Schema | None, other: pa.Schema | None) -> bool:
+    """Have columns of the same names the same types, whatever their order?"""
+    if one is None or other is None:
+        return one is other
+    return {field.name: field.type for field in one} == {field.name: field.type for field in other}
 
 
 def misfit(row: dict[str, Any], columns: Iterable[str], schema: pa.Schema | None) -> str:
@@ -99,8 +113,10 @@ def misfit(row: dict[str, Any], columns: Iterable[str], schema: pa.Schema | None
         return f"column {min(new)!r} is new. Remedy: give every row the same columns, or write jsonl"
     for field in schema or ():
         try:
-            pa.array([row.get(field.name)], type=field.type)
+            kept = pa.array([row.get(field.name)], type=field.type).to_pylist()[0]
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            kept = ...
+        if kept is ... or ("struct<" in str(field.type) and kept != row.get(field.name)):
             return (
                 f"column {field.name!r} is {row[field.name]!r:.80}, not {field.type} as in the rows before. Remedy: give "
                 "a column values of one kind, or write jsonl"

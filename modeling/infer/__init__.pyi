@@ -22,6 +22,9 @@ from .config import (
     read_config as read_config,
 )
 from .cores import at_most as at_most, check_threads as check_threads, usable_cores as usable_cores
+from .decisions import (
+    read_thresholds as read_thresholds,
+)
 from .decoding import describe_encoding as describe_encoding
 from .encoders import (
     ENCODERS as ENCODERS,
@@ -105,6 +108,9 @@ from .tables import (
     read_rows as read_rows,
     read_texts as read_texts,
     split_suffix as split_suffix,
+)
+from .texts import (
+    is_blank as is_blank,
 )
 from .tokenizer import (
     MAX_TOKENIZER_BYTES as MAX_TOKENIZER_BYTES,

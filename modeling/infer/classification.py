@@ -89,6 +89,11 @@ class TextClassifier:
             f"{reads}{encoder}, {self._engine}>"
         )
 
+    @property
+    def computed(self) -> str:
+        """By what, where and in which precision."""
+        return str(self._engine)
+
     def __getstate__(self) -> dict[str, Any]:
         """The state without the package's own encoder, which may not pickle and loads on first use."""
         own = isinstance(self._encoder, LoadedEncoder) and self._encoder.name == self.config.encoder

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -131,13 +132,14 @@ def _load_use_v4(name: str, threads: int) -> LoadedEncoder:
 def _load_sentence_transformer(name: str, threads: int, folder: str | None = None, version: str = "") -> LoadedEncoder:
     module = import_optional("sentence_transformers", "sentence-transformers")
     model = module.SentenceTransformer(folder or name.removeprefix("sentence-transformers/"))
-    tokens = model.max_seq_length or WINDOW
+    tokens, one_at_a_time = model.max_seq_length or WINDOW, threading.Lock()  # the tokenizer keeps how it is to cut
 
     def fits(text: str) -> bool:  # what does not fit, the library would leave out without a word
-        return _fits(text) and len(model.tokenizer(text, verbose=False)["input_ids"]) <= tokens
+        with one_at_a_time:
+            return _fits(text) and len(model.tokenizer(text, verbose=False)["input_ids"]) <= tokens
 
     def encode(texts: list[str]) -> np.ndarray:
-        with at_most(threads):
+        with one_at_a_time, at_most(threads):
             # Dynamic batching pads to the longest text of a batch: the library sorts by length itself.
             return np.asarray(model.encode(texts, show_progress_bar=False))
 

@@ -128,6 +128,8 @@ def _text_rows(path: Path, suffix: str, compression: str, text_column: str, colu
             else:
                 yield from _json_rows(path, suffix, file)
     except UnicodeDecodeError as error:
+        if not path.is_file():  # a stream, which cannot be read again to find the place
+            raise TableError(f"{path} is not UTF-8 ({error}). Remedy: convert it to UTF-8") from None
         with _COMPRESSIONS[compression](path, "rb") as file:
             raise TableError(f"{path}, {describe_encoding(path, file, error)}") from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
@@ -201,7 +203,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                     yield Row(f"{path}, row {number}", values)
             if not number:
                 raise TableError(f"{path}, row 1: no rows, only the columns {quote_names(names)}. Remedy: add rows")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         if isinstance(error, TableError):
             raise
         raise TableError(

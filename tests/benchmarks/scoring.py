@@ -110,14 +110,12 @@ def main() -> None:
         targets = (str(folder / f"out-{number}") for number in itertools.count())
 
         def score_file() -> None:
-            labels = classifier.labels
             score(
                 Path(package),
                 str(some),
                 next(targets),
                 settings,
-                lambda: classifier,
-                labels,
+                classifier,
                 False,
                 None,
                 lambda *_: None,
