@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from modeling.infer import PackageSettings, is_blank, read_thresholds
 
 Score = dict[str, Any]
 """``{"label": …, "score": …}``."""
+_MOST_ITEMS = 16_384
 
 
 def _whole(value: Any) -> Any:
@@ -20,8 +21,14 @@ def _whole(value: Any) -> Any:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
+def _few(value: Any) -> Any:
+    """A list of so many items is refused before each of them can be wrong, which takes time and memory."""
+    if isinstance(value, list) and len(value) > _MOST_ITEMS:
+        raise ValueError(f"a list of more than {_MOST_ITEMS:,} items")
+    return value
+
+
 Text = Annotated[StrictStr, BeforeValidator(_whole)]
-Texts = Annotated[list[Text], FailFast()]
 
 
 class Parameters(BaseModel):
@@ -41,7 +48,7 @@ class Parameters(BaseModel):
 class ClassifyRequest(BaseModel):
     """A request of the Inference API."""
 
-    inputs: Text | Texts = Field(description="A text, or a list of texts.")
+    inputs: Annotated[Text | list[Text], BeforeValidator(_few)] = Field(description="A text, or a list of texts.")
     parameters: Parameters | None = None
     options: Annotated[dict[str, Any] | None, Field(description="Of the hosted API; without effect here.")] = None
 
@@ -49,9 +56,9 @@ class ClassifyRequest(BaseModel):
 class PredictRequest(BaseModel):
     """A request of text-embeddings-inference."""
 
-    inputs: Text | Texts | Annotated[list[Annotated[Texts, Field(min_length=1, max_length=1)]], FailFast()] = Field(
-        description="A text, a list of texts, or a list of lists with one text each; pairs are refused."
-    )
+    inputs: Annotated[
+        Text | list[Text] | list[Annotated[list[Text], Field(min_length=1, max_length=1)]], BeforeValidator(_few)
+    ] = Field(description="A text, a list of texts, or a list of lists with one text each; pairs are refused.")
     raw_scores: Annotated[StrictBool, Field(description="Give logits.")] = False
     truncate: Annotated[StrictBool | None, Field(description="Without effect: a long text is read to its end.")] = None
     truncation_direction: Annotated[str | None, Field(description="Without effect.")] = None

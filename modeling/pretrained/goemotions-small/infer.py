@@ -557,6 +557,8 @@ def _text_rows(path: Path, suffix: str, compression: str, text_column: str, colu
             else:
                 yield from _json_rows(path, suffix, file)
     except UnicodeDecodeError as error:
+        if not path.is_file():  # a stream, which cannot be read again to find the place
+            raise TableError(f"{path} is not UTF-8 ({error}). Remedy: convert it to UTF-8") from None
         with _COMPRESSIONS[compression](path, "rb") as file:
             raise TableError(f"{path}, {describe_encoding(path, file, error)}") from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
@@ -630,7 +632,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                     yield Row(f"{path}, row {number}", values)
             if not number:
                 raise TableError(f"{path}, row 1: no rows, only the columns {quote_names(names)}. Remedy: add rows")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         if isinstance(error, TableError):
             raise
         raise TableError(
@@ -1725,13 +1727,14 @@ def _load_use_v4(name: str, threads: int) -> LoadedEncoder:
 def _load_sentence_transformer(name: str, threads: int, folder: str | None = None, version: str = "") -> LoadedEncoder:
     module = import_optional("sentence_transformers", "sentence-transformers")
     model = module.SentenceTransformer(folder or name.removeprefix("sentence-transformers/"))
-    tokens = model.max_seq_length or WINDOW
+    tokens, one_at_a_time = model.max_seq_length or WINDOW, threading.Lock()  # the tokenizer keeps how it is to cut
 
     def fits(text: str) -> bool:  # what does not fit, the library would leave out without a word
-        return _fits(text) and len(model.tokenizer(text, verbose=False)["input_ids"]) <= tokens
+        with one_at_a_time:
+            return _fits(text) and len(model.tokenizer(text, verbose=False)["input_ids"]) <= tokens
 
     def encode(texts: list[str]) -> np.ndarray:
-        with at_most(threads):
+        with one_at_a_time, at_most(threads):
             # Dynamic batching pads to the longest text of a batch: the library sorts by length itself.
             return np.asarray(model.encode(texts, show_progress_bar=False))
 
@@ -2050,6 +2053,11 @@ class TextClassifier:
             f"<EmotionClassifier of {self.source}: {len(self.labels)} labels ({reprlib.repr(self.labels)[1:-1]}), "
             f"{reads}{encoder}, {self._engine}>"
         )
+
+    @property
+    def computed(self) -> str:
+        """By what, where and in which precision."""
+        return str(self._engine)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the package's own encoder, which may not pickle and loads on first use."""
