@@ -295,14 +295,16 @@ def test_clients_that_go_are_forgotten(model: Model) -> None:
         first = clients.submit(ask, port, "/", {"inputs": "a"})
         while not gate.sizes:
             time.sleep(0.01)
-        for _ in range(5):
-            body = b'{"inputs": "gone"}'
-            head = (
-                f"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            )
-            with socket.create_connection(("127.0.0.1", port)) as gone:
-                gone.sendall(head.encode() + body)
+        body = b'{"inputs": "gone"}'
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        gone = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
+        for connection in gone:
+            connection.sendall(head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         while metrics(port)["waiting_texts"] < 5:
+            time.sleep(0.01)
+        for connection in gone:
+            connection.close()
+        while metrics(port)["waiting_texts"]:
             time.sleep(0.01)
         gate.open.set()
         assert first.result()[0] == 200 and ask(port, "/", {"inputs": "b"})[0] == 200

@@ -81,7 +81,13 @@ class Batches:
         self._requests.append(request)
         async with self._some:
             self._some.notify()
-        return await request.answer
+        try:
+            return await request.answer
+        except asyncio.CancelledError:  # its client has gone
+            if request in self._requests:
+                self._requests.remove(request)
+                self.waiting -= len(texts)
+            raise
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -90,8 +96,6 @@ class Batches:
                 await self._some.wait_for(lambda: bool(self._requests))
                 batch = self._take()
             texts = [text for request in batch for text in request.texts]
-            if not texts:
-                continue
             self.on_batch(len(texts))
             began = loop.time()
             try:
@@ -111,15 +115,14 @@ class Batches:
                 start += len(request.texts)
 
     def _take(self) -> list[_Request]:
-        """Requests that fit into a batch, oldest first; those that nobody waits for any more are dropped."""
+        """Requests that fit into a batch, oldest first."""
         taken: list[_Request] = []
         size = 0
         while self._requests and (not taken or size + len(self._requests[0].texts) <= self.most_texts):
             request = self._requests.popleft()
             self.waiting -= len(request.texts)
-            if not request.answer.done():
-                taken.append(request)
-                size += len(request.texts)
+            taken.append(request)
+            size += len(request.texts)
         return taken
 
 
