@@ -3,8 +3,8 @@
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/accuracy_speed.py PICTURE path/to/goemotions/test.tsv PACKAGE …
 
 Each classifies 1,024 test texts, from text to probabilities: one at a time (128 of them), and in batches of 64 and of
-512 of similar length; on one thread and on all. A package is computed by PyTorch in bfloat16, ONNX Runtime in int8, and OpenVINO;
-its scores are those that its export recorded. RoBERTa-base has random weights, which are enough for timing; its score is
+512 of similar length; on one thread and on all. Each model is in a process of its own. A package is computed by PyTorch
+in bfloat16, ONNX Runtime in int8, and OpenVINO; its scores are those that its export recorded. RoBERTa-base has random weights, which are enough for timing; its score is
 a published one (SamLowe/roberta-base-go_emotions, re-scored by others, no interval). Prints one JSON line per figure
 (median of five alternating rounds) and draws those of batches of 64 on one thread.
 """
@@ -12,9 +12,11 @@ a published one (SamLowe/roberta-base-go_emotions, re-scored by others, no inter
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import matplotlib as mpl
@@ -40,24 +42,59 @@ Model = Callable[[Sequence[str], int, int], object]
 """Texts, batch size and threads → probabilities."""
 
 
-def models_of(package: Path) -> tuple[dict[str, Model], dict[str, float]]:
-    """The ways to compute a package, and the test macro F1 of each, by name."""
+class OwnProcess:
+    """A model in a process of its own, as users have it: what others loaded and freed does not decide where it lies.
+
+    Args:
+        make: makes the model there.
+    """
+
+    def __init__(self, make: Callable[[], Model]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        context.Process(target=answer, args=(make, other), daemon=True).start()
+        self.connection.recv()
+
+    def __call__(self, texts: Sequence[str], batch_size: int, threads: int) -> None:
+        """Classify."""
+        self.connection.send((texts, batch_size, threads))
+        self.connection.recv()
+
+
+def answer(make: Callable[[], Model], connection: Connection) -> None:
+    """Make a model and classify what comes, until nothing does."""
+    model = make()
+    connection.send("ready")
+    while True:
+        texts, batch_size, threads = connection.recv()
+        torch.set_num_threads(threads)
+        model(texts, batch_size, threads)
+        connection.send("done")
+
+
+def make_roberta(runtime: str, texts: Sequence[str]) -> Model:
+    """RoBERTa-base in a runtime."""
+    return RUNTIMES[runtime](Texts(texts))
+
+
+def make_package(package: Path, options: dict[str, object]) -> Model:
+    """A package in a runtime; one text at a time is one call for each."""
+    classifier = EmotionClassifier(package, **options)  # type: ignore[arg-type]
+
+    def classify(texts: Sequence[str], batch_size: int, threads: int) -> None:
+        classifier.batch_size, classifier.threads = batch_size, threads
+        for part in [[text] for text in texts] if batch_size == 1 else [texts]:
+            classifier.predict_proba(part)
+
+    return classify
+
+
+def runtimes_of(package: Path) -> dict[str, tuple[dict[str, object], float]]:
+    """The ways to compute a package: options and test macro F1 of each, by name."""
     record = json.loads((package / "graphs.json").read_text(encoding="utf-8"))["graphs"]
-    options = {"torch": {"dtype": torch.bfloat16}} | {
-        name: GRAPHS[name] for name in RUNTIMES_OF_PACKAGES if name in record
-    }
-    models: dict[str, Model] = {}
-    for name, chosen in options.items():
-        classifier = EmotionClassifier(package, **chosen)  # type: ignore[arg-type]
-        models[f"{package.name}, {name}"] = partial(classify, classifier)
-    return models, {f"{package.name}, {name}": record[name]["test"]["macro_f1"] for name in options}
-
-
-def classify(classifier: EmotionClassifier, texts: Sequence[str], batch_size: int, threads: int) -> None:
-    """One text at a time is one call for each."""
-    classifier.batch_size, classifier.threads = batch_size, threads
-    for part in [[text] for text in texts] if batch_size == 1 else [texts]:
-        classifier.predict_proba(part)
+    options: dict[str, dict[str, object]] = {"torch": {"dtype": torch.bfloat16}}
+    options |= {name: GRAPHS[name] for name in RUNTIMES_OF_PACKAGES if name in record}
+    return {f"{package.name}, {name}": (chosen, record[name]["test"]["macro_f1"]) for name, chosen in options.items()}
 
 
 def draw(picture: str, scores: dict[str, float], speeds: dict[str, float]) -> None:
@@ -76,15 +113,17 @@ def main() -> None:
     texts = [line.split("\t")[0] for line in data.read_text(encoding="utf-8").split("\n") if line][
         : max(TEXTS.values())
     ]
-    read = Texts(texts)
-    models: dict[str, Model] = {f"RoBERTa-base, {name}": make(read) for name, make in RUNTIMES.items()}
-    scores = dict.fromkeys(models, ROBERTA_MACRO_F1)
+    models: dict[str, Model] = {}
+    scores: dict[str, float] = {}
+    for runtime in RUNTIMES:
+        name = f"RoBERTa-base, {runtime}"
+        models[name], scores[name] = OwnProcess(partial(make_roberta, runtime, texts)), ROBERTA_MACRO_F1
     for package in packages:
-        found, recorded = models_of(package)
-        models, scores = models | found, scores | recorded
+        for name, (options, score) in runtimes_of(package).items():
+            models[name], scores[name] = OwnProcess(partial(make_package, package, options)), score
     drawn: dict[str, float] = {}
     for threads in sorted({1, usable_cores()}):
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads)  # for the lines; each process has its own
         for batch_size, number in TEXTS.items():
             some = texts[:: len(texts) // number][:number]
             seconds = alternate({name: partial(model, some, batch_size, threads) for name, model in models.items()})
