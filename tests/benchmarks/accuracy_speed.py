@@ -38,6 +38,8 @@ DRAWN = (64, 1)
 RUNTIMES_OF_PACKAGES = ("onnx-int8", "openvino")
 ROBERTA_MACRO_F1 = 0.505
 
+_MARKERS = {"torch": "o", "onnx-int8": "s", "openvino": "^", "openvino int8": "D"}
+
 Model = Callable[[Sequence[str], int, int], object]
 """Texts, batch size and threads → probabilities."""
 
@@ -100,8 +102,10 @@ def runtimes_of(package: Path) -> dict[str, tuple[dict[str, object], float]]:
 def draw(picture: str, scores: dict[str, float], speeds: dict[str, float]) -> None:
     """Test macro F1 against texts per second."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    models = list(dict.fromkeys(name.split(", ")[0] for name in speeds))
     for name, speed in speeds.items():
-        axes.plot(speed, scores[name], "o", label=name)
+        model, runtime = name.split(", ")
+        axes.plot(speed, scores[name], _MARKERS[runtime], color=f"C{models.index(model)}", label=name)
     axes.set(xscale="log", xlabel="texts per second on one thread, text in and probabilities out")
     axes.set(ylabel="test macro F1", title=cpu_name())
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
