@@ -28,6 +28,7 @@ import pyarrow.parquet
 from timing import alternate, emit
 
 from hub_release.serving.job import Settings, score
+from hub_release.serving.read import find_sources
 from modeling.infer import EmotionClassifier
 from modeling.machine import cpu_name
 
@@ -110,16 +111,8 @@ def main() -> None:
         targets = (str(folder / f"out-{number}") for number in itertools.count())
 
         def score_file() -> None:
-            score(
-                Path(package),
-                str(some),
-                next(targets),
-                settings,
-                classifier,
-                False,
-                None,
-                lambda *_: None,
-            )
+            target = next(targets)
+            score(Path(package), find_sources(str(some)), target, settings, classifier, False, None, lambda *_: None)
 
         tasks = {"classifier": partial(classifier.predict_proba, compared), "verb": score_file}
         taken = alternate(tasks, 3)
