@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,8 @@ def test_rows_that_do_not_fit_the_columns_are_named(package: Path, tmp_path: Pat
         (["a.csv", "b.csv", "--format", "tsv"], "cannot be written as tsv"),
         (["a.csv", "b.parquet.gz"], "cannot be written as parquet"),
         (["a.csv", "-", "--format", "parquet"], "cannot be written as parquet"),
+        (["a.csv", "-", "--bad_rows", "a.csv"], "is a file of INPUT or OUTPUT"),
+        (["a.csv", "-", "--json"], "the standard output has the rows. Remedy: leave out --json"),
         (["-", "-", "--resume"], "cannot be gone on with. Remedy: name files"),
         (["-", "-", "--input_format", "parquet"], "the standard input cannot be read as .parquet"),
         (["a.csv", "b.csv", "--text_column", "body"], "no column 'body', only 'text'. Remedy: name the column"),
@@ -220,6 +223,13 @@ def test_nothing_is_overwritten_or_left_out_silently(package: Path, tmp_path: Pa
     assert [row.values["text"] for row in read_rows(tmp_path / "b.jsonl")] == ["a", "c"]
     done = run(package, tmp_path / "a.jsonl", tmp_path / "c.parquet", "--rows_per_part", "1")
     assert done.exit_code == 0 and "2 cannot be scored" in done.output and "'y': 2" in done.output
+    some = [{"text": "a", "o": {"x": 1.5, "y": [{"z": 1}]}}, {"text": "b", "o": {"x": 2}}, {"text": "c", "o": None}]
+    (tmp_path / "e.jsonl").write_text(
+        "".join(f"{json.dumps(line)}\n" for line in some) + '{"text": "d", "o": {"x": NaN}}\n'
+    )
+    done = run(package, tmp_path / "e.jsonl", tmp_path / "e.parquet", "--rows_per_part", "3")
+    assert done.exit_code == 0 and "4 rows are scored" in done.output and "cannot" not in done.output
+    assert pyarrow.parquet.read_table(tmp_path / "e.parquet")["o"].to_pylist()[1] == {"x": 2.0, "y": None}
     (tmp_path / "d.jsonl").write_text('{"text": "a", "o": {}}\n')
     done = run(package, tmp_path / "d.jsonl", tmp_path / "d.parquet")
     assert done.exit_code == 2 and "empty objects" in done.output
@@ -334,7 +344,7 @@ def test_a_stop_before_the_parts_are_removed(package: Path, tmp_path: Path, monk
     """The file is complete by then, and the same command with --resume says so."""
     path = write_table(tmp_path / "a.csv", numbered(TEXTS))
 
-    def stop(folder: Path) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -398,14 +408,20 @@ def test_any_cells_survive(form: str, rows: list[dict[str, str]], tmp_path_facto
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    """A part is read, and no more."""
-    path = tmp_path / "a.txt"
-    path.write_text("a text\n" * 100_000)
-    columns = ColumnsOfFiles("jsonl", ["emotions"], one_file=True)
-    parts = read_parts(find_sources(str(path)), "text", 1_000)
-    first = next(parts)
-    columns.fit(first)
-    assert len(first.rows) == 1_000 and sum(len(part.rows) for part in parts) == 99_000
+    """A part is read, and no more: ten times the rows, the same peak."""
+    peaks = []
+    for rows in (3_000, 30_000):
+        path = tmp_path / f"{rows}.txt"
+        path.write_text("a text\n" * rows)
+        columns, read = ColumnsOfFiles("jsonl", ["emotions"], one_file=True), 0
+        tracemalloc.start()
+        for part in read_parts(find_sources(str(path)), "text", 1_000):
+            columns.fit(part)
+            read += len(part.rows)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert read == rows
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_gzip_has_no_time_in_it(package: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def score(
         from tqdm.auto import tqdm
 
         from hub_release.package import ReleaseError, require_folder
-        from hub_release.serving.job import Settings, find_format, score as score_files, stream
+        from hub_release.serving.job import Settings, find_format, refuse_bad_rows, score as score_files, stream
         from hub_release.serving.read import STANDARD, find_sources
         from modeling.infer import EmotionClassifier, check_threads
 
@@ -94,6 +94,9 @@ def score(
         wanted = find_format(form, output, sources)
         if resume and STANDARD in (input, output):
             raise ReleaseError("the standard input and output cannot be gone on with. Remedy: name files")
+        if as_json and output == STANDARD:
+            raise ReleaseError("the standard output has the rows. Remedy: leave out --json, or name a file as OUTPUT")
+        refuse_bad_rows(bad_rows, sources, Path(output))
         own_threads = check_threads(threads)
         at_once = _AT_ONCE if output == STANDARD else rows_per_part
         settings = Settings(text_column, wanted, probabilities, at_once, backend, quantization, batch_size, own_threads)

@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from hub_release.package import ReleaseError
 from hub_release.serving.read import Part
-from hub_release.serving.write import has_nested_keys, header, infer_schema, misfit, same_types
+from hub_release.serving.write import has_new_keys, header, infer_schema, misfit, same_types
 from modeling.infer import quote_names
 
 
@@ -80,12 +80,10 @@ class ColumnsOfFiles:
         if columns.schema is None:
             return True
         try:
-            table = pa.Table.from_pylist(rows, schema=columns.schema)
+            pa.Table.from_pylist(rows, schema=columns.schema)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             return False
-        return not has_nested_keys(columns.schema) or table.to_pylist() == [
-            {name: row.get(name) for name in columns.names} for row in rows
-        ]
+        return not any(has_new_keys(row.get(field.name), field.type) for field in columns.schema for row in rows)
 
     def _find(self, part: Part) -> Columns | None:
         first = next(filter(None, self._columns.values()), None)

@@ -210,7 +210,6 @@ def score(
     one_file = is_file_name(output)
     work = target.with_name(f"{target.name}.parts") if one_file else target
     record = _record(package, sources, settings, classifier)
-    _refuse_bad_rows(bad_rows, sources, target)
     for given in {source.folder for source in sources if source.folder}:
         if work.resolve().is_relative_to(given.resolve()):
             raise ReleaseError(f"{output} is in the folder {given}, which is read. Remedy: name an OUTPUT elsewhere")
@@ -219,7 +218,7 @@ def score(
             raise ReleaseError(f"{target} already exists. Remedy: delete it, or name another OUTPUT")
         with Folder(work, record, resume):  # it was stopped after the last step but one
             pass
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)
         return Summary()
     columns = ColumnsOfFiles(settings.form, score_columns(classifier.labels, settings.probabilities), one_file)
     parts = _fitted(read_parts(sources, settings.text_column, settings.rows_per_part), columns)
@@ -292,8 +291,12 @@ def _record(package: Path, sources: Sequence[Source], settings: Settings, classi
     }
 
 
-def _refuse_bad_rows(path: Path | None, sources: Sequence[Source], target: Path) -> None:
-    """Refuse a file for bad rows that is one of the others, or cannot be written."""
+def refuse_bad_rows(path: Path | None, sources: Sequence[Source], target: Path) -> None:
+    """Refuse a file for bad rows that is one of the others, or cannot be written.
+
+    Raises:
+        ReleaseError: the message has the remedy.
+    """
     if path is None:
         return
     if path.resolve() in {target.resolve(), *(source.path.resolve() for source in sources)}:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import datetime
 import decimal
@@ -14,6 +13,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,9 +51,9 @@ def encode(
         form: one of :data:`FORMATS`. In CSV and TSV labels are joined by commas, and lists and objects are JSON.
         schema: of the columns, for Parquet.
     """
-    rounded = {name: np.round(values.astype(np.float64), _DECIMALS).tolist() for name, values in scores.items()}
     if form == "parquet":
         return _parquet(rows, cast(pa.Schema, schema), emotions, scores)
+    rounded = {name: np.round(values.astype(np.float64), _DECIMALS).tolist() for name, values in scores.items()}
     if form == "jsonl":
         objects = (
             _json({**row, EMOTIONS: list(found)} | {name: values[index] for name, values in rounded.items()})
@@ -95,9 +95,14 @@ def infer_schema(rows: Sequence[dict[str, Any]]) -> pa.Schema:
     return schema
 
 
-def has_nested_keys(schema: pa.Schema) -> bool:
-    """Has a column objects? Arrow leaves out their new keys without a word."""
-    return any("struct<" in str(field.type) for field in schema)
+def has_new_keys(value: Any, kind: pa.DataType) -> bool:
+    """Has an object, at any depth, a key that its type has not? Arrow leaves such keys out without a word."""
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        known = {field.name: field.type for field in kind}
+        return any(name not in known or has_new_keys(part, known[name]) for name, part in value.items())
+    if isinstance(value, list) and pa.types.is_list(kind):
+        return any(has_new_keys(part, kind.value_type) for part in value)
+    return False
 
 
 def same_types(one: pa.Schema | None, other: pa.Schema | None) -> bool:
@@ -112,11 +117,12 @@ def misfit(row: dict[str, Any], columns: Iterable[str], schema: pa.Schema | None
     if new := row.keys() - set(columns):
         return f"column {min(new)!r} is new. Remedy: give every row the same columns, or write jsonl"
     for field in schema or ():
+        fits = not has_new_keys(row.get(field.name), field.type)
         try:
-            kept = pa.array([row.get(field.name)], type=field.type).to_pylist()[0]
+            pa.array([row.get(field.name)], type=field.type)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            kept = ...
-        if kept is ... or ("struct<" in str(field.type) and kept != row.get(field.name)):
+            fits = False
+        if not fits:
             return (
                 f"column {field.name!r} is {row[field.name]!r:.80}, not {field.type} as in the rows before. Remedy: give "
                 "a column values of one kind, or write jsonl"
@@ -137,10 +143,14 @@ def join(parts: Sequence[Path], target: Path, form: str, heading: bytes, compres
             for part in parts:
                 writer.write_table(pyarrow.parquet.read_table(part))
         return
-    with target.open("wb") as raw, contextlib.ExitStack() as stack:
+    with target.open("wb") as raw:
         # Without the time, the same rows give the same bytes.
-        zipped = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if compressed else None
-        file: Any = stack.enter_context(zipped) if zipped else raw
+        zipped = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if compressed else nullcontext(raw)
+        _copy(parts, zipped, heading)
+
+
+def _copy(parts: Sequence[Path], target: AbstractContextManager[Any], heading: bytes) -> None:
+    with target as file:
         file.write(heading)
         for part in parts:
             with part.open("rb") as content:
