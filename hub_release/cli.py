@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from hub_release.commands.check import check
 from hub_release.commands.console import escape_unencodable, print_json
+from hub_release.commands.container import container
 from hub_release.commands.demo import demo
 from hub_release.commands.export import card, export
 from hub_release.commands.pull import pull
@@ -67,7 +68,7 @@ def main(
     """
 
 
-for verb in (export, card, check, push, pull, score, serve, demo):
+for verb in (export, card, check, push, pull, score, serve, container, demo):
     app.command()(verb)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -35,6 +36,23 @@ for thread in threads:
 for thread in threads:
     thread.join()
 """
+
+
+ONE_SESSION = """
+from modeling.infer.graph_writer import GraphWriter
+from modeling.infer.runtimes import onnx_session
+
+graph = GraphWriter()
+onnx_session("graph", graph.finish(graph.add("Relu", graph.input("x", [None, 4])), [None, 4]), None)
+"""
+
+
+def test_onnx_runtime_leaves_no_identifier(tmp_path: Path) -> None:
+    """By itself it writes a device id, and a file of events to send, into the user's cache."""
+    given = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment = given | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", ONE_SESSION], check=True, env=environment)
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_threads_that_use_openvino_first_do_not_wait_for_each_other_forever() -> None:

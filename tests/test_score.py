@@ -27,10 +27,10 @@ from hypothesis import given, settings, strategies as st
 from typer.testing import CliRunner, Result
 
 from hub_release.cli import app
-from hub_release.serving import job
-from hub_release.serving.columns import ColumnsOfFiles
-from hub_release.serving.read import find_sources, read_parts
-from hub_release.serving.write import FORMATS, encode, header
+from hub_release.serving.offline import folder, job, places
+from hub_release.serving.offline.columns import ColumnsOfFiles
+from hub_release.serving.offline.read import find_sources, read_parts
+from hub_release.serving.offline.write import FORMATS, encode, header
 from modeling.infer import EmotionClassifier, TableError, read_rows
 from tests.conftest import LABELS
 
@@ -252,7 +252,7 @@ def test_a_failing_disk_ends_the_run_and_the_part_is_not_written(
             yield row
 
     with monkeypatch.context() as patch:
-        patch.setattr("hub_release.serving.read.read_rows", fail)
+        patch.setattr("hub_release.serving.offline.read.read_rows", fail)
         done = run(package, path, tmp_path / "out", "--rows_per_part", "10")
         assert done.exit_code == 2 and "Input/output error" in done.output
     assert run(package, path, tmp_path / "out", "--rows_per_part", "10", "--resume").exit_code == 0
@@ -274,9 +274,9 @@ def test_a_run_goes_on_only_with_what_it_was_begun_with(package: Path, tmp_path:
         file.write("25,more\n")
     done = run(package, path, out, "--rows_per_part", "10", "--resume")
     assert done.exit_code == 2 and "was begun with input" in done.output
-    (out / job.RECORD).write_text("[")
+    (out / folder.RECORD).write_text("[")
     done = run(package, path, out, "--rows_per_part", "10", "--resume")
-    assert done.exit_code == 2 and f"has no {job.RECORD}" in done.output
+    assert done.exit_code == 2 and f"has no {folder.RECORD}" in done.output
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -292,7 +292,7 @@ def test_a_stop_at_any_step_is_made_good(
     path = write_table(tmp_path / "a.jsonl", rows)
     (tmp_path / "whole").mkdir()
     assert run(package, path, tmp_path / "whole" / target, "--rows_per_part", "8").exit_code == 0
-    publish, stops = job.publish, 0
+    publish, stops = places.publish, 0
 
     def stop(*arguments: Path) -> None:
         raise KeyboardInterrupt
@@ -303,7 +303,8 @@ def test_a_stop_at_any_step_is_made_good(
         def next_call(*arguments: Path, calls: Any = calls) -> None:
             next(calls, publish)(*arguments)
 
-        monkeypatch.setattr(job, "publish", next_call)
+        for module in (job, places):
+            monkeypatch.setattr(module, "publish", next_call)
         done = run(package, path, tmp_path / target, "--rows_per_part", "8", *["--resume"] * (stops > 0))
         if done.exit_code == 0:
             break
@@ -328,7 +329,7 @@ def test_a_killed_process_leaves_whole_parts(package: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     pause, out = random.Random(0), tmp_path / "out"
     for attempt in range(3):
-        resume = ["--resume"] if (out / job.RECORD).exists() else []
+        resume = ["--resume"] if (out / folder.RECORD).exists() else []
         process = subprocess.Popen([*command, str(out), *options, *resume], stderr=subprocess.DEVNULL)
         wanted, until = 4 * (attempt + 1), time.monotonic() + 60
         while len(list(out.glob("part-*"))) < wanted and process.poll() is None and time.monotonic() < until:
@@ -359,14 +360,14 @@ def test_a_stop_before_the_parts_are_removed(package: Path, tmp_path: Path, monk
 def test_a_folder_may_have_a_dot_in_its_name(package: Path, tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.csv", numbered(TEXTS))
     assert run(package, path, f"{tmp_path}/v1.2/").exit_code == 0
-    assert [row.name for row in sorted((tmp_path / "v1.2").iterdir())] == [job.RECORD, "part-00000-000000.csv"]
+    assert [row.name for row in sorted((tmp_path / "v1.2").iterdir())] == [folder.RECORD, "part-00000-000000.csv"]
 
 
 def test_two_processes_do_not_write_into_one_folder(package: Path, tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.csv", numbered(TEXTS))
     assert run(package, path, tmp_path / "out").exit_code == 0
-    record = json.loads((tmp_path / "out" / job.RECORD).read_text())
-    with job.Folder(tmp_path / "out", record, resume=True):
+    record = json.loads((tmp_path / "out" / folder.RECORD).read_text())
+    with folder.Folder(places.Place(tmp_path / "out"), record, resume=True):
         done = run(package, path, tmp_path / "out", "--resume")
     assert done.exit_code == 2 and "is being written by another process" in done.output
 

@@ -27,9 +27,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from hub_release.cli import app
-from hub_release.serving import limits as server_limits
-from hub_release.serving.application import Limits, Model, create_application
-from hub_release.serving.server import load_model
+from hub_release.serving.online import limits as server_limits
+from hub_release.serving.online.application import Model, create_application
+from hub_release.serving.online.options import Limits
+from hub_release.serving.online.server import to_model
 from modeling.infer import EmotionClassifier
 from tests.conftest import LABELS
 
@@ -61,7 +62,7 @@ def served(model: Model, limits: Limits) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def model(package: Path) -> Model:
-    return load_model(package, "torch", None, 1)
+    return to_model(EmotionClassifier(package, threads=1), package.name, "0", workers=1)
 
 
 @pytest.fixture(scope="module")

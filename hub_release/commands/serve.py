@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hub_release.commands.console import Backend, Package, Quantization, Threads, errors
+from hub_release.serving.online.options import Limits
 
 
 def serve(
@@ -18,15 +19,15 @@ def serve(
     threads: Threads = None,
     batch: Annotated[
         int, typer.Option(min=1, help="The most texts of a batch: requests of the same moment share one.")
-    ] = 64,
+    ] = Limits.batch,
     waiting: Annotated[
         int, typer.Option(min=1, help="The most texts that wait; requests beyond get 429 with Retry-After.")
-    ] = 1_024,
-    texts: Annotated[int, typer.Option(min=1, help="The most texts of a request.")] = 128,
-    characters: Annotated[int, typer.Option(min=1, help="The most characters of a text.")] = 100_000,
+    ] = Limits.waiting,
+    texts: Annotated[int, typer.Option(min=1, help="The most texts of a request.")] = Limits.texts,
+    characters: Annotated[int, typer.Option(min=1, help="The most characters of a text.")] = Limits.characters,
     body_bytes: Annotated[
         int, typer.Option("--body_bytes", min=1, help="The most bytes of a request's body.")
-    ] = 1_000_000,
+    ] = Limits.body_bytes,
 ) -> None:
     """Serve a package over HTTP. Control+C or SIGTERM stops it; what has begun is answered.
 
@@ -38,17 +39,22 @@ def serve(
     """
     with errors(as_json=False):
         from hub_release.package import require_folder
-        from modeling.infer import import_optional
+        from modeling.infer import check_threads, import_optional
 
         require_folder(package)
         for module in ("fastapi", "uvicorn", "prometheus_client"):
             import_optional(module, "'goemotions-mistral[serve]'")
-        from hub_release.serving.application import Limits
-        from hub_release.serving.server import listen, load_model, serve as serve_model
+        from hub_release.serving.load import load_classifier
+        from hub_release.serving.online.server import listen, serve as serve_model, to_model
+        from hub_release.shipped.requirements import project_version
 
         limits = Limits(body_bytes=body_bytes, texts=texts, characters=characters, batch=batch, waiting=waiting)
         listening = listen(host, port)
-        model = load_model(package, backend, quantization, threads)
+        at_once = check_threads(threads)
+        # Several threads use a graph's session, each with a batch of its own; PyTorch shares one batch among its own.
+        workers = 1 if backend == "torch" else at_once
+        classifier = load_classifier(package, backend, quantization=quantization, threads=at_once // workers)
+        model = to_model(classifier, package.resolve().name, project_version(), workers)
         typer.echo(f"{model.name}, computed {model.about}, answers at http://{host}:{port}")
         try:
             serve_model(model, limits, listening)

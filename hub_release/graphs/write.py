@@ -17,6 +17,7 @@ from hub_release.graphs.layers import OPSET, replace_layers
 from hub_release.package import ReleaseError
 from hub_release.shipped.merged import merged_model
 from modeling.infer import GRAPH_FILE, INT8_GRAPH_FILE, MAX_GRAPH_BYTES, EmotionModel, graph_problems, import_optional
+from modeling.infer.runtimes import disable_telemetry
 
 _EXTRA = "'goemotions-mistral[onnx]'"
 
@@ -34,6 +35,7 @@ def write_graphs(package: Path, float32: bool, int8: bool) -> None:
         ReleaseError: the backbone is quantized, or a file would be larger than a protocol buffer can be.
         ImportError: what exports is missing; the message says what to install.
     """
+    disable_telemetry()
     for module in ("onnxscript", "onnxruntime"):
         import_optional(module, _EXTRA)
     from transformers.exporters.quantizers.quantizer_onnxruntime import (

@@ -1,1 +1,1 @@
-"""A package at work: the emotions of files of any size, and a server for live requests."""
+"""A package at work."""

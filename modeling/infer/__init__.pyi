@@ -17,7 +17,6 @@ from .classifier import EmotionClassifier as EmotionClassifier
 from .config import (
     AUTO_MAP as AUTO_MAP,
     CUSTOM_PIPELINES as CUSTOM_PIPELINES,
-    VERSION_KEY as VERSION_KEY,
     EmotionConfig as EmotionConfig,
     read_config as read_config,
 )
@@ -75,6 +74,7 @@ from .model import EmotionModel as EmotionModel
 from .one_token import OneTokenLayer as OneTokenLayer, OneTokenMistral as OneTokenMistral
 from .package import (
     SCHEMA_VERSION as SCHEMA_VERSION,
+    VERSION_KEY as VERSION_KEY,
     PackageSettings as PackageSettings,
     read_settings as read_settings,
 )
@@ -107,6 +107,7 @@ from .tables import (
     find_column as find_column,
     read_rows as read_rows,
     read_texts as read_texts,
+    split_name as split_name,
     split_suffix as split_suffix,
 )
 from .texts import (

@@ -11,14 +11,12 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from modeling.infer.errors import PackageError, as_package_error
 from modeling.infer.files import HUB_OPTIONS, local_folder, read_json
-from modeling.infer.package import MODEL_TYPE, PackageSettings, settings_problems
+from modeling.infer.package import MODEL_TYPE, VERSION_KEY, PackageSettings, settings_problems
 
 AUTO_MAP = {"AutoConfig": "infer.EmotionConfig", "AutoModelForSequenceClassification": "infer.EmotionModel"}
 CUSTOM_PIPELINES = {
     "text-classification": {"impl": "infer.EmotionPipeline", "pt": ["AutoModelForSequenceClassification"]}
 }
-VERSION_KEY = "goemotions_mistral_version"
-"""Key in a package's configuration for the version of this project that exported it, like ``transformers_version``."""
 _NOTES = ("auto_map", "custom_pipelines", VERSION_KEY)
 """Keys that are no settings: where the Auto classes find the code, and what made the package."""
 _REDIRECTIONS = {

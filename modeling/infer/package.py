@@ -15,6 +15,8 @@ from modeling.infer.files import read_json
 from modeling.infer.settings import ModelSettings, Number, setting
 
 CONFIG_FILE = "config.json"
+VERSION_KEY = "goemotions_mistral_version"
+"""Key in a package's configuration for the version of this project that exported it, like ``transformers_version``."""
 SCHEMA_VERSION = 1
 MODEL_TYPE = "emotion_mistral"
 _MAX_LABELS = 2**14

@@ -1,6 +1,7 @@
 """What computes a graph: ONNX Runtime or OpenVINO."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ class Session:
     precision: str = "float32"
 
 
+def disable_telemetry() -> None:
+    """Before ONNX Runtime is imported: from 1.29 on it tells its maker of sessions and models, unless this is set."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def onnx_session(name: str, content: bytes, precision: str | None) -> Session:
     """A session of ONNX Runtime.
 
@@ -46,6 +52,7 @@ def onnx_session(name: str, content: bytes, precision: str | None) -> Session:
         PackageError: it cannot be loaded.
         ImportError: ONNX Runtime is missing; the message says what to install.
     """
+    disable_telemetry()
     runtime = import_optional("onnxruntime", "onnxruntime")
     options = runtime.SessionOptions()
     # Threads that share a product wait for each other; each of several threads reads texts of its own instead.

@@ -21,6 +21,10 @@ ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 TEXT_SUFFIX = ".txt"
 """Suffix of a file with one text per line."""
 _COMPRESSIONS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_KNOWN = (
+    f"{', '.join((*ROW_SUFFIXES, TEXT_SUFFIX))}. Remedy: save it as one of these; all but .parquet may also end in "
+    f"{', '.join(filter(None, _COMPRESSIONS))}"
+)
 _OBJECT = 'write an object such as {"text": "…"}'
 
 
@@ -46,15 +50,22 @@ def split_suffix(path: Path) -> tuple[str, str]:
     """
     if not path.exists():
         raise TableError(f"{path}: no such file or folder. Remedy: correct the path")
+    if path.is_dir():
+        raise TableError(f"{path} is a folder, not {_KNOWN}")
+    return split_name(path)
+
+
+def split_name(path: Path) -> tuple[str, str]:
+    """As :func:`split_suffix`, of a file that need not be on this machine.
+
+    Raises:
+        TableError: another suffix.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSIONS else ""
     suffix = suffixes[-1] if suffixes else ""
-    if path.is_dir() or suffix not in (*ROW_SUFFIXES, TEXT_SUFFIX) or (compression and suffix == ".parquet"):
-        known = ", ".join((*ROW_SUFFIXES, TEXT_SUFFIX))
-        raise TableError(
-            f"{path} is {'a folder, not' if path.is_dir() else 'none of'} {known}. Remedy: save it as one of these; "
-            f"all but .parquet may also end in {', '.join(filter(None, _COMPRESSIONS))}"
-        )
+    if suffix not in (*ROW_SUFFIXES, TEXT_SUFFIX) or (compression and suffix == ".parquet"):
+        raise TableError(f"{path} is none of {_KNOWN}")
     return suffix, compression
 
 

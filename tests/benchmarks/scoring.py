@@ -27,8 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet
 from timing import alternate, emit
 
-from hub_release.serving.job import Settings, score
-from hub_release.serving.read import find_sources
+from hub_release.serving.offline.job import score
+from hub_release.serving.offline.read import find_sources
+from hub_release.serving.offline.work import Settings
 from modeling.infer import EmotionClassifier
 from modeling.machine import cpu_name
 

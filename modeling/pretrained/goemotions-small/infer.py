@@ -450,6 +450,10 @@ ROW_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 TEXT_SUFFIX = ".txt"
 """Suffix of a file with one text per line."""
 _COMPRESSIONS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_KNOWN = (
+    f"{', '.join((*ROW_SUFFIXES, TEXT_SUFFIX))}. Remedy: save it as one of these; all but .parquet may also end in "
+    f"{', '.join(filter(None, _COMPRESSIONS))}"
+)
 _OBJECT = 'write an object such as {"text": "…"}'
 
 
@@ -475,15 +479,22 @@ def split_suffix(path: Path) -> tuple[str, str]:
     """
     if not path.exists():
         raise TableError(f"{path}: no such file or folder. Remedy: correct the path")
+    if path.is_dir():
+        raise TableError(f"{path} is a folder, not {_KNOWN}")
+    return split_name(path)
+
+
+def split_name(path: Path) -> tuple[str, str]:
+    """As :func:`split_suffix`, of a file that need not be on this machine.
+
+    Raises:
+        TableError: another suffix.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSIONS else ""
     suffix = suffixes[-1] if suffixes else ""
-    if path.is_dir() or suffix not in (*ROW_SUFFIXES, TEXT_SUFFIX) or (compression and suffix == ".parquet"):
-        known = ", ".join((*ROW_SUFFIXES, TEXT_SUFFIX))
-        raise TableError(
-            f"{path} is {'a folder, not' if path.is_dir() else 'none of'} {known}. Remedy: save it as one of these; "
-            f"all but .parquet may also end in {', '.join(filter(None, _COMPRESSIONS))}"
-        )
+    if suffix not in (*ROW_SUFFIXES, TEXT_SUFFIX) or (compression and suffix == ".parquet"):
+        raise TableError(f"{path} is none of {_KNOWN}")
     return suffix, compression
 
 
@@ -906,6 +917,8 @@ class ModelSettings:
 
 
 CONFIG_FILE = "config.json"
+VERSION_KEY = "goemotions_mistral_version"
+"""Key in a package's configuration for the version of this project that exported it, like ``transformers_version``."""
 SCHEMA_VERSION = 1
 MODEL_TYPE = "emotion_mistral"
 _MAX_LABELS = 2**14
@@ -1253,6 +1266,11 @@ class Session:
     precision: str = "float32"
 
 
+def disable_telemetry() -> None:
+    """Before ONNX Runtime is imported: from 1.29 on it tells its maker of sessions and models, unless this is set."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def onnx_session(name: str, content: bytes, precision: str | None) -> Session:
     """A session of ONNX Runtime.
 
@@ -1265,6 +1283,7 @@ def onnx_session(name: str, content: bytes, precision: str | None) -> Session:
         PackageError: it cannot be loaded.
         ImportError: ONNX Runtime is missing; the message says what to install.
     """
+    disable_telemetry()
     runtime = import_optional("onnxruntime", "onnxruntime")
     options = runtime.SessionOptions()
     # Threads that share a product wait for each other; each of several threads reads texts of its own instead.
@@ -2798,8 +2817,6 @@ AUTO_MAP = {"AutoConfig": "infer.EmotionConfig", "AutoModelForSequenceClassifica
 CUSTOM_PIPELINES = {
     "text-classification": {"impl": "infer.EmotionPipeline", "pt": ["AutoModelForSequenceClassification"]}
 }
-VERSION_KEY = "goemotions_mistral_version"
-"""Key in a package's configuration for the version of this project that exported it, like ``transformers_version``."""
 _NOTES = ("auto_map", "custom_pipelines", VERSION_KEY)
 """Keys that are no settings: where the Auto classes find the code, and what made the package."""
 _REDIRECTIONS = {

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet
 
 from hub_release.package import ReleaseError
-from hub_release.serving.read import Part
-from hub_release.serving.write import has_new_keys, header, infer_schema, misfit, same_types
+from hub_release.serving.offline.read import Part
+from hub_release.serving.offline.write import has_new_keys, header, infer_schema, misfit, same_types
 from modeling.infer import quote_names
 
 
@@ -109,9 +108,8 @@ class ColumnsOfFiles:
         values, source = [row.values for row in part.rows], part.source
         names, schema = list(dict.fromkeys(name for row in values for name in row)), None
         try:
-            if source.suffix == ".parquet":
-                schema = pyarrow.parquet.read_schema(source.path)
-                names = schema.names
+            if part.schema is not None:
+                schema, names = part.schema, part.schema.names
             elif self.form == "parquet":
                 schema = infer_schema(values)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
+
 from hub_release.package import ReleaseError
-from modeling.infer import ROW_SUFFIXES, TEXT_SUFFIX, Row, TableError, find_column, quote_names, read_rows, split_suffix
+from hub_release.serving.offline.places import Place, find_place
+from modeling.infer import ROW_SUFFIXES, TEXT_SUFFIX, Row, TableError, find_column, quote_names, read_rows, split_name
 
 STANDARD = "-"
 """The standard input or output."""
@@ -20,16 +25,18 @@ class Source:
     """A file of rows.
 
     Attributes:
-        path: the file.
+        place: the file.
+        number: its position among the files, from 0.
         name: how parts and messages call it.
         suffix: its format, such as ``.csv``.
         folder: all of whose files are read; None if it was named alone.
     """
 
-    path: Path
+    place: Place
+    number: int
     name: str
     suffix: str
-    folder: Path | None = None
+    folder: Place | None = None
 
 
 @dataclass
@@ -43,6 +50,7 @@ class Part:
         rows: those that can be scored.
         bad: the others: each with its place and what is wrong with it.
         without_column: those of these that have no column of texts.
+        schema: of a Parquet file.
     """
 
     source: Source
@@ -51,6 +59,7 @@ class Part:
     rows: list[Row] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
     without_column: list[Row] = field(default_factory=list)
+    schema: pa.Schema | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -59,14 +68,15 @@ class Part:
 
 
 def find_sources(given: str, input_format: str = "") -> list[Source]:
-    """The files of rows that a path names: itself, or all in a folder; hidden ones and those that begin with ``_`` are left out.
+    """The files of rows that are named: one, or all in a folder; hidden ones and those that begin with ``_`` are left out.
 
     Args:
-        given: a file, a folder, or ``-`` for the standard input.
+        given: a file or a folder, as a path or a URI, or ``-`` for the standard input.
         input_format: the standard input's, such as ``csv``.
 
     Raises:
         ReleaseError: there are none, or the standard input's format is missing or cannot be read from there.
+        TableError: a file that is not there, or has an unknown suffix.
     """
     if given == STANDARD:
         suffix = f".{input_format or 'jsonl'}"
@@ -75,21 +85,21 @@ def find_sources(given: str, input_format: str = "") -> list[Source]:
                 f"the standard input cannot be read as {suffix}. Remedy: give --input_format csv, tsv, jsonl or txt, or "
                 "a file"
             )
-        return [Source(Path("/dev/stdin"), "standard input", suffix)]
-    path = Path(given)
-    if not path.is_dir():
-        return [Source(path, path.name, split_suffix(path)[0])]
-    found = []
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        if file.is_file() and not any(part.startswith((".", "_")) for part in name.parts):
-            try:
-                found.append(Source(file, name.as_posix(), split_suffix(file)[0], path))
-            except TableError:
-                continue  # another kind of file
+        return [Source(Place(Path("/dev/stdin")), 0, "standard input", suffix)]
+    place = find_place(given)
+    if not place.exists():
+        raise TableError(f"{place}: no such file or folder. Remedy: correct the path")
+    if not place.is_folder():
+        return [Source(place, 0, place.path.name, split_name(place.path)[0])]
+    found: list[Source] = []
+    for file in place.files():
+        name = file.path.relative_to(place.path)
+        if not any(part.startswith((".", "_")) for part in name.parts):
+            with contextlib.suppress(TableError):  # another kind of file
+                found.append(Source(file, len(found), name.as_posix(), split_name(file.path)[0], place))
     if not found:
         raise ReleaseError(
-            f"{path} has no file of rows ({', '.join((*ROW_SUFFIXES, TEXT_SUFFIX))}). Remedy: name another folder, or a "
+            f"{place} has no file of rows ({', '.join((*ROW_SUFFIXES, TEXT_SUFFIX))}). Remedy: name another folder, or a "
             "file"
         )
     return found
@@ -105,14 +115,14 @@ def read_parts(sources: Sequence[Source], text_column: str, rows_per_part: int) 
         TableError: the first file cannot be read at all, or has no column of texts; or a disk fails, after which a run
             can go on.
     """
-    for index, source in enumerate(sources):
+    for source in sources:
         try:
             for part in _parts_of(source, text_column, rows_per_part):
-                if part.number == 0 and not part.rows and "json" in source.suffix and index == 0:
+                if part.number == 0 and not part.rows and "json" in source.suffix and source.number == 0:
                     _refuse_missing(part)
                 yield part
         except TableError as error:
-            if index == 0 or isinstance(error, BrokenDiskError):
+            if source.number == 0 or isinstance(error, BrokenDiskError):
                 raise
             yield Part(source, 0, text_column, bad=[(source.name, str(error))])
 
@@ -122,7 +132,23 @@ class BrokenDiskError(TableError):
 
 
 def _parts_of(source: Source, text_column: str, rows_per_part: int) -> Iterator[Part]:
-    rows = _rows(source, text_column)
+    with contextlib.ExitStack() as stack:
+        try:
+            path = stack.enter_context(source.place.copy())
+        except (pa.ArrowException, OSError) as error:
+            raise BrokenDiskError(
+                f"{source.name} cannot be read ({error!s:.200}). Remedy: check its file system, and go on"
+            ) from None
+        try:
+            schema = pyarrow.parquet.read_schema(path) if source.suffix == ".parquet" else None
+        except (pa.ArrowException, OSError):
+            schema = None  # the reader says what is wrong
+        for part in _cut(source, _rows(source, path, text_column), text_column, rows_per_part):
+            part.schema = schema
+            yield part
+
+
+def _cut(source: Source, rows: Iterator[Row], text_column: str, rows_per_part: int) -> Iterator[Part]:
     first = next(rows)
     column, is_json = find_column(first.values, text_column), "json" in source.suffix
     if not is_json and not first.problem and column not in first.values:
@@ -158,9 +184,19 @@ def _refuse_missing(part: Part) -> None:
         raise _missing_column(part.without_column[0], part.text_column)
 
 
-def _rows(source: Source, text_column: str) -> Iterator[Row]:
-    rows = read_rows(source.path, text_column, suffix=source.suffix)
-    return (Row(row.place, _whole(row.values), row.problem) for row in rows) if "json" in source.suffix else rows
+def _rows(source: Source, path: Path, text_column: str) -> Iterator[Row]:
+    """The rows of a file; messages call a copy as the file that it is a copy of."""
+    rows = read_rows(path, text_column, suffix=source.suffix)
+    if "json" in source.suffix:
+        rows = (Row(row.place, _whole(row.values), row.problem) for row in rows)
+    if not source.place.uri:
+        yield from rows
+        return
+    try:
+        for row in rows:
+            yield Row(row.place.replace(str(path), source.name, 1), row.values, row.problem)
+    except TableError as error:
+        raise TableError(str(error).replace(str(path), source.name)) from None
 
 
 def _whole(value: Any) -> Any:

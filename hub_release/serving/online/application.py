@@ -1,7 +1,5 @@
 """The application: its paths, its answers, its errors and its metrics."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,10 +14,19 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 
-from hub_release.serving.batches import Batches, FullError
-from hub_release.serving.limits import LimitedBody
-from hub_release.serving.protocol import ClassifyRequest, Parameters, PredictRequest, Score, logit, ranked, texts_of
-from modeling.infer import PackageSettings
+from hub_release.serving.online.batches import Batches, FullError
+from hub_release.serving.online.limits import LimitedBody
+from hub_release.serving.online.options import Limits
+from hub_release.serving.online.protocol import (
+    ClassifyRequest,
+    Parameters,
+    PredictRequest,
+    Score,
+    logit,
+    ranked,
+    texts_of,
+)
+from modeling.infer.package import PackageSettings
 
 logger = logging.getLogger(__name__)
 
@@ -29,34 +36,13 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a client may ask for.
-
-    Attributes:
-        body_bytes: of a request.
-        body_seconds: within which a request must have come.
-        texts: of a request.
-        characters: of a text.
-        batch: texts that are classified at once.
-        waiting: texts that wait; beyond, requests get 429 with ``Retry-After``.
-    """
-
-    body_bytes: int = 1_000_000
-    body_seconds: float = 10
-    texts: int = 128
-    characters: int = 100_000
-    batch: int = 64
-    waiting: int = 1_024
-
-
-@dataclass(frozen=True)
 class Model:
     """What is served.
 
     Attributes:
         name: what clients know it by.
         about: how it is computed.
-        version: of this project.
+        version: of the project that serves, or that exported the package.
         settings: the package's.
         classify: texts → probabilities, float32 [N, L].
         workers: how many threads may call it at once.

@@ -1,7 +1,5 @@
 """What protects the server from its clients: limits of size and time, around the whole application."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

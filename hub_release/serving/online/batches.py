@@ -1,7 +1,5 @@
 """Requests of the same moment share a batch; a queue that is full refuses."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What clients send and get: the Inference API's text classification, and TEI's ``/predict``."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -9,7 +7,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
-from modeling.infer import PackageSettings, is_blank, read_thresholds
+from modeling.infer.decisions import read_thresholds
+from modeling.infer.package import PackageSettings
+from modeling.infer.texts import is_blank
 
 Score = dict[str, Any]
 """``{"label": …, "score": …}``."""

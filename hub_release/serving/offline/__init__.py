@@ -1,0 +1,1 @@
+"""Offline inference: the emotions of files of any size, on this machine or on a Ray cluster."""

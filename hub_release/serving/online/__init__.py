@@ -1,0 +1,1 @@
+"""Online inference: a server for live requests."""
