@@ -27,7 +27,7 @@ from hypothesis import given, settings, strategies as st
 from typer.testing import CliRunner, Result
 
 from hub_release.cli import app
-from hub_release.serving.offline import folder, job, places
+from hub_release.serving.offline import folder as folder_names, job, places
 from hub_release.serving.offline.columns import ColumnsOfFiles
 from hub_release.serving.offline.read import find_sources, read_parts
 from hub_release.serving.offline.write import FORMATS, encode, header
@@ -274,9 +274,9 @@ def test_a_run_goes_on_only_with_what_it_was_begun_with(package: Path, tmp_path:
         file.write("25,more\n")
     done = run(package, path, out, "--rows_per_part", "10", "--resume")
     assert done.exit_code == 2 and "was begun with input" in done.output
-    (out / folder.RECORD).write_text("[")
+    (out / folder_names.RECORD).write_text("[")
     done = run(package, path, out, "--rows_per_part", "10", "--resume")
-    assert done.exit_code == 2 and f"has no {folder.RECORD}" in done.output
+    assert done.exit_code == 2 and f"has no {folder_names.RECORD}" in done.output
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -329,7 +329,7 @@ def test_a_killed_process_leaves_whole_parts(package: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     pause, out = random.Random(0), tmp_path / "out"
     for attempt in range(3):
-        resume = ["--resume"] if (out / folder.RECORD).exists() else []
+        resume = ["--resume"] if (out / folder_names.RECORD).exists() else []
         process = subprocess.Popen([*command, str(out), *options, *resume], stderr=subprocess.DEVNULL)
         wanted, until = 4 * (attempt + 1), time.monotonic() + 60
         while len(list(out.glob("part-*"))) < wanted and process.poll() is None and time.monotonic() < until:
@@ -360,14 +360,14 @@ def test_a_stop_before_the_parts_are_removed(package: Path, tmp_path: Path, monk
 def test_a_folder_may_have_a_dot_in_its_name(package: Path, tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.csv", numbered(TEXTS))
     assert run(package, path, f"{tmp_path}/v1.2/").exit_code == 0
-    assert [row.name for row in sorted((tmp_path / "v1.2").iterdir())] == [folder.RECORD, "part-00000-000000.csv"]
+    assert [row.name for row in sorted((tmp_path / "v1.2").iterdir())] == [folder_names.RECORD, "part-00000-000000.csv"]
 
 
 def test_two_processes_do_not_write_into_one_folder(package: Path, tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.csv", numbered(TEXTS))
     assert run(package, path, tmp_path / "out").exit_code == 0
-    record = json.loads((tmp_path / "out" / folder.RECORD).read_text())
-    with folder.Folder(places.Place(tmp_path / "out"), record, resume=True):
+    record = json.loads((tmp_path / "out" / folder_names.RECORD).read_text())
+    with folder_names.Folder(places.Place(tmp_path / "out"), record, resume=True):
         done = run(package, path, tmp_path / "out", "--resume")
     assert done.exit_code == 2 and "is being written by another process" in done.output
 
@@ -431,3 +431,46 @@ def test_gzip_has_no_time_in_it(package: Path, tmp_path: Path) -> None:
         assert run(package, path, tmp_path / name).exit_code == 0
     assert (tmp_path / "b.csv.gz").read_bytes() == (tmp_path / "c.csv.gz").read_bytes()
     assert gzip.decompress((tmp_path / "b.csv.gz").read_bytes()).startswith(b"id,text,emotions")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_another_file_system_is_as_good(form: str, package: Path, tmp_path: Path) -> None:
+    """By a URI, through pyarrow: the same parts, the same names of bad rows but for the folder, and a run that goes on."""
+    folder = tmp_path / "in"
+    write_table(folder / "a.parquet", numbered(TEXTS))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "fine"}\nnonsense\n'))
+    (folder / "c.csv").write_bytes(b"text\nfine\n\xff\n")
+    options = ["--format", form, "--rows_per_part", "10"]
+    assert run(package, folder, tmp_path / "here", *options).exit_code == 0
+    uris = [f"file://{folder}", f"file://{tmp_path}/there.d"]
+    done = run(package, *uris, *options)
+    assert done.exit_code == 0 and "26 rows are scored" in done.output, done.output
+
+    def parts(path: Path) -> dict[str, bytes]:
+        return {name: content for name, content in contents(path).items() if name.startswith("part-")}
+
+    assert parts(tmp_path / "there.d") == parts(tmp_path / "here")
+    bad = [json.loads(line) for line in (tmp_path / "there.d" / folder_names.BAD_ROWS).read_text().splitlines()]
+    assert [row["place"] for row in bad] == ["b.jsonl.gz, line 2", "c.csv"]
+    assert all(str(tmp_path) not in json.dumps(row) and "file:" not in json.dumps(row) for row in bad)
+    (tmp_path / "there.d" / f"part-00000-000001.{form}").unlink()
+    assert run(package, *uris, *options).exit_code == 2
+    done = run(package, *uris, *options, "--resume")
+    assert done.exit_code == 0 and "(16 of them before this run)" in done.output
+    assert parts(tmp_path / "there.d") == parts(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("file:///nowhere/a.csv", "out", "no such file or folder"),
+        ("nothing://a/b.csv", "out", "nothing:// cannot be used"),
+        ("a.csv", "nothing://secret:key@b/out", "nothing:// cannot be used"),
+    ],
+)
+def test_odd_uris_are_refused(source: str, target: str, message: str, package: Path, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.csv", numbered(TEXTS))
+    given = source if "://" in source else path
+    done = run(package, given, target if "://" in target else tmp_path / target)
+    assert done.exit_code == 2 and message in done.output and "Remedy: " in done.output
+    assert "key" not in done.output

@@ -141,8 +141,9 @@ def find_place(given: str) -> Place:
         path = pyarrow.fs.FileSystem.from_uri(given)[1]
     except (pa.ArrowException, OSError, ValueError) as error:
         scheme = given.partition("://")[0]
+        why = str(error).replace(given, f"{scheme}://…")
         raise ReleaseError(
-            f"a file system of {scheme}:// cannot be used ({error!s:.200}). Remedy: give a path, or a URI that "
+            f"a file system of {scheme}:// cannot be used ({why:.200}). Remedy: give a path, or a URI that "
             "pyarrow.fs.FileSystem.from_uri reads, such as s3://bucket/folder"
         ) from None
     return Place(Path(path), given)
