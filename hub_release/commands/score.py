@@ -110,6 +110,7 @@ def score(
         from hub_release.package import ReleaseError, require_folder
         from hub_release.serving.load import load_classifier
         from hub_release.serving.offline.job import find_format, refuse_bad_rows, stream
+        from hub_release.serving.offline.places import find_place
         from hub_release.serving.offline.read import STANDARD, find_sources
         from hub_release.serving.offline.work import Settings
         from modeling.infer import check_threads
@@ -139,7 +140,7 @@ def score(
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
         done = _score_files(package, sources, output, settings, classifier, resume, bad_rows, cluster)
-        finish(as_json, _describe(done, output), **vars(done))
+        finish(as_json, _describe(done, find_place(output)), **vars(done))
 
 
 def _find_cluster(address: str, cpus: int | None, gpus: float | None, actors: int | None) -> Any:
@@ -199,11 +200,11 @@ def _score_files(
         return score_files(package, sources, output, settings, classifier, resume, bad_rows, show, run)
 
 
-def _describe(done: Any, output: str) -> str:
+def _describe(done: Any, place: Any) -> str:
     """What a run did."""
     if not done.scored + done.scored_before:
-        return f"{output} is complete"
-    text = f"{done.scored + done.scored_before:,} rows are scored in {output}"
+        return f"{place} is complete"
+    text = f"{done.scored + done.scored_before:,} rows are scored in {place}"
     text += f" ({done.scored_before:,} of them before this run)" * bool(done.scored_before)
     if done.bad:
         text += f"; {done.bad:,} cannot be scored:\n" + "\n".join(f"  {example}" for example in done.examples)

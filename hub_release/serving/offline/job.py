@@ -72,7 +72,7 @@ def find_format(asked: str, output: str, sources: Sequence[Source]) -> str:
         or (form == "parquet" and (output == STANDARD or output.endswith(".gz")))
     ):
         raise ReleaseError(
-            f"{output} cannot be written as {form}. Remedy: use one of {', '.join(FORMATS)} for --format or for the end "
+            f"{find_place(output)} cannot be written as {form}. Remedy: use one of {', '.join(FORMATS)} for --format or for the end "
             "of OUTPUT, or name a folder; neither the standard output nor a .gz file can be parquet"
         )
     return form
@@ -109,7 +109,7 @@ def score(
     target, one_file = find_place(output), is_file_name(output)
     place = Place(target.path.with_name(f"{target.path.name}.parts")) if one_file else target
     record = _record(package, sources, settings, classifier)
-    _refuse_overlap(place, sources, output)
+    _refuse_overlap(target, sources)
     if one_file and target.exists():
         if not (resume and place.exists()):
             raise ReleaseError(f"{target} already exists. Remedy: delete it, or name another OUTPUT")
@@ -186,11 +186,11 @@ def _record(package: Path, sources: Sequence[Source], settings: Settings, classi
     }
 
 
-def _refuse_overlap(place: Place, sources: Sequence[Source], output: str) -> None:
+def _refuse_overlap(target: Place, sources: Sequence[Source]) -> None:
     """Refuse an output in a folder that is read."""
-    for given in {source.folder for source in sources if source.folder and source.folder.uri == place.uri}:
-        if place.path.resolve().is_relative_to(given.path.resolve()):
-            raise ReleaseError(f"{output} is in the folder {given}, which is read. Remedy: name an OUTPUT elsewhere")
+    for given in {source.folder for source in sources if source.folder and source.folder.uri == target.uri}:
+        if target.path.resolve().is_relative_to(given.path.resolve()):
+            raise ReleaseError(f"{target} is in the folder {given}, which is read. Remedy: name an OUTPUT elsewhere")
 
 
 def refuse_bad_rows(path: Path | None, sources: Sequence[Source], target: Path) -> None:
