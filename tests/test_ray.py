@@ -85,7 +85,7 @@ def test_tasks_and_actors_do_what_one_process_does(package: Path, given: Path, h
     for source in reversed(find_sources(str(given))):
         column = np.array([source], dtype=object)
         for batch in read({"source": column}, work):
-            actor = Scorer(work, classifier.computed, seal_of(package), device=None)
+            actor = Scorer(work, classifier.computed, seal_of(package), device="cpu")
             pieces += list(actor(batch)["piece"])
     assert all(piece.part is None for piece in pieces)  # nothing but the counts goes back
     found = contents(tmp_path / "out")
@@ -96,9 +96,9 @@ def test_tasks_and_actors_do_what_one_process_does(package: Path, given: Path, h
 def test_an_actor_refuses_another_package_and_another_precision(package: Path, given: Path, tmp_path: Path) -> None:
     work, computed = work_of(package, given, tmp_path / "out"), EmotionClassifier(package).computed
     with pytest.raises(ReleaseError, match=r"another package than here\. Remedy: "):
-        Scorer(work, computed, "other", device=None)
+        Scorer(work, computed, "other", device="cpu")
     with pytest.raises(ReleaseError, match="Remedy: use machines of one kind"):
-        Scorer(work, "in another precision", seal_of(package), device=None)
+        Scorer(work, "in another precision", seal_of(package), device="cpu")
 
 
 def test_a_written_part_is_not_scored_again(package: Path, given: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_written_part_is_not_scored_again(package: Path, given: Path, tmp_path
     again = [batch["piece"][0] for batch in read({"source": source}, replace(work, finished={names[1]}))]
     assert [piece.before for piece in again] == [name == names[1] for name in names]
     assert [piece.part is None for piece in again] == [name == names[1] for name in names]
-    done = Piece(names[1], 20, [], before=True)
+    done = Piece((0, 1), names[1], 20, [], before=True)
     work.score(done, classifier=None)
     assert not list((tmp_path / "out").iterdir())
 
@@ -119,7 +119,7 @@ def test_a_written_part_is_not_scored_again(package: Path, given: Path, tmp_path
         (["--actors", "2"], "add --ray local"),
         (["--ray", "local", "--threads", "2"], "give --cpus_per_actor"),
         (["--ray", "local", "--gpus_per_actor", "1", "--backend", "onnx"], "graphs are computed on CPUs"),
-        (["--ray", "local", "--gpus_per_actor", "-1"], "is negative"),
+        (["--ray", "local", "--gpus_per_actor", "-1"], "cannot be"),
     ],
 )
 def test_options_that_do_not_go_together(

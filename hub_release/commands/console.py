@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -81,7 +82,8 @@ def errors(as_json: bool, again: str = "") -> Iterator[None]:
 
 def _end(as_json: bool, error: BaseException, flag: str) -> NoReturn:
     if (stop := describe_stop(error)) is not None:
-        again = command("hub_release", *sys.argv[1:], *([flag] if flag and flag not in sys.argv else []))
+        words = [re.sub("//[^/@ ]*@", "//…@", word) for word in sys.argv[1:]]  # a URI may hold a key
+        again = command("hub_release", *words, *([flag] if flag and flag not in sys.argv else []))
         fail(as_json, stop[0], f"{stop[1]}; nothing is left half done. Remedy: to go on, run {again}")
     if isinstance(error, ReleaseError):
         problems = error.problems if isinstance(error, RefusedError) else []

@@ -27,6 +27,6 @@ def container(
     with errors(as_json):
         from hub_release.serving.container import write_container
 
-        write_container(package, folder, backend, quantization)
-        build = command("docker", "build", "--tag", folder.resolve().name, folder)
-        finish(as_json, f"{folder} is written. Next: run {build}", folder=str(folder))
+        name = write_container(package, folder, backend, quantization)
+        build = command("docker", "build", "--tag", name, folder)
+        finish(as_json, f"{folder} is written. Next: run {build}", folder=str(folder), image=name)

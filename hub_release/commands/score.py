@@ -131,6 +131,7 @@ def score(
         settings = Settings(text_column, wanted, probabilities, at_once, backend, quantization, batch_size, own_threads)
 
         options = {"quantization": quantization, "batch_size": batch_size, "threads": own_threads}
+        options |= {"device": "cpu"} if cluster else {}  # the actors compute
         classifier = load_classifier(package, backend, **options)
         if output == STANDARD:
             with bad_rows.open("w", encoding="utf-8") if bad_rows else nullcontext(sys.stderr) as bad_file:
@@ -151,8 +152,8 @@ def _find_cluster(address: str, cpus: int | None, gpus: float | None, actors: in
         if (cpus, gpus, actors) != (None, None, None):
             raise ReleaseError("there are options of actors, and no cluster. Remedy: add --ray local")
         return None
-    if gpus is not None and gpus < 0:
-        raise ReleaseError(f"--gpus_per_actor {gpus} is negative. Remedy: give 0 or more")
+    if gpus is not None and (gpus < 0 or (gpus > 1 and gpus % 1)):
+        raise ReleaseError(f"--gpus_per_actor {gpus:g} cannot be. Remedy: give a part of one GPU, or whole ones")
     from hub_release.serving.offline.on_ray import Cluster
 
     return Cluster(address, cpus or 1, gpus or 0, actors)
@@ -185,11 +186,12 @@ def _score_files(
 
     from hub_release.serving.offline.job import score as score_files
 
-    run = None
+    run, computed = None, classifier.computed
     if cluster:
         from hub_release.serving.offline.on_ray import run_on_ray
 
-        run = partial(run_on_ray, sources=sources, cluster=cluster, computed=classifier.computed)
+        run = partial(run_on_ray, sources=sources, cluster=cluster, computed=computed)
+        computed = "by PyTorch on GPUs of a cluster" if cluster.gpus else computed
     with tqdm(unit="row", desc="scoring") as bar:
 
         def show(rows: int, before: bool) -> None:
@@ -197,7 +199,7 @@ def _score_files(
                 bar.initial += rows  # the rate is that of this run
             bar.update(rows)
 
-        return score_files(package, sources, output, settings, classifier, resume, bad_rows, show, run)
+        return score_files(package, sources, output, settings, classifier, resume, bad_rows, show, run, computed)
 
 
 def _describe(done: Any, place: Any) -> str:

@@ -4,8 +4,8 @@
 
 The package's int8 graph answers requests with one real text each, by turns with batches (as it comes) and without
 (``--batch 1``): requests per second, and the 50th and 99th percentile of the milliseconds until an answer, with 1, 8 and
-64 clients that each ask again at once. Then for MINUTES (default: 10) 2,048 clients ask for twice what it can answer: the
-statuses, the resident memory after a minute and at the end, and the milliseconds of a request right afterwards. Prints
+64 clients that each ask again at once. Then for MINUTES (default: 10) 3,072 clients ask for twice what it can answer: the
+statuses, the resident memory every tenth of the time, and the milliseconds of a request right afterwards. Prints
 one JSON line per figure.
 """
 
@@ -28,7 +28,7 @@ from timing import emit
 
 from modeling.machine import cpu_name
 
-CLIENTS, ROUNDS, SECONDS, CROWD = (1, 8, 64), 3, 10, 2_048
+CLIENTS, ROUNDS, SECONDS, CROWD = (1, 8, 64), 3, 10, 3_072
 _SCRIPT = """
 local lines = {{}}
 for line in io.lines("{texts}") do lines[#lines + 1] = line end
@@ -123,22 +123,24 @@ def crowd(package: str, texts: Path, minutes: float, capacity: float) -> None:
     """Ask for twice as much as can be answered."""
     with server(package) as (address, process):
         asked = subprocess.Popen([sys.executable, __file__, address, str(texts), str(minutes), str(capacity)])
-        time.sleep(min(60, 30 * minutes))
-        early = process.memory_info().rss / 2**20
+        memory = []
+        for _ in range(10):
+            time.sleep(6 * minutes)
+            memory.append(round(process.memory_info().rss / 2**20))
         assert asked.wait() == 0
-        late = process.memory_info().rss / 2**20
         began = time.perf_counter()
         body = json.dumps({"inputs": "Are you well?"}).encode()
         request = urllib.request.Request(f"{address}/", body, {"Content-Type": "application/json"})
         assert urllib.request.urlopen(request, timeout=30).status == 200
         milliseconds = 1000 * (time.perf_counter() - began)
-        emit("after_the_crowd", mib_early=round(early), mib_late=round(late), milliseconds=round(milliseconds))
+        emit("after_the_crowd", mib=memory, milliseconds=round(milliseconds))
 
 
 def main() -> None:
     if sys.argv[1].startswith("http"):  # beside the process that watches the server
         address, texts, minutes, capacity = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
-        found = load(address, texts, CROWD, 60 * minutes, pause=CROWD / (2 * capacity))
+        # A client whose text is taken waits for 1,024 others and then pauses as long; one that is refused only pauses.
+        found = load(address, texts, CROWD, 60 * minutes, pause=1_024 / capacity)
         emit("crowd", minutes=minutes, capacity_per_second=capacity, clients=CROWD, **found)
         return
     package, data = sys.argv[1], Path(sys.argv[2])

@@ -30,6 +30,7 @@ class Folder:
         self.place, self.record = place, record
         if place.exists() and (not place.is_folder() or any(map(_is_kept, self._names()))):
             self._compare(record, resume)
+        self._made = not place.exists()
         place.make_folder()
         self._lock = None if place.uri else FileLock(place.path / _LOCK)
         try:
@@ -45,7 +46,7 @@ class Folder:
             )
         try:
             found = json.loads((self.place / RECORD).read())
-        except (OSError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             found = None
         if not isinstance(found, dict):
             raise ReleaseError(
@@ -59,7 +60,8 @@ class Folder:
                 )
 
     def _names(self) -> list[str]:
-        return [file.path.name for file in self.place.files() if file.path.parent == self.place.path]
+        """Names of all files, of folders in the folder too."""
+        return [file.path.relative_to(self.place.path).as_posix() for file in self.place.files()]
 
     def parts(self) -> set[str]:
         """Names of the parts that are there."""
@@ -81,7 +83,9 @@ class Folder:
         if self._lock:
             self._lock.release()
         if self._names() == [RECORD]:  # nothing to go on with
-            self.place.remove_folder()
+            (self.place / RECORD).remove()
+            if self._made:
+                self.place.remove_empty_folder()
 
 
 def _is_kept(name: str) -> bool:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -63,6 +62,12 @@ def find_format(asked: str, output: str, sources: Sequence[Source]) -> str:
     Raises:
         ReleaseError: it is unknown, or not that of the output's name.
     """
+    place = find_place(output)
+    if place.uri and place.path.suffix[1:].lower() in (*FORMATS, "gz") and not output.endswith("/"):
+        raise ReleaseError(
+            f"{place} cannot be one file: elsewhere than on this machine parts are not joined. Remedy: name a folder, "
+            "and give --format"
+        )
     named = Path(output.removesuffix(".gz")).suffix.removeprefix(".").lower() if is_file_name(output) else ""
     own = sources[0].suffix.removeprefix(".")
     form = asked or named or (own if own in FORMATS and output != STANDARD else "jsonl")
@@ -72,7 +77,7 @@ def find_format(asked: str, output: str, sources: Sequence[Source]) -> str:
         or (form == "parquet" and (output == STANDARD or output.endswith(".gz")))
     ):
         raise ReleaseError(
-            f"{find_place(output)} cannot be written as {form}. Remedy: use one of {', '.join(FORMATS)} for --format or for the end "
+            f"{place} cannot be written as {form}. Remedy: use one of {', '.join(FORMATS)} for --format or for the end "
             "of OUTPUT, or name a folder; neither the standard output nor a .gz file can be parquet"
         )
     return form
@@ -88,6 +93,7 @@ def score(
     bad_rows: Path | None,
     on_part: Callable[[int, bool], None],
     run: Run | None = None,
+    computed: str = "",
 ) -> Summary:
     """Score a file or folder into a file or folder.
 
@@ -100,7 +106,8 @@ def score(
         resume: go on with an interrupted run.
         bad_rows: where to name rows that cannot be scored; None for a file beside the output.
         on_part: called with the number of rows of each part, and whether they were scored before.
-        run: what scores the pieces; by default this process.
+        run: what reads and scores; by default this process.
+        computed: how, if not as ``classifier`` says.
 
     Raises:
         ReleaseError: input, output or settings do not fit; the message has the remedy.
@@ -108,7 +115,7 @@ def score(
     """
     target, one_file = find_place(output), is_file_name(output)
     place = Place(target.path.with_name(f"{target.path.name}.parts")) if one_file else target
-    record = _record(package, sources, settings, classifier)
+    record = _record(package, sources, settings, computed or classifier.computed)
     _refuse_overlap(target, sources)
     if one_file and target.exists():
         if not (resume and place.exists()):
@@ -118,24 +125,29 @@ def score(
         shutil.rmtree(place.path, ignore_errors=True)
         return Summary()
     columns = ColumnsOfFiles(settings.form, score_columns(classifier.labels, settings.probabilities), one_file)
-    parts = _begin(read_parts(sources, settings.text_column, settings.rows_per_part), columns)
-    summary = Summary()
+    parts = read_parts(sources, settings.text_column, settings.rows_per_part)
+    first, summary = _begin(parts, columns), Summary()
     with Folder(place, record, resume) as folder, BadRows() as bad:
-        work, found = Work(package, place, settings, columns, folder.parts()), []
-        for piece in (run or partial(run_here, classifier=classifier))(work, parts):
+        work = Work(package, place, settings, columns, folder.parts())
+        found: dict[tuple[int, int], str] = {}
+        if run:
+            parts.close()
+        for piece in run(work) if run else run_here(work, chain(first, parts), classifier):
             summary.add(piece)
             bad.add(piece)
-            found += [piece.name] if piece.rows else []
+            found |= {piece.position: piece.name} if piece.rows else {}
             on_part(piece.rows, piece.before)
         if not found:
             raise ReleaseError(f"no row can be scored: {'; '.join(summary.examples)}")
+        _require_all(folder, found.values())
         if summary.bad:
-            beside = target.path.with_name(f"{target.path.name}.bad_rows.jsonl")
-            own = Place(beside) if one_file else place / BAD_ROWS
+            own = (
+                place / BAD_ROWS if not one_file else Place(target.path.with_name(f"{target.path.name}.bad_rows.jsonl"))
+            )
             (Place(bad_rows) if bad_rows else own).write(bad.lines())
         if one_file:
             joined = place.path / f"joined{UNFINISHED}"
-            in_order = [place.path / name for name in sorted(found)]
+            in_order = [place.path / found[position] for position in sorted(found)]
             join(in_order, joined, settings.form, columns.heading(), compressed=target.path.suffix == ".gz")
             publish(joined, target.path)
     if one_file:
@@ -143,15 +155,24 @@ def score(
     return summary
 
 
-def _begin(parts: Iterator[Part], columns: ColumnsOfFiles) -> Iterator[Part]:
-    """The parts, when the columns of the first are found: a wrong command is refused before anything is written."""
+def _require_all(folder: Folder, names: Iterable[str]) -> None:
+    """Refuse to end without parts that were written, but not here."""
+    if missing := sorted(set(names) - folder.parts()):
+        raise ReleaseError(
+            f"{folder.place} has no {missing[0]}, which another machine has written to its own disk. Remedy: name an "
+            "OUTPUT that all machines share"
+        )
+
+
+def _begin(parts: Iterator[Part], columns: ColumnsOfFiles) -> list[Part]:
+    """The first parts, until columns are found: a wrong command is refused before anything is written."""
     first = []
     for part in parts:
         columns.fit(part)
         first.append(part)
         if part.rows:
             break
-    return chain(first, parts)
+    return first
 
 
 def stream(
@@ -162,7 +183,7 @@ def stream(
     columns = ColumnsOfFiles(settings.form, score_columns(classifier.labels, settings.probabilities), one_file=True)
     for part in read_parts(sources, settings.text_column, settings.rows_per_part):
         columns.fit(part)
-        piece = Piece("", len(part.rows), part.bad)
+        piece = Piece((0, part.number), "", len(part.rows), part.bad)
         summary.add(piece)
         bad_file.writelines(piece.lines())
         if part.rows:
@@ -173,14 +194,14 @@ def stream(
     return summary
 
 
-def _record(package: Path, sources: Sequence[Source], settings: Settings, classifier: Any) -> dict[str, Any]:
+def _record(package: Path, sources: Sequence[Source], settings: Settings, computed: str) -> dict[str, Any]:
     """What an interrupted run goes on with, and only with."""
     sums = package / LAYOUT.sums
     digest = hashlib.sha256(sums.read_bytes()).hexdigest() if sums.is_file() else str(package)
     return {
         "package": digest,
         "version": project_version(),
-        "computed": classifier.computed,
+        "computed": computed,
         "input": [[source.name, *source.place.state()] for source in sources],
         **asdict(settings),
     }
@@ -188,8 +209,8 @@ def _record(package: Path, sources: Sequence[Source], settings: Settings, classi
 
 def _refuse_overlap(target: Place, sources: Sequence[Source]) -> None:
     """Refuse an output in a folder that is read."""
-    for given in {source.folder for source in sources if source.folder and source.folder.uri == target.uri}:
-        if target.path.resolve().is_relative_to(given.path.resolve()):
+    for given in {source.folder for source in sources if source.folder}:
+        if target.is_in(given):
             raise ReleaseError(f"{target} is in the folder {given}, which is read. Remedy: name an OUTPUT elsewhere")
 
 
@@ -201,6 +222,8 @@ def refuse_bad_rows(path: Path | None, sources: Sequence[Source], target: Path) 
     """
     if path is None:
         return
+    if "://" in str(path) or ":/" in str(path):
+        raise ReleaseError("--bad_rows is a URI. Remedy: name a file of this machine")
     others = (source.place.path for source in sources if not source.place.uri)
     if path.resolve() in {target.resolve(), *(other.resolve() for other in others)}:
         raise ReleaseError(f"--bad_rows {path} is a file of INPUT or OUTPUT. Remedy: name another")

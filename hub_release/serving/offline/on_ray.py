@@ -6,6 +6,9 @@ import contextlib
 import copy
 import logging
 import os
+import signal
+import socket
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +18,15 @@ import numpy as np
 
 from hub_release.package import LAYOUT, ReleaseError
 from hub_release.serving.load import load_classifier
-from hub_release.serving.offline.read import Part, Source, read_parts
+from hub_release.serving.offline.read import Source, read_parts
 from hub_release.serving.offline.work import Piece, Work
 from modeling.infer import import_optional, usable_cores
 
 LOCAL = "local"
 _CORES_PER_READER = 8
 """Reading is far faster than scoring."""
+_TRIES = 5
+_SECONDS_TO_ANSWER = 10
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,14 @@ class Scorer:
         work: what to do.
         computed: how the driver's classifier computes; on CPUs others must do the same, or parts would differ.
         package_hash: of the package's seal.
-        device: None for the CPU.
+        device: ``cpu`` or ``cuda``.
 
     Raises:
         ReleaseError: its machine has another package, or computes in another precision.
     """
 
-    def __init__(self, work: Work, computed: str, package_hash: str, device: str | None) -> None:
-        self.work, settings = work, work.settings
+    def __init__(self, work: Work, computed: str, package_hash: str, device: str) -> None:
+        self.work, self.device, settings = work, device, work.settings
         if seal_of(work.package) != package_hash:
             raise ReleaseError(
                 f"{work.package} on {os.uname().nodename} is another package than here. Remedy: copy it there, or use a "
@@ -62,7 +67,7 @@ class Scorer:
             )
         options = {"quantization": settings.quantization, "batch_size": settings.batch_size, "device": device}
         self.classifier = load_classifier(work.package, settings.backend, threads=settings.threads, **options)
-        if not device and self.classifier.computed != computed:
+        if self.device == "cpu" and self.classifier.computed != computed:
             raise ReleaseError(
                 f"{os.uname().nodename} computes {self.classifier.computed}, and this machine {computed}. Remedy: use "
                 "machines of one kind, or another --backend"
@@ -89,14 +94,11 @@ def read(batch: dict[str, np.ndarray], work: Work) -> Iterator[dict[str, np.ndar
             yield {"piece": _column([piece])}
 
 
-def run_on_ray(
-    work: Work, parts: Iterator[Part], sources: Sequence[Source], cluster: Cluster, computed: str
-) -> Iterator[Piece]:
-    """Score the parts of all files on a cluster.
+def run_on_ray(work: Work, sources: Sequence[Source], cluster: Cluster, computed: str) -> Iterator[Piece]:
+    """Read and score all files on a cluster.
 
     Args:
         work: what to do.
-        parts: as this process would read them: not needed here.
         sources: the files.
         cluster: where.
         computed: how a classifier of this process computes.
@@ -104,37 +106,54 @@ def run_on_ray(
     Raises:
         ReleaseError: the cluster cannot be used, or an actor or a task failed for a reason that would come again.
     """
+    if any(place.has_key for place in (work.place, *(source.place for source in sources))):
+        raise ReleaseError(
+            "a URI holds a key, which the cluster would keep in its list of jobs. Remedy: give keys to its machines by "
+            "the environment or a role"
+        )
     ray = import_optional("ray", "'goemotions-mistral[ray]'")
     ray_data = import_optional("ray.data", "'goemotions-mistral[ray]'")
     with _connected(ray, cluster):
-        cores = ray.cluster_resources()
-        room = cores.get("GPU", 0) / cluster.gpus if cluster.gpus else cores.get("CPU", 0) / cluster.cpus
-        actors = cluster.actors or int(room)
+        actors = cluster.actors or _room(ray.nodes(), cluster)
         if actors < 1:
-            wanted = f"{cluster.gpus} GPUs" if cluster.gpus else f"{cluster.cpus} CPUs"
+            wanted = f"{cluster.cpus} CPUs{f' and {cluster.gpus:g} GPUs' if cluster.gpus else ''}"
             raise ReleaseError(f"no machine of the cluster has the {wanted} of an actor. Remedy: ask for fewer")
         work, sources = _from_anywhere(work), [replace(one, place=one.place.absolute()) for one in sources]
         context = ray_data.DataContext.get_current()
         context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context.raise_original_map_exception = True
+        context.execution_no_progress_timeout_s = -1  # a part may take long
         context.target_max_block_size = 1  # a part is a block of its own, so a lost machine costs its parts alone
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        readers = max(1, int(ray.cluster_resources().get("CPU", 1)) // _CORES_PER_READER)
         files = ray_data.from_items([{"source": source} for source in sources], override_num_blocks=len(sources))
         pieces = files.map_batches(
             read,
             batch_size=1,
             fn_kwargs={"work": work},
             num_cpus=0,
-            compute=ray_data.TaskPoolStrategy(size=max(1, int(cores.get("CPU", 1)) // _CORES_PER_READER)),
+            compute=ray_data.TaskPoolStrategy(size=readers),
         ).map_batches(
             Scorer,
             batch_size=1,
-            fn_constructor_args=(work, computed, seal_of(work.package), "cuda" if cluster.gpus else None),
+            fn_constructor_args=(work, computed, seal_of(work.package), "cuda" if cluster.gpus else "cpu"),
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus or None,
+            max_task_retries=_TRIES,  # a part that kills every actor that it comes to ends the run
             compute=ray_data.ActorPoolStrategy(size=actors),
         )
         for row in pieces.iter_rows():
             yield row["piece"]
+
+
+def _room(nodes: Sequence[dict[str, Any]], cluster: Cluster) -> int:
+    """How many actors fit; each is on one machine."""
+    room = 0
+    for node in nodes:
+        has = node["Resources"] if node["Alive"] else {}
+        fit = has.get("CPU", 0) // cluster.cpus
+        room += int(min(fit, has.get("GPU", 0) // cluster.gpus) if cluster.gpus else fit)
+    return room
 
 
 def _from_anywhere(work: Work) -> Work:
@@ -156,23 +175,37 @@ def _connected(ray: Any, cluster: Cluster) -> Iterator[None]:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if cluster.address == LOCAL:
         options |= {"num_cpus": usable_cores(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        _require_answer(cluster.address)
         ray.init(address=cluster.address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ReleaseError(
             f"no Ray cluster answers at {cluster.address} ({error!s:.200}). Remedy: run ray start --head, or say "
             "--ray local"
         ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
     try:
         yield
-    except ray.exceptions.RayError as error:
-        raise ReleaseError(f"the cluster failed ({_cause(error)}). Remedy: mend it, and go on with --resume") from None
+    except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
+        raise ReleaseError(f"the cluster failed: {_cause(error)}") from None
     finally:
         ray.shutdown()
 
 
+def _require_answer(address: str) -> None:
+    """Refuse an address where nothing listens, which Ray would ask again for many minutes."""
+    host, found, port = address.rpartition("://")[2].rpartition(":")
+    if found and port.isdigit():
+        socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
+
+
 def _cause(error: BaseException) -> str:
-    """What an actor or a task said."""
+    """What an actor or a task said at last, with a remedy."""
     while isinstance(cause := getattr(error, "cause", None) or error.__cause__, BaseException):
         error = cause
-    return f"{type(error).__name__}: {error!s:.400}"
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = next((line for line in reversed(said) if "Remedy: " in line), said[-1] if said else type(error).__name__)
+    last = last.partition("Error: ")[2] if "Remedy: " in last and "Error: " in last else last
+    return last if "Remedy: " in last else f"{last:.400}. Remedy: mend it, and go on with --resume"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ import pyarrow as pa
 import pyarrow.fs
 
 from hub_release.package import ReleaseError
-from modeling.infer.storage import publish
+from modeling.infer.storage import publish, staging
 
 UNFINISHED = ".unfinished"
-_URI = re.compile("[a-z][a-z0-9+.-]+://")
+_URI = re.compile("[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_KEY = re.compile("//[^/]*@")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Place:
     """
 
     path: Path
-    uri: str = ""
+    uri: str = field(default="", repr=False)
 
     def __truediv__(self, name: str) -> Place:
         return Place(self.path / name, self.uri)
@@ -45,8 +48,19 @@ class Place:
         return self if self.uri else Place(self.path.absolute())
 
     @property
+    def has_key(self) -> bool:
+        """Does the URI hold a name or a key?"""
+        return bool(_KEY.search(self.uri))
+
+    def is_in(self, folder: Place) -> bool:
+        """Is it a folder, or in it?"""
+        if self.uri and folder.uri:
+            return bool(self._system.equals(folder._system)) and self.path.is_relative_to(folder.path)
+        return not self.uri and not folder.uri and self.path.resolve().is_relative_to(folder.path.resolve())
+
+    @property
     def _system(self) -> Any:
-        return pyarrow.fs.FileSystem.from_uri(self.uri)[0]
+        return _find_system(self.uri)[0]
 
     def _info(self) -> Any:
         return self._system.get_file_info(str(self))
@@ -80,8 +94,8 @@ class Place:
         if not self.uri:
             yield self.path
             return
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / self.path.name
+        with staging(Path(tempfile.gettempdir()), ".score-") as folder:
+            copy = folder / self.path.name
             # By the name's end pyarrow would decompress it.
             with self._system.open_input_stream(str(self), compression=None) as given, copy.open("wb") as file:
                 shutil.copyfileobj(given, file)
@@ -121,29 +135,35 @@ class Place:
         else:
             self.path.unlink()
 
-    def remove_folder(self) -> None:
-        """Remove a folder and what is in it."""
-        if self.uri:
+    def remove_empty_folder(self) -> None:
+        """Remove a folder if nothing is in it."""
+        if not self.uri:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+        elif not self.files():
             self._system.delete_dir(str(self))
-        else:
-            shutil.rmtree(self.path)
 
 
 def find_place(given: str) -> Place:
     """The place that a path or a URI names.
 
     Raises:
-        ReleaseError: pyarrow does not know the file system.
+        ReleaseError: pyarrow does not know the file system, or it does not answer.
     """
-    if not _URI.match(given):
-        return Place(Path(given))
+    return Place(Path(_find_system(given)[1]), given) if _URI.match(given) else Place(Path(given))
+
+
+@lru_cache
+def _find_system(uri: str) -> tuple[Any, str]:
+    """A file system, and the path in it; for S3 this asks the network for the bucket's region."""
+    scheme = uri.partition("://")[0]
     try:
-        path = pyarrow.fs.FileSystem.from_uri(given)[1]
+        return pyarrow.fs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
-        scheme = given.partition("://")[0]
-        why = str(error).replace(given, f"{scheme}://…")
-        raise ReleaseError(
-            f"a file system of {scheme}:// cannot be used ({why:.200}). Remedy: give a path, or a URI that "
-            "pyarrow.fs.FileSystem.from_uri reads, such as s3://bucket/folder"
-        ) from None
-    return Place(Path(path), given)
+        why = str(error).replace(uri, f"{scheme}://…")
+        remedy = (
+            "check the network, the credentials and that the bucket exists"
+            if isinstance(error, OSError)
+            else "give a path, or a URI that pyarrow.fs.FileSystem.from_uri reads, such as s3://bucket/folder"
+        )
+        raise ReleaseError(f"a file system of {scheme}:// cannot be used ({why:.200}). Remedy: {remedy}") from None

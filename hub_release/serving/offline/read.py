@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import pyarrow.parquet
 from hub_release.package import ReleaseError
 from hub_release.serving.offline.places import Place, find_place
 from modeling.infer import ROW_SUFFIXES, TEXT_SUFFIX, Row, TableError, find_column, quote_names, read_rows, split_name
+from modeling.infer.stops import describe_stop
 
-STANDARD = "-"
-"""The standard input or output."""
+STANDARD, STANDARD_INPUT = "-", "standard input"
+"""The standard input or output; and how messages call the first."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def find_sources(given: str, input_format: str = "") -> list[Source]:
                 f"the standard input cannot be read as {suffix}. Remedy: give --input_format csv, tsv, jsonl or txt, or "
                 "a file"
             )
-        return [Source(Place(Path("/dev/stdin")), 0, "standard input", suffix)]
+        return [Source(Place(Path("/dev/stdin")), 0, STANDARD_INPUT, suffix)]
     place = find_place(given)
     if not place.exists():
         raise TableError(f"{place}: no such file or folder. Remedy: correct the path")
@@ -105,7 +106,7 @@ def find_sources(given: str, input_format: str = "") -> list[Source]:
     return found
 
 
-def read_parts(sources: Sequence[Source], text_column: str, rows_per_part: int) -> Iterator[Part]:
+def read_parts(sources: Sequence[Source], text_column: str, rows_per_part: int) -> Generator[Part, None, None]:
     """The rows of all files, in parts.
 
     A file whose content breaks in the middle does not end the run: the part in which it breaks says so. What is wrong
@@ -122,6 +123,8 @@ def read_parts(sources: Sequence[Source], text_column: str, rows_per_part: int) 
                     _refuse_missing(part)
                 yield part
         except TableError as error:
+            if source.number and _is_of_the_disk(error):
+                raise BrokenDiskError(str(error)) from None
             if source.number == 0 or isinstance(error, BrokenDiskError):
                 raise
             yield Part(source, 0, text_column, bad=[(source.name, str(error))])
@@ -135,17 +138,31 @@ def _parts_of(source: Source, text_column: str, rows_per_part: int) -> Iterator[
     with contextlib.ExitStack() as stack:
         try:
             path = stack.enter_context(source.place.copy())
+            if source.name != STANDARD_INPUT:
+                path.open("rb").close()
         except (pa.ArrowException, OSError) as error:
+            if describe_stop(error):  # a full disk
+                raise
             raise BrokenDiskError(
-                f"{source.name} cannot be read ({error!s:.200}). Remedy: check its file system, and go on"
+                f"{source.name} cannot be read ({error!s:.200}). Remedy: check the file and its file system; all "
+                "machines of a cluster must see it"
             ) from None
         try:
             schema = pyarrow.parquet.read_schema(path) if source.suffix == ".parquet" else None
         except (pa.ArrowException, OSError):
             schema = None  # the reader says what is wrong
-        for part in _cut(source, _rows(source, path, text_column), text_column, rows_per_part):
-            part.schema = schema
-            yield part
+        try:
+            for part in _cut(source, _rows(source, path, text_column), text_column, rows_per_part):
+                part.schema = schema
+                part.bad = [(_named(place, path, source), _named(problem, path, source)) for place, problem in part.bad]
+                yield part
+        except TableError as error:
+            raise type(error)(_named(str(error), path, source)) from error
+
+
+def _named(message: str, path: Path, source: Source) -> str:
+    """A message that calls a file as the input does, wherever it or its copy lies."""
+    return message.replace(str(path), source.name)
 
 
 def _cut(source: Source, rows: Iterator[Row], text_column: str, rows_per_part: int) -> Iterator[Part]:
@@ -160,8 +177,7 @@ def _cut(source: Source, rows: Iterator[Row], text_column: str, rows_per_part: i
             for row in itertools.islice(rows, rows_per_part):
                 _add(part, row)
         except TableError as error:
-            cause = error.__context__
-            if isinstance(cause, OSError) and cause.errno is not None:
+            if _is_of_the_disk(error):
                 raise BrokenDiskError(str(error)) from None
             part.bad.append((source.name, str(error)))
             broken = True
@@ -169,6 +185,16 @@ def _cut(source: Source, rows: Iterator[Row], text_column: str, rows_per_part: i
             yield part
         if broken or not (part.rows or part.bad):
             return
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    """Is it, or was its cause, an error of the file system?"""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _missing_column(row: Row, text_column: str) -> TableError:
@@ -185,18 +211,8 @@ def _refuse_missing(part: Part) -> None:
 
 
 def _rows(source: Source, path: Path, text_column: str) -> Iterator[Row]:
-    """The rows of a file; messages call a copy as the file that it is a copy of."""
     rows = read_rows(path, text_column, suffix=source.suffix)
-    if "json" in source.suffix:
-        rows = (Row(row.place, _whole(row.values), row.problem) for row in rows)
-    if not source.place.uri:
-        yield from rows
-        return
-    try:
-        for row in rows:
-            yield Row(row.place.replace(str(path), source.name, 1), row.values, row.problem)
-    except TableError as error:
-        raise TableError(str(error).replace(str(path), source.name)) from None
+    return (Row(row.place, _whole(row.values), row.problem) for row in rows) if "json" in source.suffix else rows
 
 
 def _whole(value: Any) -> Any:

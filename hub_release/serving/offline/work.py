@@ -42,6 +42,7 @@ class Piece:
     """What is done, or to be done, about a part.
 
     Attributes:
+        position: number of the file of rows, and of the part in it.
         name: of its file.
         rows: those that can be scored.
         bad: the others: each with its place and what is wrong with it.
@@ -50,6 +51,7 @@ class Piece:
         columns: of the rows.
     """
 
+    position: tuple[int, int]
     name: str
     rows: int
     bad: list[tuple[str, str]]
@@ -89,6 +91,7 @@ class Work:
             before = name in self.finished
             todo = bool(part.rows) and not before
             yield Piece(
+                (part.source.number, part.number),
                 name,
                 len(part.rows),
                 part.bad,
@@ -108,8 +111,8 @@ class Work:
         piece.part = None
 
 
-Run = Callable[[Work, Iterator[Part]], Iterator[Piece]]
-"""Work and the parts as this process reads them → pieces whose files are written, in any order."""
+Run = Callable[[Work], Iterator[Piece]]
+"""Work → pieces whose files are written, in any order."""
 
 
 def run_here(work: Work, parts: Iterator[Part], classifier: Any) -> Iterator[Piece]:
@@ -132,7 +135,7 @@ class BadRows:
     """The bad rows of pieces that come in any order, in a file without a name, for within ``with``."""
 
     def __init__(self) -> None:
-        self._places: dict[str, tuple[int, int]] = {}
+        self._places: dict[tuple[int, int], tuple[int, int]] = {}
 
     def __enter__(self) -> BadRows:
         self._file = tempfile.TemporaryFile()
@@ -145,7 +148,7 @@ class BadRows:
         """Keep those of a piece."""
         if piece.bad:
             content = "".join(piece.lines()).encode()
-            self._places[piece.name] = (self._file.tell(), len(content))
+            self._places[piece.position] = (self._file.tell(), len(content))
             self._file.write(content)
 
     def lines(self) -> Iterator[bytes]:

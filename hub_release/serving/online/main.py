@@ -6,6 +6,7 @@ It needs what ``requirements.txt`` names, and neither PyTorch nor transformers.
 """
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ from pathlib import Path
 from hub_release.serving.online.options import Limits
 from hub_release.serving.online.server import listen, serve, to_model
 from modeling.infer.cores import check_threads
-from modeling.infer.errors import PackageError
 from modeling.infer.files import read_json
 from modeling.infer.graph_classifier import EmotionClassifier
 from modeling.infer.package import CONFIG_FILE, VERSION_KEY
@@ -50,12 +50,13 @@ def main(given: Sequence[str]) -> int:
         # Several threads use a graph's session, each with a batch of its own.
         classifier = EmotionClassifier(asked.package, threads=1, **named)
         model = to_model(classifier, asked.package.resolve().name, version, workers)
-    except (OSError, ValueError, PackageError) as error:
+    except (OSError, ValueError, OverflowError, ImportError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     sys.stdout.write(f"{model.name}, computed {model.about}, answers at {asked.host}:{asked.port}\n")
     sys.stdout.flush()
-    serve(model, limits, listening)
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has stopped by now, and raises the signal again
+        serve(model, limits, listening)
     return 0
 
 

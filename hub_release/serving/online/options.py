@@ -17,7 +17,7 @@ class Limits:
     """
 
     body_bytes: int = 1_000_000
-    body_seconds: float = 10
+    body_seconds: float = 10.0
     texts: int = 128
     characters: int = 100_000
     batch: int = 64
