@@ -24,8 +24,8 @@ IDLE = frozenset(["q_proj", "k_proj"])
 HEAD_PARTS = ("projection", "pooling", "classifier")
 """Parts that train in full, if a model has them."""
 
-_PEFT_PREFIX = "base_model.model."
-_BACKBONE_PREFIX = f"{_PEFT_PREFIX}backbone."
+PEFT_PREFIX = "base_model.model."
+BACKBONE_PREFIX = f"{PEFT_PREFIX}backbone."
 
 
 class _LoraProduct(torch.autograd.Function):
@@ -179,9 +179,9 @@ def split_trained_weights(
     head: dict[str, dict[str, torch.Tensor]] = {part: {} for part in HEAD_PARTS}
     adapter: dict[str, torch.Tensor] = {}
     for key, tensor in state.items():
-        part, _, name = key.removeprefix(_PEFT_PREFIX).partition(".")
-        if key.startswith(_BACKBONE_PREFIX):
-            adapter[_PEFT_PREFIX + key.removeprefix(_BACKBONE_PREFIX)] = tensor
+        part, _, name = key.removeprefix(PEFT_PREFIX).partition(".")
+        if key.startswith(BACKBONE_PREFIX):
+            adapter[PEFT_PREFIX + key.removeprefix(BACKBONE_PREFIX)] = tensor
         elif part in head:
             head[part][name] = tensor
         else:

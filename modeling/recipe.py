@@ -139,6 +139,13 @@ class Recipe(ModelSettings):
         "smollm2-135m", "backbone: a Hub id, a folder or smollm2-135m (bundled)", "model", on_card=False
     )
     model_revision: str | None = setting(None, "revision of a Hub backbone", "model", on_card=False)
+    start_from: str | None = setting(
+        None,
+        "a finished run, a package or a Hub id to start from: adapter, projection, pooling and the classifier's rows of the "
+        "same labels are taken over, and the settings that must agree with it",
+        "model",
+        local_path=True,
+    )
     num_hidden_layers: int = setting(
         0, "number of backbone layers to use, from the first; 0 uses all", "model", least=0
     )

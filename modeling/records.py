@@ -107,6 +107,16 @@ class CorpusFindings(TypedDict):
     audit_policy: NotRequired[dict[str, Any]]
 
 
+class StartRecord(TypedDict):
+    """The model that a run starts from: its id on the Hub, if it is there; the hash of its files; the labels whose rows
+    of the classifier were taken over; and the hashes of the splits that it was trained and scored on."""
+
+    hub_id: str | None
+    sha256: str
+    labels_taken: list[str]
+    splits: dict[str, str]
+
+
 class RowsAudit(TypedDict):
     """Where the rows and targets come from, and how much of the texts is cut off in training."""
 
@@ -117,6 +127,7 @@ class RowsAudit(TypedDict):
     training_rows: TrainingRows
     truncation: NotRequired[dict[str, dict[str, int]]]
     teachers: NotRequired[dict[str, str]]
+    start: NotRequired[StartRecord]
 
 
 class Audit(CorpusFindings, RowsAudit):

@@ -125,8 +125,13 @@ def parse(argv: Sequence[str]) -> Command[Any]:
         raise SystemExit(0)
     settings, stem = _read_recipe(flags, parser) if verb.takes_recipe else ([], "")
     words = list(itertools.takewhile(lambda flag: not flag.startswith("-"), flags))
-    values = _parse(parser, [*words, *settings, *flags[len(words) :]])
+    rest = [*settings, *flags[len(words) :]]
+    values = _parse(parser, [*words, *rest])
     recipe = _pick(Recipe, values)
+    if verb.takes_recipe and recipe.start_from:
+        from training.fit.start import inherited_flags  # it imports peft, which --help does not need
+
+        recipe = _pick(Recipe, _parse(parser, [*words, *inherited_flags(recipe.start_from), *rest]))
     options = _pick(verb.options, values)
     if verb.takes_recipe:
         check_recipe(recipe)
@@ -218,6 +223,8 @@ def _check_places(recipe: Recipe) -> None:
 def _check_options(name: str, recipe: Recipe, options: Any) -> None:
     if name == "null-test" and recipe.teachers:
         raise RecipeError("null-test: teachers know what the test removes. Remedy: test the recipe without teachers")
+    if name == "null-test" and recipe.start_from:
+        raise RecipeError("null-test: a start knows what the test removes. Remedy: test the recipe without start_from")
     output = getattr(options, "output_dir", None)
     if output and Path(output).resolve() in {Path(teacher).resolve() for teacher in recipe.teachers}:
         raise RecipeError(f"teachers: {output} is this run's own folder. Remedy: use another --output_dir")

@@ -35,6 +35,11 @@ def check_recipe(recipe: Recipe) -> None:
         )
     _check_input(recipe)
     _check_teachers(recipe)
+    if recipe.start_from and (recipe.head == "mlp" or recipe.loader == "unsloth"):
+        raise RecipeError(
+            "start_from: only head backbone with loader transformers starts from a model. Remedy: use these, or leave "
+            "start_from out"
+        )
     whole = recipe.prefix != "none" or not recipe.one_token
     if recipe.loader == "unsloth" and not (recipe.quantization == "nf4" and recipe.head == "backbone" and whole):
         raise RecipeError(

@@ -135,23 +135,24 @@ class RunFolder:
             )
 
     def inputs_sha256(self) -> dict[str, str]:
-        """Fingerprints of splits and teachers as the run read them; empty if none are recorded."""
+        """Fingerprints of splits, teachers and start as the run read them; empty if none are recorded."""
         if not (self.path / AUDIT).is_file():
             return {}
         audit = self.read(AUDIT)
-        return {**audit.get("corpus_sha256", {}), **audit.get("teachers", {})}
+        start = {"start": audit["start"]["sha256"]} if "start" in audit else {}
+        return {**audit.get("corpus_sha256", {}), **audit.get("teachers", {}), **start}
 
     def refuse_other_inputs(self, fingerprints: Mapping[str, str]) -> None:
-        """Refuse to resume with rows or teachers other than the run's.
+        """Refuse to resume with rows, teachers or a start other than the run's.
 
         Raises:
-            RunFolderError: the texts or labels of a split, or the files of a teacher, changed; the message names it.
+            RunFolderError: the texts or labels of a split, or the files of a model, changed; the message names it.
         """
         recorded = self.inputs_sha256()
         other = [name for name in {**recorded, **fingerprints} if recorded.get(name) != fingerprints.get(name)]
         if recorded and other:
             raise RunFolderError(
-                f"--resume with rows or teachers that differ from {self.path}: {', '.join(other)} changed since the "
+                f"--resume with rows or models that differ from {self.path}: {', '.join(other)} changed since the "
                 "run started. Remedy: restore them, or use --overwrite to train again"
             )
 

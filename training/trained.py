@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,12 +12,38 @@ from peft import PeftModel
 from modeling.backbones import load_frozen_backbone
 from modeling.infer import EmotionClassifier, EmotionConfig, EmotionModel, PackageError, read_tokenizer
 from modeling.records import MODEL, RECIPE
+from training.recipe import RecipeError
 from training.run_folder import RunFolderError
 
 
 def is_run_folder(folder: Path) -> bool:
     """Is this a run folder? A package has the recipe too, but with ``config.json`` next to it."""
     return (folder / RECIPE).is_file() and not (folder / "config.json").is_file()
+
+
+def model_of(folder: str | Path) -> Path:
+    """Where a run or a package has its model: a package is one."""
+    return Path(folder) / MODEL if is_run_folder(Path(folder)) else Path(folder)
+
+
+def fingerprint(model: Path, setting: str) -> str:
+    """SHA-256 of the files of a model.
+
+    Args:
+        model: its folder.
+        setting: of the recipe that names it, for the message.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    if not (model / "config.json").is_file():
+        raise RecipeError(
+            f"{setting}: {model} is neither a finished run nor a package. Remedy: train it to the end, or get one from "
+            "the Hub with `hub_release pull`"
+        )
+    files = sorted(path for path in model.rglob("*") if path.suffix in (".json", ".safetensors", ".pt"))
+    digests = [f"{path.relative_to(model)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> EmotionClassifier:

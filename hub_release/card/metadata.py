@@ -33,6 +33,8 @@ def build_metadata(facts: Facts) -> ModelCardData:
     own: dict[str, Any] = {
         key: value for key, value in details.given.items() if key in ("title", "contact", "intended_use")
     }
+    if start := facts.audit.get("start"):
+        own["started_from"] = {"model": start["hub_id"], "sha256": start["sha256"]}
     return ModelCardData(
         model_name=details.name or "-".join(name for name in names if name) or "multi-label-classifier",
         language=list(details.language) or facts.dataset.language,

@@ -202,6 +202,7 @@ def _training(facts: Facts) -> dict[str, Any]:
         "resumed": timing["resumed"],
         "emissions": emissions and {**emissions, "grams": f"{emissions['grams']:.3g}"},
         "teachers": list(facts.audit.get("teachers", {}).values()),
+        "start": facts.audit.get("start"),
         "best_metric": recipe["metric_for_best_model"],
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "exporter": f"{PROJECT} {facts.config[VERSION_KEY]}",

@@ -16,9 +16,8 @@ from accelerate import PartialState
 
 from modeling.recipe import CONTAMINATED, Recipe
 from modeling.records import AUDIT, PREDICTIONS, RECIPE, TIMING
-from training.commands.train import train
+from training.commands.train import hash_inputs, train
 from training.commands.verbs import CompareOptions, CompareRunsOptions, TrainOptions
-from training.fit.distillation import hash_inputs
 from training.fit.prepare import Corpora
 from training.options import override
 from training.recipe import RecipeError

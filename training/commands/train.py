@@ -20,12 +20,14 @@ from modeling.records import AUDIT, ENVIRONMENT, LABEL_FREQUENCIES_PLOT, LOG, RE
 from training.commands.verbs import TrainOptions
 from training.fit.batch import fit_batch
 from training.fit.build import build_model, build_trainer, fit_precision
-from training.fit.distillation import distill, hash_inputs
+from training.fit.distillation import distill, fingerprints
 from training.fit.emissions import start_tracking, stop_tracking
 from training.fit.prepare import Corpora, Prepared, prepare
 from training.fit.results import finish, warning_of
+from training.fit.start import find_start, record_start
 from training.run_folder import RunFolder, RunFolderError, describe_environment
 from training.scores.plots import plot_label_frequencies
+from training.trained import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def _train(
         if state.is_main_process and options.resume:
             run.refuse_other_inputs(hash_inputs(recipe, corpora))
         fitted = fit_precision(recipe)
-        data = distill(prepare(recipe, corpora, null_test), fitted)
+        data = distill(record_start(prepare(recipe, corpora, null_test), recipe), fitted)
     started = time.perf_counter()
     fitted = fit_batch(fitted, state)
     trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
@@ -85,6 +87,17 @@ def _train(
         finish(run, trainer, data, recipe, null_test, timing)
         if options.remove_checkpoints:
             shutil.rmtree(run.checkpoints)
+
+
+def hash_inputs(recipe: Recipe, corpora: Corpora) -> dict[str, str]:
+    """SHA-256 of everything that a run reads: the rows of each split, each teacher, and the start.
+
+    Raises:
+        CorpusError: bad data.
+        RecipeError: a teacher or the start is missing.
+    """
+    start = {"start": fingerprint(find_start(recipe.start_from).model, "start_from")} if recipe.start_from else {}
+    return corpora.rows(recipe).fingerprints() | fingerprints(recipe.teachers) | start
 
 
 def refuse_to_replace(run: RunFolder, recipe: Recipe, options: TrainOptions, corpora: Corpora) -> None:

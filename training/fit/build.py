@@ -32,6 +32,7 @@ from modeling.recipe import Recipe, model_settings
 from training.errors import first_line
 from training.fit.prepare import Prepared
 from training.fit.projection import standardize_projection
+from training.fit.start import take_over
 from training.fit.trainer import CheckpointByTime, FeatureDataset, FocalTrainer, SealedCheckpoints
 from training.recipe import RecipeError
 from training.run_folder import RunFolder
@@ -63,6 +64,8 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
     if recipe.token_norm and config.reads_embedding:
         standardize_projection(model.projection, data.rows.embeddings, recipe.token_norm, recipe.seed)
     trained = _attach_lora(model, recipe) if backbone is not None else model
+    if recipe.start_from and isinstance(trained, PeftModel):
+        take_over(trained, recipe.start_from, data.corpus.labels)
     if recipe.torch_compile:
         _compile(model)
     elif recipe.fused_layers and holds_bfloat16(recipe, config) and state.device.type == "cpu":

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import hashlib
 import logging
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,14 +18,14 @@ from scipy.special import expit
 
 from modeling.infer import CacheError, LoadedEncoder, cache_folder, predict_logits
 from modeling.recipe import Recipe
-from modeling.records import AUDIT, METRICS, MODEL
+from modeling.records import AUDIT, METRICS
 from training.data.encoding import encode
 from training.data.reading import SPLITS
 from training.errors import first_line
-from training.fit.prepare import Corpora, Prepared
+from training.fit.prepare import Prepared
 from training.recipe import RecipeError
 from training.run_folder import RunFolder, RunFolderError
-from training.trained import is_run_folder, load_classifier
+from training.trained import fingerprint, load_classifier, model_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,35 +53,13 @@ def distill(data: Prepared, recipe: Recipe) -> Prepared:
     return dataclasses.replace(data, targets=targets, audit={**data.audit, "teachers": known})
 
 
-def hash_inputs(recipe: Recipe, corpora: Corpora) -> dict[str, str]:
-    """SHA-256 of everything that a run reads: the rows of each split, and each teacher.
-
-    Raises:
-        CorpusError: bad data.
-        RecipeError: a teacher is missing.
-    """
-    return corpora.rows(recipe).fingerprints() | fingerprints(recipe.teachers)
-
-
 def fingerprints(teachers: list[str]) -> dict[str, str]:
     """SHA-256 of each teacher's files, by the teacher's number.
 
     Raises:
         RecipeError: a teacher is missing.
     """
-    return {f"teacher {number}": _fingerprint(Path(folder)) for number, folder in enumerate(teachers, start=1)}
-
-
-def _fingerprint(folder: Path) -> str:
-    model = folder / MODEL if is_run_folder(folder) else folder
-    if not (model / "config.json").is_file():
-        raise RecipeError(
-            f"teachers: {folder} is neither a finished run nor a package. Remedy: train it to the end, or get one from "
-            "the Hub with `hub_release pull`"
-        )
-    files = sorted(path for path in model.rglob("*") if path.suffix in (".json", ".safetensors", ".pt"))
-    digests = [f"{path.relative_to(model)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return {f"teacher {n}": fingerprint(model_of(folder), "teachers") for n, folder in enumerate(teachers, start=1)}
 
 
 def _refuse_other_data(teacher: str, data: Prepared) -> None:
