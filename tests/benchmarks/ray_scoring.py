@@ -3,10 +3,10 @@
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/ray_scoring.py PACKAGE path/to/goemotions/test.tsv [ROWS]
 
 Writes ROWS (default: 200,000) rows of Parquet and scores them by the package's int8 graph: in one process with a thread
-for each core, and on a Ray cluster of this machine with an actor for each core; from the start of the command to its
-end. Then on a cluster of three machines, which are three sets of Ray's processes here, with an actor of one thread each:
-after a quarter of the parts one machine is killed, after half of them the driver, and the command with ``--resume`` goes
-on. All outputs must be equal byte for byte. Prints one JSON line per figure.
+for each core, and on a Ray cluster of this machine with one actor of as many threads; from the start of the command to
+its end. Then on a cluster of three machines, which are three sets of Ray's processes here, with such an actor each: after
+a quarter of the parts one machine is killed, after half of them the driver, and the command with ``--resume`` goes on.
+All outputs must be equal byte for byte. Prints one JSON line per figure.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ray.cluster_utils import Cluster
 from scoring import write_rows
 from timing import emit
 
+from modeling.infer import usable_cores
 from modeling.machine import cpu_name
 
 ROWS, PART = 200_000, 2_000
@@ -63,16 +64,19 @@ def main() -> None:
         source = folder / "rows.parquet"
         write_rows(source, texts, rows)
         here = seconds_of(run(package, source, folder / "here"))
-        there = seconds_of(run(package, source, folder / "there", "--ray", "local"))
+        # In int8 a text is rounded by what stands beside it, so equal bytes need equal threads.
+        cores = usable_cores()
+        actors = ["--cpus_per_actor", str(cores)]
+        there = seconds_of(run(package, source, folder / "there", "--ray", "local", *actors))
         wanted = parts_of(folder / "here")
         same = parts_of(folder / "there") == wanted
         figures = {"process_seconds": round(here, 1), "ray_seconds": round(there, 1)}
         emit("ray", rows=rows, **figures, overhead=round(there / here - 1, 3), equal=same, cpu=cpu_name())
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cores})
+        nodes = [cluster.add_node(num_cpus=cores) for _ in range(2)]
         cluster.wait_for_nodes()
-        options = ["--ray", cluster.address]
+        options = ["--ray", cluster.address, *actors]
         began = time.monotonic()
         driver = run(package, source, folder / "killed", *options)
         wait_for(number / 4, folder / "killed", driver)
