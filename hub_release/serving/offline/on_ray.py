@@ -25,7 +25,7 @@ from modeling.infer import import_optional, usable_cores
 LOCAL = "local"
 _CORES_PER_READER = 8
 """Reading is far faster than scoring."""
-_TRIES = 5
+_RESTARTS = 5
 _SECONDS_TO_ANSWER = 10
 
 
@@ -139,8 +139,9 @@ def run_on_ray(work: Work, sources: Sequence[Source], cluster: Cluster, computed
             fn_constructor_args=(work, computed, seal_of(work.package), "cuda" if cluster.gpus else "cpu"),
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus or None,
-            max_task_retries=_TRIES,  # a part that kills every actor that it comes to ends the run
-            compute=ray_data.ActorPoolStrategy(size=actors),
+            max_restarts=_RESTARTS,  # parts that kill each actor that they come to end the run
+            # An actor whose machine is gone waits for room elsewhere, which idle ones make by ending.
+            compute=ray_data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
         )
         for row in pieces.iter_rows():
             yield row["piece"]
