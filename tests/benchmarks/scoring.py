@@ -4,7 +4,7 @@
 
 Writes ROWS (default: 1,000,000) rows of Parquet, the texts of the file again and again with a number each, and scores
 them by the package's int8 graph: once in one go, with the peak of the process's resident memory at a tenth of the rows and at the end; and
-once with KILLS (default: 10) kills at random moments, each followed by ``--resume``. The outputs must be equal byte for
+once with KILLS (default: 10) kills, each a moment after a random part and followed by ``--resume``. The outputs must be equal byte for
 byte. The rate of the verb is compared with that of ``predict_proba`` on the same texts, in alternating rounds of 20,000
 rows. Prints one JSON line per figure.
 """
@@ -91,18 +91,18 @@ def main() -> None:
         seconds = time.monotonic() - began
         emit("scoring", rows=rows, rows_per_second=round(rows / seconds, 1), cpu=cpu_name(), **memory)
 
-        chance, killed = random.Random(0), 0
-        while killed < kills:
+        chance = random.Random(0)
+        for written in sorted(chance.sample(range(parts), kills)):
             resume = ["--resume"] if (folder / "killed" / "_score.json").exists() else []
             process = run(package, source, folder / "killed", *resume)
-            time.sleep(chance.uniform(0, 2 * seconds / kills))
-            if process.poll() is not None:
-                break
+            while len(list((folder / "killed").glob("part-*"))) < written:
+                assert process.poll() is None
+                time.sleep(0.05)
+            time.sleep(chance.random())
             process.send_signal(signal.SIGKILL)
             process.wait()
-            killed += 1
         assert run(package, source, folder / "killed", "--resume").wait() == 0
-        emit("killed", kills=killed, equal=digest(folder / "whole") == digest(folder / "killed"))
+        emit("killed", kills=kills, equal=digest(folder / "whole") == digest(folder / "killed"))
 
         classifier = EmotionClassifier(package, backend="onnx")
         some = folder / "some.parquet"
