@@ -3,7 +3,7 @@
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/billion.py path/to/goemotions/test.tsv LINES …
 
 LINES are files with what ``accuracy_speed.py`` and ``ray_scoring.py`` printed: the texts per second of each package on
-all cores, in batches of 64, and Ray's overhead. Measured here, for each format: rows per second that one task reads and
+all cores, in batches of 64, and Ray's overhead. Measured here, for each format: rows per CPU second that one task reads and
 that one actor encodes with 28 probabilities, and the bytes of a row. Prints one JSON line per figure.
 """
 
@@ -30,7 +30,7 @@ FORMATS = {"parquet": "rows.parquet", "jsonl": "rows.jsonl", "csv": "rows.csv"}
 
 
 def measure(texts: list[str], folder: Path) -> float:
-    """Reading and writing, by format; the rows per second that one task reads of Parquet."""
+    """Reading and writing, by format; the rows per CPU second that one task reads of Parquet."""
     frame = pd.DataFrame({"id": range(ROWS), "text": [texts[n % len(texts)] for n in range(ROWS)]})
     frame.to_parquet(folder / "rows.parquet")
     frame.to_json(folder / "rows.jsonl", orient="records", lines=True)
@@ -41,22 +41,22 @@ def measure(texts: list[str], folder: Path) -> float:
         columns = ColumnsOfFiles(form, ["emotions", *names], one_file=False)
         reading = writing = 0.0
         size = 0
-        began = time.perf_counter()
+        began = time.process_time()
         for part in read_parts(find_sources(str(folder / name)), "text", PART):
             columns.fit(part)
-            reading += time.perf_counter() - began
+            reading += time.process_time() - began
             scores = {name: generator.random(len(part.rows), dtype=np.float32) for name in names}
-            began, own = time.perf_counter(), columns.of(part)
+            began, own = time.process_time(), columns.of(part)
             rows = [row.values for row in part.rows]
             size += len(encode(rows, own.names, [["joy"]] * len(rows), scores, form, own.schema))
-            writing += time.perf_counter() - began
-            began = time.perf_counter()
+            writing += time.process_time() - began
+            began = time.process_time()
         rates[form] = ROWS / reading
         emit(
             "reading_and_writing",
             form=form,
-            rows_read_per_second=round(ROWS / reading),
-            rows_encoded_per_second=round(ROWS / writing),
+            rows_read_per_cpu_second=round(ROWS / reading),
+            rows_encoded_per_cpu_second=round(ROWS / writing),
             bytes_in=round((folder / name).stat().st_size / ROWS),
             bytes_out=round(size / ROWS),
         )
