@@ -69,7 +69,7 @@ SMOLLM2_135M = {
 def read_backbone_config(name: str, revision: str | None = None) -> PreTrainedConfig:
     """The language model's configuration, from a Hub id, a folder or ``smollm2-135m``."""
     source = str(convert_bundled_backbone()) if name == BUNDLED_BACKBONE else name
-    return AutoConfig.from_pretrained(source, revision=revision).get_text_config()
+    return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False).get_text_config()
 
 
 def read_tokenizer(name: str, revision: str | None = None) -> Tokenizer:

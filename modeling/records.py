@@ -109,12 +109,12 @@ class CorpusFindings(TypedDict):
 
 class StartRecord(TypedDict):
     """The model that a run starts from: its id on the Hub, if it is there; the hash of its files; the labels whose rows
-    of the classifier were taken over; and the hashes of the splits that it was trained and scored on."""
+    of the classifier were taken over; and the hashes of the splits that it and its own starts have learned from."""
 
     hub_id: str | None
     sha256: str
     labels_taken: list[str]
-    splits: dict[str, str]
+    seen: list[str]
 
 
 class RowsAudit(TypedDict):

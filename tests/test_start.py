@@ -101,7 +101,8 @@ def test_a_run_from_a_start_trains_and_says_what_it_started_from(
     assert main(flags) == 0
     start = json.loads((tmp_path / "run" / "audit.json").read_text())["start"]
     assert start["labels_taken"] == ["anger", "joy"] and start["hub_id"] is None and len(start["sha256"]) == 64
-    assert set(start["splits"]) == {"train", "validation", "test"}
+    first = json.loads((package / "audit.json").read_text())
+    assert first["splits"]["train"]["sha256"] in start["seen"]
     export(tmp_path / "run", tmp_path / "second")
     assert check(tmp_path / "second") == []
     card = (tmp_path / "second" / "README.md").read_text()
@@ -168,6 +169,37 @@ def test_rows_that_the_start_has_seen_are_refused(
     assert main([*flags_of(corpus, tiny_backbone, tmp_path / "run", package), *recipe, "--split", "stratified"]) == 2
     assert "was trained on the same corpus, split otherwise" in capsys.readouterr().err
     assert main([*flags_of(corpus, tiny_backbone, tmp_path / "run", package), *recipe]) == 0  # its own split is fine
+
+
+def test_a_start_is_not_overwritten(
+    first: Path, tiny_backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, corpus = shutil.copytree(first, tmp_path / "mine"), write_other_corpus(tmp_path / "corpus")
+    assert main([*flags_of(corpus, tiny_backbone, mine, mine), "--overwrite"]) == 2
+    assert "is this run's own folder" in capsys.readouterr().err
+    assert {path.name for path in mine.iterdir()} == {path.name for path in first.iterdir()}
+
+
+def test_a_hostile_start_sets_nothing(
+    package: Path, tiny_backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Flags in a list, nested aliases, a rank without end, and a recipe that its model contradicts."""
+    corpus, whole = write_other_corpus(tmp_path / "corpus"), yaml.safe_load((package / "recipe.yaml").read_text())
+    bomb: list[object] = ["x"]
+    for _ in range(30):
+        bomb = [bomb] * 9
+    for number, (key, value, message) in enumerate(
+        [
+            ("lora_target_modules", ["q_proj", "--dataset", "evil/rows"], "that is no setting"),
+            ("model_name", bomb, "that is no setting"),
+            ("lora_rank", 10**6, "in its recipe.yaml, and 3 in its model"),
+            ("pooling", "mean", "in its recipe.yaml, and 'attention' in its model"),
+        ]
+    ):
+        hostile = shutil.copytree(package, tmp_path / f"hostile-{number}")
+        (hostile / "recipe.yaml").write_text(yaml.safe_dump(whole | {key: value}))
+        assert main(flags_of(corpus, tiny_backbone, tmp_path / "run", hostile)) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_what_is_no_start_is_refused(

@@ -42,8 +42,13 @@ def fingerprint(model: Path, setting: str) -> str:
             "the Hub with `hub_release pull`"
         )
     files = sorted(path for path in model.rglob("*") if path.suffix in (".json", ".safetensors", ".pt"))
-    digests = [f"{path.relative_to(model)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    digests = [f"{path.relative_to(model)} {_sha256(path)}" for path in files]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_classifier(model: str, dtype: torch.dtype = torch.float32) -> EmotionClassifier:

@@ -259,5 +259,7 @@ def _citations(facts: Facts) -> dict[str, Any]:
 
 
 def weights_license(facts: Facts) -> str | None:
-    """The license that the trained weights can have; None if the license of the backbone or the rows is not known."""
+    """The license that the trained weights can have; None if that of the backbone, the rows or the start is not known."""
+    if "start" in facts.audit:
+        return None
     return "Apache-2.0" if facts.backbone.license == "Apache-2.0" and facts.dataset.license else None

@@ -24,7 +24,7 @@ from training.fit.distillation import distill, fingerprints
 from training.fit.emissions import start_tracking, stop_tracking
 from training.fit.prepare import Corpora, Prepared, prepare
 from training.fit.results import finish, warning_of
-from training.fit.start import find_start, record_start
+from training.fit.start import find_start, record_start, refuse_other_settings
 from training.run_folder import RunFolder, RunFolderError, describe_environment
 from training.scores.plots import plot_label_frequencies
 from training.trained import fingerprint
@@ -54,6 +54,7 @@ def _train(
 ) -> None:
     opened, tracker = time.perf_counter(), start_tracking(options.co2_country if state.is_main_process else None)
     with state.main_process_first():
+        refuse_other_settings(recipe)
         if state.is_main_process:
             refuse_to_replace(run, recipe, options, corpora)
         log_to(run, state)
@@ -107,6 +108,8 @@ def refuse_to_replace(run: RunFolder, recipe: Recipe, options: TrainOptions, cor
         RunFolderError: see :meth:`RunFolder.refuse_finished` and :meth:`RunFolder.refuse_other_recipe`.
         CorpusError: the rows are bad, too; with another folder they would be the next mistake.
     """
+    if recipe.start_from and find_start(recipe.start_from).records.resolve() == run.path.resolve():
+        raise RunFolderError(f"start_from: {run.path} is this run's own folder. Remedy: use another --output_dir")
     try:
         if options.resume and (run.path / RECIPE).exists():
             run.refuse_other_recipe(dataclasses.asdict(recipe))

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import yaml
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from modeling.adapters import BACKBONE_PREFIX, PEFT_PREFIX, split_trained_weights
-from modeling.infer import HUB_ID, PackageError, as_package_error, read_config, read_json
+from modeling.infer import HUB_ID, as_package_error, read_config, read_json
 from modeling.infer.adapter import ADAPTER_FILES, MAX_ADAPTER_BYTES
 from modeling.infer.files import installed_package, local_folder, read_bytes, refuse_unsafe_entries
 from modeling.infer.weights import load_safetensors, read_head, refuse_other_tensors
 from modeling.recipe import Recipe
-from modeling.records import ADAPTER_WEIGHTS, AUDIT, MODEL, RECIPE, StartRecord
+from modeling.records import ADAPTER_WEIGHTS, AUDIT, METRICS, MODEL, RECIPE, StartRecord
+from training.data.reading import SPLITS
 from training.errors import first_line
 from training.fit.prepare import Prepared
 from training.recipe import RecipeError, to_flags
@@ -36,7 +38,9 @@ INHERITED = (
     *("model_name", "model_revision", "num_hidden_layers", "lora_rank", "lora_alpha", "lora_target_modules"),
 )
 """Settings that must agree with the start: the weights mean nothing without them."""
-_MOST_RECIPE_BYTES = 2**20
+_FILES = "files"
+"""The name of every corpus of one's own: it says nothing."""
+_MOST_RECIPE_BYTES, _MOST_TARGETS, _MOST_RANK = 2**20, 100, 2**12
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Start:
         return self.records != self.model
 
 
+@lru_cache
 def find_start(name: str) -> Start:
     """A finished run, a package folder, a package that is installed with the project, or one on the Hub.
 
@@ -92,17 +97,34 @@ def inherited_settings(name: str) -> dict[str, Any]:
     """The settings of a start that a run takes over.
 
     Raises:
-        RecipeError: it cannot be read, or is of a version without these settings.
+        RecipeError: they cannot be read, are not plain values, or are not those of the start's own configuration.
     """
     start = find_start(name)
     try:
         content = yaml.safe_load(read_bytes(start.records, RECIPE, _MOST_RECIPE_BYTES))
-        return {key: content[key] for key in INHERITED}
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        settings = {key: content[key] for key in INHERITED}
+        adapter = read_json(start.model, Path(ADAPTER_FILES[1]).name if start.is_run else ADAPTER_FILES[1])
+        own = read_json(start.model, "config.json") | {"lora_rank": adapter["r"], "lora_alpha": adapter["lora_alpha"]}
+    except (OSError, yaml.YAMLError, RecursionError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"start_from: {name} has a {RECIPE} without a setting that is needed ({first_line(error)}). Remedy: train "
             "and export it with this version"
         ) from None
+    for key, value in settings.items():
+        values = value if isinstance(value, list) and len(value) < _MOST_TARGETS else [value]
+        plain = all(item is None or isinstance(item, (str, int)) for item in values)
+        if not plain or any(str(item).startswith("-") for item in values):
+            raise RecipeError(f"start_from: {name} has a {key} that is no setting. Remedy: start from another model")
+        if own.get(key, value) != value:
+            raise RecipeError(
+                f"start_from: {name} has {key} {value!r:.80} in its {RECIPE}, and {own[key]!r:.80} in its model. Remedy: "
+                "start from another model"
+            )
+    if not 1 <= settings["lora_rank"] <= _MOST_RANK:
+        raise RecipeError(
+            f"start_from: {name} has a LoRA of rank {settings['lora_rank']}. Remedy: start from another model"
+        )
+    return settings
 
 
 def inherited_flags(name: str) -> list[str]:
@@ -130,18 +152,16 @@ def record_start(data: Prepared, recipe: Recipe) -> Prepared:
     """The data with an audit that says what the run starts from.
 
     Raises:
-        RecipeError: the start's settings do not agree with the recipe's, or it was trained on rows that this run
-            evaluates on.
+        RecipeError: the start was trained on rows that this run evaluates on.
     """
     if not recipe.start_from:
         return data
-    refuse_other_settings(recipe)
     given = find_start(recipe.start_from)
     record: StartRecord = {
         "hub_id": recipe.start_from if _is_hub_id(recipe.start_from) else None,
         "sha256": fingerprint(given.model, "start_from"),
         "labels_taken": [label for label in data.corpus.labels if label in _labels(given)],
-        "splits": _refuse_seen_rows(given, data),
+        "seen": _refuse_seen_rows(given, data),
     }
     return dataclasses.replace(data, audit={**data.audit, "start": record})
 
@@ -191,7 +211,12 @@ def take_over(model: PeftModel, name: str, labels: Sequence[str]) -> None:
 
 
 def _labels(given: Start) -> list[str]:
-    return [str(label) for label in read_json(given.model, "config.json").get("emotion_labels", [])]
+    labels = read_json(given.model, "config.json").get("emotion_labels")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise RecipeError(
+            f"start_from: {given.name} has no labels in its config.json. Remedy: start from another model"
+        )
+    return labels
 
 
 def _is_idle(key: str) -> bool:
@@ -214,27 +239,46 @@ def _read_weights(given: Start) -> tuple[dict[str, torch.Tensor], dict[str, torc
     return {f"{part}.{key}": value for part, head in parts.items() for key, value in head.items()}, adapter
 
 
-def _refuse_seen_rows(given: Start, data: Prepared) -> dict[str, str]:
-    """Refuse a start that was trained on rows that this run evaluates on; its splits' hashes.
+def _refuse_seen_rows(given: Start, data: Prepared) -> list[str]:
+    """Refuse a start that was trained on rows that this run evaluates on.
 
-    Hashes of whole splits are all that a package says of its rows: other copies are not found.
+    A split's hash covers its labels, too, so a split with other labels is not known again: of the same corpus, other than
+    in its official splits, only the same splits are accepted. Hashes of splits are all that a package says of its rows:
+    single copies are not found.
+
+    Returns:
+        the hashes of the splits that the start and its own starts have learned from.
     """
     try:
         audit = read_json(given.records, AUDIT)
-        theirs = {split: str(audit["splits"][split]["sha256"]) for split in audit["splits"]}
-        corpus = audit["corpus_sha256"]
-    except (OSError, PackageError, KeyError, TypeError) as error:
+        theirs = {split: audit["splits"][split]["sha256"] for split in SPLITS}
+        whole = audit["corpus_sha256"]  # a corpus of one file, which was split here, has one hash
+        seen = {theirs["train"], *(whole[split] for split in whole if split not in ("validation", "test"))}
+        seen |= set(audit["start"]["seen"]) if "start" in audit else set()
+        protocol, corpus = audit["protocol"], audit["corpus"]
+        if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in (*seen, *theirs.values())):
+            raise ValueError("a hash that is none")
+        if read_json(given.records, METRICS).get("null_test"):
+            raise ValueError("it is a null test")
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(
-            f"start_from: {given.name} does not say in {AUDIT} what it was trained on ({first_line(error)}). Remedy: start "
-            "from a model that does"
+            f"start_from: {given.name} does not say what it was trained on ({first_line(error)}). Remedy: start from "
+            "a model that does"
         ) from None
-    ours = {split: data.audit["splits"][split]["sha256"] for split in ("validation", "test")}
-    seen = [split for split, digest in ours.items() if digest == theirs["train"]]
-    moved = corpus == data.audit["corpus_sha256"] and any(theirs[split] != digest for split, digest in ours.items())
-    if seen or moved:
-        what = f"this run's {seen[0]} rows" if seen else "the same corpus, split otherwise"
+    ours = {split: data.audit["splits"][split]["sha256"] for split in SPLITS}
+    same = all(theirs[split] == ours[split] for split in ("validation", "test"))
+    known = [split for split in ("validation", "test") if ours[split] in seen]
+    known += ["test"] if ours["test"] == theirs["validation"] else []  # its checkpoint was chosen on them
+    moved = (
+        not same
+        and (corpus == data.audit["corpus"] or audit["corpus_sha256"] == data.audit["corpus_sha256"])
+        and (protocol, data.audit["protocol"]) != ("official", "official")
+        and (corpus != _FILES or audit["corpus_sha256"] == data.audit["corpus_sha256"])
+    )
+    if known or moved:
+        what = f"this run's {known[0]} rows" if known else "the same corpus, split otherwise"
         raise RecipeError(
             f"start_from: {given.name} was trained on {what}, so scores would say nothing about new texts. Remedy: use "
             "its split, split_seed and audit_policy, or start from another model"
         )
-    return theirs
+    return sorted(seen)
