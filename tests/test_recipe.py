@@ -190,7 +190,7 @@ def test_every_setting_has_a_group_a_help_and_choices_that_hold() -> None:
     for name, setting in FIELDS.items():
         assert setting.metadata["help"] and setting.metadata["group"] in GROUPS, name
     assert {"dataset", "labels", "data_dir"} <= set(marked("decides_rows"))
-    assert set(marked("local_path")) == {"data_dir", "teachers"}
+    assert set(marked("local_path")) == {"data_dir", "start_from", "teachers"}
     assert {"balance", "seed"}.isdisjoint(marked("decides_rows")) and "gamma" not in not_on_card()
     hidden = hide_local_paths({"data_dir": "/home/me", "teachers": ["/home/me"], "seed": 1, "unknown": 2})
     assert hidden == {"data_dir": None, "teachers": [], "seed": 1, "unknown": 2}
