@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from hub_release.cli import app
 from hub_release.package import ReleaseError
+from hub_release.serving.offline import on_ray
 from hub_release.serving.offline.columns import ColumnsOfFiles
 from hub_release.serving.offline.job import score
-from hub_release.serving.offline.on_ray import Scorer, read, seal_of
+from hub_release.serving.offline.on_ray import Cluster, Scorer, read, run_on_ray, seal_of
 from hub_release.serving.offline.places import Place
 from hub_release.serving.offline.read import find_sources
 from hub_release.serving.offline.work import Piece, Settings, Work
@@ -140,3 +141,30 @@ def test_no_cluster_at_the_address(package: Path, given: Path, tmp_path: Path) -
     done = subprocess.run([*command, "--ray", "127.0.0.1:1"], capture_output=True, text=True)
     assert done.returncode == 2 and "no Ray cluster answers at 127.0.0.1:1" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_key_is_not_given_to_a_cluster(package: Path, given: Path, tmp_path: Path) -> None:
+    """Ray keeps the command line of a job."""
+    work = replace(work_of(package, given, tmp_path / "out"), place=Place(Path("bucket"), "s3://name:key@bucket"))
+    with pytest.raises(ReleaseError, match="a URI holds a key") as refused:
+        next(run_on_ray(work, [], Cluster("local", 1, 0, None), ""))
+    assert "name" not in str(refused.value).split("Remedy")[0] and "key@" not in str(refused.value)
+
+
+def test_actors_fit_on_one_machine_each() -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 5.0, "GPU": 1.0}},
+        {"Alive": True, "Resources": {"CPU": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+    assert [on_ray._room(nodes, Cluster("", cpus, 0, None)) for cpus in (1, 2, 6)] == [6, 2, 0]
+    assert [on_ray._room(nodes, Cluster("", 1, gpus, None)) for gpus in (0.5, 1, 2)] == [2, 1, 0]
+
+
+def test_what_a_task_said_is_told_with_its_remedy() -> None:
+    ours = RuntimeError("Traceback\n  line\nhub_release.package.ReleaseError: other package. Remedy: copy it")
+    assert on_ray._cause(ours) == "other package. Remedy: copy it"
+    assert on_ray._cause(OSError("No space left")) == "No space left. Remedy: mend it, and go on with --resume"
+    wrapped = RuntimeError("outer")
+    wrapped.__cause__ = ValueError("inner")
+    assert on_ray._cause(wrapped).startswith("inner. Remedy: ")

@@ -474,3 +474,43 @@ def test_odd_uris_are_refused(source: str, target: str, message: str, package: P
     done = run(package, given, target if "://" in target else tmp_path / target)
     assert done.exit_code == 2 and message in done.output and "Remedy: " in done.output
     assert "key" not in done.output
+
+
+@pytest.mark.parametrize("output", ["out", "file://{}/out"])
+def test_a_folder_that_was_there_is_left_alone(
+    output: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with folders in it is not free; an empty one stays when nothing can be scored."""
+    (tmp_path / "a.jsonl").write_text('{"text": 1}\n')
+    monkeypatch.chdir(tmp_path)
+    target = output.format(tmp_path)
+    (tmp_path / "out").mkdir()
+    done = run(package, "a.jsonl", target)
+    assert done.exit_code == 2 and "no row can be scored" in done.output
+    assert (tmp_path / "out").is_dir() and not list((tmp_path / "out").iterdir())
+    (tmp_path / "out" / "mine").mkdir()
+    (tmp_path / "out" / "mine" / "notes.txt").write_text("mine")
+    done = run(package, "a.jsonl", target)
+    assert done.exit_code == 2 and "already exists" in done.output
+    assert (tmp_path / "out" / "mine" / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_that_cannot_be_opened_ends_the_run(package: Path, tmp_path: Path) -> None:
+    """Its rows would be missing without a word; the run goes on when it can be."""
+    for name in ("a.csv", "b.csv"):
+        write_table(tmp_path / "in" / name, numbered(TEXTS))
+    real = find_sources(str(tmp_path / "in"))
+    (tmp_path / "in" / "b.csv").rename(tmp_path / "gone.csv")
+    with pytest.raises(TableError, match=r"b\.csv cannot be read"):
+        list(read_parts(real, "text", 10))
+
+
+def test_a_stop_does_not_show_a_key(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    words = ["score", str(package), "s3://name:secret@bucket/in", str(tmp_path / "out")]
+    monkeypatch.setattr("hub_release.serving.offline.read.find_sources", stop)
+    monkeypatch.setattr(sys, "argv", ["hub_release", *words])
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 130 and "--resume" in done.output and "secret" not in done.output

@@ -171,6 +171,30 @@ def test_rows_that_the_start_has_seen_are_refused(
     assert main([*flags_of(corpus, tiny_backbone, tmp_path / "run", package), *recipe]) == 0  # its own split is fine
 
 
+@pytest.mark.parametrize("kind", ["tokens", "embedding"])
+def test_starts_of_every_input(kind: str, finished_run: Path, tiny_backbone: str, tmp_path: Path) -> None:
+    """One that reads words alone has no encoder in its configuration; one that reads one token has no queries and keys."""
+    start = finished_run
+    if kind == "tokens":
+        start = tmp_path / "words"
+        words = [
+            "--input",
+            "tokens",
+            "--balance",
+            "none",
+            "--epochs",
+            "1",
+            "--window_length",
+            "8",
+            "--window_overlap",
+            "2",
+        ]
+        assert main([*tiny_flags(write_corpus(tmp_path / "own"), tiny_backbone, start), *words]) == 0
+    corpus = write_other_corpus(tmp_path / "corpus")
+    assert main(flags_of(corpus, tiny_backbone, tmp_path / "run", start)) == 0
+    assert json.loads((tmp_path / "run" / "audit.json").read_text())["start"]["labels_taken"] == ["anger", "joy"]
+
+
 def test_a_start_is_not_overwritten(
     first: Path, tiny_backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

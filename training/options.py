@@ -129,9 +129,9 @@ def parse(argv: Sequence[str]) -> Command[Any]:
     values = _parse(parser, [*words, *rest])
     recipe = _pick(Recipe, values)
     if verb.takes_recipe and recipe.start_from:
-        from training.fit.start import inherited_flags  # it imports peft, which --help does not need
+        from training.fit.start import inherited_settings  # it imports peft, which --help does not need
 
-        recipe = _pick(Recipe, _parse(parser, [*words, *inherited_flags(recipe.start_from), *rest]))
+        recipe = _pick(Recipe, _parse(parser, [*words, *to_flags(inherited_settings(recipe.start_from)), *rest]))
     options = _pick(verb.options, values)
     if verb.takes_recipe:
         check_recipe(recipe)

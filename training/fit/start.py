@@ -28,7 +28,7 @@ from modeling.records import ADAPTER_WEIGHTS, AUDIT, METRICS, MODEL, RECIPE, Sta
 from training.data.reading import SPLITS
 from training.errors import first_line
 from training.fit.prepare import Prepared
-from training.recipe import RecipeError, to_flags
+from training.recipe import RecipeError
 from training.trained import fingerprint, is_run_folder
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,8 @@ def inherited_settings(name: str) -> dict[str, Any]:
             f"start_from: {name} has a {RECIPE} without a setting that is needed ({first_line(error)}). Remedy: train "
             "and export it with this version"
         ) from None
+    if settings["input"] == "tokens":  # then only the audit used the encoder
+        del own["encoder"]
     for key, value in settings.items():
         values = value if isinstance(value, list) and len(value) < _MOST_TARGETS else [value]
         plain = all(item is None or isinstance(item, (str, int)) for item in values)
@@ -120,16 +122,11 @@ def inherited_settings(name: str) -> dict[str, Any]:
                 f"start_from: {name} has {key} {value!r:.80} in its {RECIPE}, and {own[key]!r:.80} in its model. Remedy: "
                 "start from another model"
             )
-    if not 1 <= settings["lora_rank"] <= _MOST_RANK:
+    if not isinstance(settings["lora_rank"], int) or not 1 <= settings["lora_rank"] <= _MOST_RANK:
         raise RecipeError(
             f"start_from: {name} has a LoRA of rank {settings['lora_rank']}. Remedy: start from another model"
         )
     return settings
-
-
-def inherited_flags(name: str) -> list[str]:
-    """The same as flags."""
-    return to_flags(inherited_settings(name))
 
 
 def refuse_other_settings(recipe: Recipe) -> None:
@@ -269,12 +266,8 @@ def _refuse_seen_rows(given: Start, data: Prepared) -> list[str]:
     same = all(theirs[split] == ours[split] for split in ("validation", "test"))
     known = [split for split in ("validation", "test") if ours[split] in seen]
     known += ["test"] if ours["test"] == theirs["validation"] else []  # its checkpoint was chosen on them
-    moved = (
-        not same
-        and (corpus == data.audit["corpus"] or audit["corpus_sha256"] == data.audit["corpus_sha256"])
-        and (protocol, data.audit["protocol"]) != ("official", "official")
-        and (corpus != _FILES or audit["corpus_sha256"] == data.audit["corpus_sha256"])
-    )
+    same_corpus = whole == data.audit["corpus_sha256"] or corpus == data.audit["corpus"] != _FILES
+    moved = same_corpus and not same and (protocol, data.audit["protocol"]) != ("official", "official")
     if known or moved:
         what = f"this run's {known[0]} rows" if known else "the same corpus, split otherwise"
         raise RecipeError(

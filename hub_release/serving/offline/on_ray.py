@@ -124,7 +124,7 @@ def run_on_ray(work: Work, sources: Sequence[Source], cluster: Cluster, computed
         context.raise_original_map_exception = True
         context.execution_no_progress_timeout_s = -1  # a part may take long
         context.target_max_block_size = 1  # a part is a block of its own, so a lost machine costs its parts alone
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is told below
         readers = max(1, int(ray.cluster_resources().get("CPU", 1)) // _CORES_PER_READER)
         files = ray_data.from_items([{"source": source} for source in sources], override_num_blocks=len(sources))
         pieces = files.map_batches(
