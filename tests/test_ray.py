@@ -168,3 +168,5 @@ def test_what_a_task_said_is_told_with_its_remedy() -> None:
     wrapped = RuntimeError("outer")
     wrapped.__cause__ = ValueError("inner")
     assert on_ray._cause(wrapped).startswith("inner. Remedy: ")
+    ours.__cause__ = KeyError()  # Ray's own cause of a refusal says nothing
+    assert on_ray._cause(ours) == "other package. Remedy: copy it"

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -202,11 +203,14 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
 
 
-def _cause(error: BaseException) -> str:
-    """What an actor or a task said at last, with a remedy."""
-    while isinstance(cause := getattr(error, "cause", None) or error.__cause__, BaseException):
-        error = cause
-    said = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = next((line for line in reversed(said) if "Remedy: " in line), said[-1] if said else type(error).__name__)
-    last = last.partition("Error: ")[2] if "Remedy: " in last and "Error: " in last else last
-    return last if "Remedy: " in last else f"{last:.400}. Remedy: mend it, and go on with --resume"
+def _cause(error: BaseException | None) -> str:
+    """What an actor or a task said, with a remedy: the last line that has one, or else the last of all."""
+    said: list[str] = []
+    while error is not None:
+        said += filter(None, map(str.strip, (str(error) or type(error).__name__).splitlines()))
+        error = getattr(error, "cause", None) or error.__cause__
+        error = error if isinstance(error, BaseException) else None
+    ours = [line for line in said if "Remedy: " in line]
+    if ours:
+        return re.sub(r"^[\w.]+(?:Error|Exception): ", "", ours[-1])
+    return f"{said[-1]:.400}. Remedy: mend it, and go on with --resume"
