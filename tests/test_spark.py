@@ -1,8 +1,9 @@
-"""Spark: the lines in the README score a folder as ``predict`` does. Skipped without pyspark."""
+"""Spark: the lines in the README score a folder as ``predict`` does. Skipped without pyspark or Java."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from tests.conftest import ROOT
 
 def test_the_lines_of_the_readme_run_on_spark(package: Path, tmp_path: Path) -> None:
     pytest.importorskip("pyspark")
+    if not shutil.which("java"):
+        pytest.skip("pyspark needs Java")
     readme = (ROOT / "hub_release" / "README.md").read_text(encoding="utf-8")
     lines = readme.split("### On Spark\n")[1].split("```python\n")[1].split("```")[0]
     assert len(lines.splitlines()) <= 20

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hub_release.commands.console import Backend, Package, Quantization, Threads, errors
-from hub_release.serving.online.options import Limits, texts_at_once
+from hub_release.serving.online.options import TEXTS_AT_ONCE, Limits
 
 
 def serve(
@@ -53,7 +53,7 @@ def serve(
         at_once = check_threads(threads)
         # Several threads use a graph's session, each with a batch of its own; PyTorch shares one batch among its own.
         workers = 1 if backend == "torch" else at_once
-        sizes = {"batch_size": texts_at_once(backend), "threads": at_once // workers}
+        sizes = {"batch_size": TEXTS_AT_ONCE, "threads": at_once // workers}
         classifier = load_classifier(package, backend, quantization=quantization, **sizes)
         model = to_model(classifier, package.resolve().name, project_version(), workers)
         typer.echo(f"{model.name}, computed {model.about}, answers at http://{host}:{port}")

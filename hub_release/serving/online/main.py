@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from hub_release.serving.online.options import Limits, texts_at_once
+from hub_release.serving.online.options import TEXTS_AT_ONCE, Limits
 from hub_release.serving.online.server import listen, serve, to_model
 from modeling.infer.cores import check_threads
 from modeling.infer.files import read_json
@@ -47,9 +47,8 @@ def main(given: Sequence[str]) -> int:
         listening = listen(asked.host, asked.port)
         workers = check_threads(asked.threads)
         named = {"backend": asked.backend, "quantization": asked.quantization}
-        size = texts_at_once(asked.backend)
         # Several threads use a graph's session, each with a batch of its own.
-        classifier = EmotionClassifier(asked.package, batch_size=size, threads=1, **named)
+        classifier = EmotionClassifier(asked.package, batch_size=TEXTS_AT_ONCE, threads=1, **named)
         model = to_model(classifier, asked.package.resolve().name, version, workers)
     except (OSError, ValueError, OverflowError, ImportError) as error:
         sys.stderr.write(f"error: {error}\n")

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+TEXTS_AT_ONCE = 8
+"""Texts of a batch that are read at once. Those of one moment have all lengths; sorted and cut into eights they need
+little padding."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -22,12 +26,3 @@ class Limits:
     characters: int = 100_000
     batch: int = 64
     waiting: int = 1_024
-
-
-def texts_at_once(backend: str) -> int:
-    """Texts that a classifier reads at once, of those of a batch.
-
-    Texts of one moment have all lengths. Sorted and cut into eights they need little padding: with ONNX Runtime a thread
-    reads 480 of them a second, and 206 in batches of 64. OpenVINO has to get used to each new shape, so it gets few.
-    """
-    return 8 if backend == "onnx" else 64
