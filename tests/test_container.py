@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -157,3 +158,12 @@ def test_a_folder_that_is_not_free_is_left_alone(with_graph: Path, tmp_path: Pat
     with pytest.raises(ReleaseError, match="already exists and is not empty"):
         write_container(with_graph, tmp_path, "onnx", None)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_encoder_of_pytorch_is_refused(with_graph: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(with_graph, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text()) | {"encoder": "minilm"}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ReleaseError, match="encoder minilm, which needs PyTorch"):
+        write_container(copy, tmp_path / "c", "onnx", None)
+    assert not (tmp_path / "c").exists()
