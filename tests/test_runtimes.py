@@ -71,7 +71,7 @@ def large_memory() -> int:
 def kernel_gives_large_pages() -> bool:
     """Does a program that asks for them get some now? Memory may be in pieces."""
     before = large_memory()
-    with mmap.mmap(-1, 2**26) as memory:
+    with mmap.mmap(-1, 2**26, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.madvise(mmap.MADV_HUGEPAGE)
         memory.write(bytes(2**26))
         return large_memory() - before > 2**25
