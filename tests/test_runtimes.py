@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -62,19 +60,39 @@ def test_threads_that_use_openvino_first_do_not_wait_for_each_other_forever() ->
         subprocess.run([sys.executable, "-c", FIRST_ARRAYS], check=True, timeout=60)
 
 
-def large_memory() -> int:
-    """Bytes of this process in large pages."""
+LARGE_PAGES = """
+import mmap, threading
+from pathlib import Path
+
+from modeling.infer import pages
+
+
+def large_memory():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
 
 
-def kernel_gives_large_pages() -> bool:
-    """Does a program that asks for them get some now? Memory may be in pieces."""
+def given_if_asked_for():
     before = large_memory()
     with mmap.mmap(-1, 2**26, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.madvise(mmap.MADV_HUGEPAGE)
         memory.write(bytes(2**26))
         return large_memory() - before > 2**25
+
+
+def given_in_the_block():
+    before = large_memory()
+    with pages.large_pages():
+        values = bytes(range(256)) * 2**18  # 64 MiB; numpy would ask for large pages by itself
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join()
+    assert values == bytes(range(256)) * 2**18
+    return large_memory() - before > 2**25
+
+
+print("none" if not any(given_if_asked_for() for _ in range(5)) else any(given_in_the_block() for _ in range(5)))
+"""
 
 
 @pytest.mark.skipif(
@@ -83,17 +101,11 @@ def kernel_gives_large_pages() -> bool:
     reason="this machine gives no large pages",
 )
 def test_what_is_allocated_gets_large_pages() -> None:
-    """And keeps its content."""
-    if not kernel_gives_large_pages():
+    """And keeps its content. Other programs may have taken what is free, so a few attempts count."""
+    run = subprocess.run([sys.executable, "-c", LARGE_PAGES], check=True, capture_output=True, text=True)
+    if run.stdout.strip() == "none":
         pytest.skip("the kernel has no large pages free")
-    before = large_memory()
-    with pages.large_pages():
-        values = np.arange(2**23, dtype=np.float64)  # 64 MiB
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.name.endswith("(_enlarge)"):
-            thread.join()
-    assert large_memory() - before > 2**25
-    assert (values == np.arange(2**23)).all()
+    assert run.stdout.strip() == "True"
 
 
 def test_other_systems_keep_what_they_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
