@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -12,7 +13,7 @@ from modeling.infer.settings import ModelSettings, setting
 GROUPS = ("corpus", "encoder", "balance", "model", "loss", "optimization")
 """Headings of the settings, in the order they are listed and written."""
 
-SplitProtocol = Literal["official", "stratified", "pooled-r2"]
+SplitProtocol = Literal["official", "stratified", "cross-fit", "pooled-r2"]
 AuditPolicy = Literal["report", "drop-from-train", "fail"]
 Oversampling = Literal["none", "duplicate", "smote", "mlsmote", "ismote", "ismote-r2"]
 WHOLE_ROW_METHODS: tuple[Oversampling, ...] = ("none", "duplicate")
@@ -23,6 +24,8 @@ MlsmoteLabels = Literal["ranking", "union", "intersection"]
 
 CONTAMINATED: SplitProtocol = "pooled-r2"
 """The split protocol that trains on rows made from test rows."""
+CROSS_FIT: SplitProtocol = "cross-fit"
+"""The split protocol that trains on every row, and scores each by a model that was not trained on it."""
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The reference's LoRA targets."""
 
@@ -96,16 +99,20 @@ class Recipe(ModelSettings):
     )
     split: SplitProtocol = setting(
         "official",
-        "official: the corpus's own; stratified: a new split that keeps copies together; pooled-r2: the reference's "
-        "order, whose scores are contaminated",
+        "official: the corpus's own; stratified: a new split that keeps copies together; cross-fit: every row is trained "
+        "on, and scored by a model that was not trained on its fold; pooled-r2: the reference's order, whose scores are "
+        "contaminated",
         "corpus",
         on_card=False,
     )
     split_seed: int = setting(
         3407,
-        "seed of a new split (stratified, pooled-r2); other seeds of training keep its rows",
+        "seed of a new split (stratified, cross-fit, pooled-r2); other seeds of training keep its rows",
         "corpus",
         least=0,
+    )
+    folds: int = setting(
+        5, "folds of split cross-fit: models that are trained before the one that is kept", "corpus", least=2
     )
     audit_policy: AuditPolicy = setting(
         "report",
@@ -169,6 +176,9 @@ class Recipe(ModelSettings):
         local_path=True,
     )
     epochs: int = setting(15, "epochs", "optimization", least=1)
+    min_steps: int = setting(
+        0, "train more epochs than that if they would give fewer optimizer steps than this", "optimization", least=0
+    )
     batch_size: int = setting(32, "rows per micro-batch and process", "optimization", least=1)
     gradient_accumulation_steps: int = setting(
         0,
@@ -248,6 +258,18 @@ def hide_local_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     """The content of a ``recipe.yaml`` without paths on this machine."""
     defaults = dataclasses.asdict(Recipe())
     return {key: defaults[key] if key in marked("local_path") else value for key, value in recipe.items()}
+
+
+def planned_epochs(epochs: int, min_steps: int, rows: int, rows_per_step: int) -> int:
+    """The epochs of a run: ``epochs``, or as many as give ``min_steps`` optimizer steps.
+
+    Args:
+        epochs: of the recipe.
+        min_steps: of the recipe.
+        rows: training rows after balancing.
+        rows_per_step: of all processes.
+    """
+    return max(epochs, math.ceil(min_steps / math.ceil(rows / rows_per_step)))
 
 
 def model_settings(recipe: Recipe) -> dict[str, Any]:

@@ -33,20 +33,28 @@ SplitScores = dict[Policy, PolicyScores]
 
 
 class Metrics(TypedDict):
-    """Scores of each split, the split protocol, and the null test, if they come from one."""
+    """Scores of each split, the split protocol, and the null test, if they come from one.
+
+    ``bag_of_words`` are the test scores of TF-IDF with logistic regression, for comparison. With protocol cross-fit,
+    validation and test are the same rows out of fold: validation is scored with thresholds that all of them gave, test
+    with those that the other folds gave.
+    """
 
     validation: SplitScores
     test: SplitScores
     test_without_copies: NotRequired[SplitScores]
+    bag_of_words: NotRequired[SplitScores]
     protocol: str
     null_test: str | None
 
 
-def scores_by_split(metrics: Metrics) -> dict[str, SplitScores]:
-    """The scores of the splits that a run has scored, by the split's name."""
+def scores_by_split(metrics: Metrics, with_baseline: bool = False) -> dict[str, SplitScores]:
+    """The scores of the splits that a run has scored, by the split's name, and those of its bag of words if asked for."""
     found = {"validation": metrics["validation"], "test": metrics["test"]}
     if "test_without_copies" in metrics:
         found["test_without_copies"] = metrics["test_without_copies"]
+    if with_baseline and "bag_of_words" in metrics:
+        found["bag_of_words"] = metrics["bag_of_words"]
     return found
 
 
@@ -267,6 +275,8 @@ SCORES = "scores.md"
 PREDICTIONS = "predictions.npz"
 SCORED_TEXTS = "scored_texts.jsonl"
 """The texts of validation and test in the order of ``predictions.npz``, a JSON object in each line. Never published."""
+FOLDS = "folds.npz"
+"""Logits of the rows of each fold that is finished, while a run is cross-fitted and after: a stopped run goes on from them."""
 LOG = "train.log"
 LABEL_FREQUENCIES_PLOT = "label_frequencies.png"
 PER_LABEL_PLOT = "per_label.png"

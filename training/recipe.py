@@ -14,7 +14,7 @@ import yaml
 
 from modeling.infer import ENCODERS
 from modeling.infer.settings import Number
-from modeling.recipe import FIELDS, WHOLE_ROW_METHODS, Recipe
+from modeling.recipe import CROSS_FIT, FIELDS, WHOLE_ROW_METHODS, Recipe
 from training.errors import TrainingError
 
 
@@ -35,6 +35,10 @@ def check_recipe(recipe: Recipe) -> None:
         )
     _check_input(recipe)
     _check_teachers(recipe)
+    if recipe.split == CROSS_FIT and recipe.early_stopping_patience:
+        raise RecipeError(
+            "early_stopping_patience: split cross-fit has no rows to stop on. Remedy: use early_stopping_patience 0"
+        )
     if recipe.start_from and (recipe.head == "mlp" or recipe.loader == "unsloth"):
         raise RecipeError(
             "start_from: only head backbone with loader transformers starts from a model. Remedy: use these, or leave "
@@ -104,6 +108,10 @@ def _check_teachers(recipe: Recipe) -> None:
         raise RecipeError(
             f"teachers: balance {recipe.balance} makes rows between embeddings, which have no text for a teacher to "
             f"read. Remedy: use balance {' or '.join(WHOLE_ROW_METHODS)}"
+        )
+    if recipe.split == CROSS_FIT:
+        raise RecipeError(
+            "teachers: with split cross-fit, a teacher knows the rows of every fold. Remedy: use split stratified"
         )
     twice = [teacher for index, teacher in enumerate(recipe.teachers) if teacher in recipe.teachers[:index]]
     if twice:

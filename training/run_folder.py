@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from modeling.infer import find_damage, publish, staging
 from modeling.machine import cpu_name
 from modeling.recipe import FIELDS, Recipe, free_on_resume
-from modeling.records import AUDIT, MODEL, RECIPE, RESULTS, TIMING, Environment, Record
+from modeling.records import AUDIT, FOLDS, MODEL, RECIPE, RESULTS, TIMING, Environment, Record
 from training.errors import TrainingError, first_line
 
 logger = logging.getLogger(__name__)
@@ -111,11 +111,12 @@ class RunFolder:
             )
 
     def clear(self, checkpoints: bool) -> None:
-        """Delete results, so that an interrupted run does not look finished, and checkpoints if asked."""
+        """Delete results, so that an interrupted run does not look finished, and if asked what it would go on from."""
         for name in (TIMING, *RESULTS):  # the mark of a finished run first: this may be interrupted, too
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / MODEL, ignore_errors=True)
         if checkpoints:
+            (self.path / FOLDS).unlink(missing_ok=True)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.checkpoints.mkdir(exist_ok=True)
 

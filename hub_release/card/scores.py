@@ -10,6 +10,7 @@ from typing import Any
 from hub_release.card.facts import Facts
 from hub_release.card.own import CardDetails, choose_examples
 from hub_release.card.text import Markdown
+from modeling.recipe import CROSS_FIT
 from modeling.records import SCORE_NAMES, Policy, PolicyScores, ScoreName, scores_by_split
 
 _THRESHOLD_NAMES: dict[Policy, str] = {
@@ -17,7 +18,11 @@ _THRESHOLD_NAMES: dict[Policy, str] = {
     "global": "one for all labels",
     "per_label": "one for each label",
 }
-_PARTS_OF_TEST = {"test": "test", "test_without_copies": "test, without texts of train"}
+_PARTS_OF_TEST = {
+    "test": "test",
+    "test_without_copies": "test, without texts of train",
+    "bag_of_words": "test, by a bag of words",
+}
 _EARLIER_EXAMPLES = ["Thank you so much, this made my day!", "I am scared of what they will say."]
 
 Cells = tuple[str, ...]
@@ -89,6 +94,9 @@ def _scores(facts: Facts) -> dict[str, Any]:
     copies = facts.audit["copies"]["test_in_train"]["rows"]
     return {
         "protocol": facts.metrics["protocol"],
+        "cross_fitted": facts.metrics["protocol"] == CROSS_FIT,
+        "folds": str(facts.recipe.get("folds")),
+        "bag_of_words": "bag_of_words" in facts.metrics,
         "bootstrap_draws": f"{facts.context['bootstrap_draws']:,}",
         "score_rows": [
             (
@@ -96,7 +104,7 @@ def _scores(facts: Facts) -> dict[str, Any]:
                 policy,
                 *(_score(by_policy[key], name) for name in SCORE_NAMES),
             )
-            for part, by_policy in scores_by_split(facts.metrics).items()
+            for part, by_policy in scores_by_split(facts.metrics, with_baseline=True).items()
             if (rows := _PARTS_OF_TEST.get(part))
             for key, policy in _THRESHOLD_NAMES.items()
         ],
@@ -141,7 +149,8 @@ def _reliability(facts: Facts) -> dict[str, Any]:
 def _comparison(facts: Facts) -> dict[str, Any]:
     own = facts.metrics["test"]["per_label"]
     protocol = facts.metrics["protocol"]
-    this = (f"{protocol} test split, thresholds from validation", _score(own, "macro_f1"), _score(own, "micro_f1"))
+    rows = "out of fold" if protocol == CROSS_FIT else "test split, thresholds from validation"
+    this = (f"{protocol} {rows}", _score(own, "macro_f1"), _score(own, "micro_f1"))
     others = [
         (row["system"], row["protocol"], *(f"{row[k]:g}" if row[k] is not None else "" for k in names))
         for names in [("macro_f1", "micro_f1")]

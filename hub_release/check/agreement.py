@@ -23,7 +23,7 @@ from modeling import records
 from modeling.focal import alpha_per_label
 from modeling.infer import EmotionConfig, PackageError, as_package_error, read_json
 from modeling.infer.settings import ModelSettings
-from modeling.recipe import CONTAMINATED
+from modeling.recipe import CONTAMINATED, CROSS_FIT, planned_epochs
 from modeling.records import scores_by_split
 
 EXPORT = "run hub_release export again"
@@ -78,7 +78,7 @@ def _recipe_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
     yield from _differences(pairs, LAYOUT.adapter_config)
     seed = read_record(package, records.ENVIRONMENT)["seed"]
     yield from _differences([("seed", recipe["seed"], seed)], LAYOUT.environment)
-    trained, planned = read_record(package, records.TIMING)["epochs"], recipe["epochs"]
+    trained, planned = read_record(package, records.TIMING)["epochs"], _planned_epochs(package, recipe)
     # The trainer counts a last, smaller step as less than an epoch; without patience, nothing else ends it early.
     if not 0 < trained < planned + 1e-6 or (trained <= planned - 1 and not recipe["early_stopping_patience"]):
         yield f"has epochs {planned!r:.80}, but {LAYOUT.timing} has {trained!r:.80}"
@@ -89,6 +89,15 @@ def _recipe_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
     alpha = alpha_per_label(recipe["alpha"], config.emotion_labels, positives, rows)
     if any(abs(own - other) > 1e-4 for own, other in zip(alpha, focal["alpha"].values(), strict=True)):
         yield f"has alpha {recipe['alpha']!r:.80}, which does not give the alpha in {LAYOUT.focal}"
+
+
+def _planned_epochs(package: Path, recipe: dict[str, Any]) -> int:
+    counted = read_record(package, records.AUDIT)["training_rows"]
+    micro_batches = (recipe["gradient_accumulation_steps"] or 1) * read_record(package, records.ENVIRONMENT)[
+        "processes"
+    ]
+    size = recipe["batch_size"] * micro_batches
+    return planned_epochs(recipe["epochs"], recipe.get("min_steps", 0), counted["real"] + counted["synthetic"], size)
 
 
 def _golden_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
@@ -205,6 +214,8 @@ def _graph_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
         if not (0 <= graph["golden_difference"] <= most and graph["texts_per_second"] > 0):
             yield f"has {name} with {graph['golden_difference']!r:.80} as its golden_difference, or without a speed"
     own, metrics = graphs[records.TORCH], read_record(package, records.METRICS)
+    if metrics["protocol"] == CROSS_FIT:  # graphs were read on rows that the model was trained on
+        return
     for split in ("validation", "test"):
         recorded = scores_by_split(metrics)[split]["per_label"]["macro_f1"]
         if not abs(own[split]["macro_f1"] - recorded) <= 1e-4:

@@ -16,6 +16,7 @@ from hub_release.package import ReleaseError, read_record
 from modeling import records
 from modeling.infer import EmotionClassifier, usable_cores
 from modeling.machine import cpu_name
+from modeling.recipe import CROSS_FIT
 from modeling.records import TORCH, BackendRecord, BackendScores, GraphRecord, RowScores
 from modeling.thresholds import choose_thresholds, macro_f1
 
@@ -82,17 +83,22 @@ def measure_graphs(run: Path, package: Path, names: Sequence[str], max_loss: flo
         ReleaseError: a graph loses more.
     """
     rows, golden = read_rows(run), read_record(package, records.GOLDEN)
+    # Out of fold, other models gave the probabilities, and rows that were trained on can tune no thresholds.
+    cross_fitted = read_record(package, records.METRICS)["protocol"] == CROSS_FIT
     wanted = np.array([row["probabilities"] for row in golden["rows"]])
     classifiers: dict[str, EmotionClassifier] = {}
     scores: dict[str, BackendScores] = {}
     for name in (TORCH, *names):
         classifier = classifiers[name] = EmotionClassifier(package, batch_size=_BATCH_SIZE, **GRAPHS.get(name, {}))
         found = {
-            split: own.probabilities if name == TORCH else classifier.predict_proba(own.texts)
+            split: own.probabilities if name == TORCH and not cross_fitted else classifier.predict_proba(own.texts)
             for split, own in rows.items()
         }
         difference = np.abs(classifier.predict_proba([row["text"] for row in golden["rows"]]) - wanted).max()
-        scores[name] = _score(classifier.labels, rows, found, float(difference))
+        cutoffs = np.array([classifier.config.thresholds[label] for label in classifier.labels])
+        if not cross_fitted:
+            cutoffs = choose_thresholds(found["validation"].astype(float), rows["validation"].references).own
+        scores[name] = _score(classifier.labels, rows, found, cutoffs, float(difference))
         if name != TORCH:
             _refuse_loss(name, scores[TORCH]["validation"], scores[name]["validation"], max_loss)
     rates = _texts_per_second(classifiers, rows["validation"].texts[:_TIMED_TEXTS])
@@ -101,9 +107,8 @@ def measure_graphs(run: Path, package: Path, names: Sequence[str], max_loss: flo
 
 
 def _score(
-    labels: list[str], rows: dict[str, Rows], probabilities: dict[str, np.ndarray], difference: float
+    labels: list[str], rows: dict[str, Rows], probabilities: dict[str, np.ndarray], own: np.ndarray, difference: float
 ) -> BackendScores:
-    own = choose_thresholds(probabilities["validation"].astype(float), rows["validation"].references).own
     validation, test = (
         RowScores(
             macro_f1=macro_f1(probabilities[split] >= own, rows[split].references),

@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from tokenizers import Tokenizer
 
+from modeling.infer.adaptation import Adaptation, adapt_thresholds, read_known_labels
 from modeling.infer.cores import check_threads
 from modeling.infer.decisions import read_flag, read_thresholds, read_top_k
 from modeling.infer.encoders import Encoder, LoadedEncoder, encode_in_batches, load_encoder
@@ -194,6 +195,30 @@ class TextClassifier:
             chosen = [i for i in order if allowed[i] and row[i] >= cutoffs[i]][:most]
             results.append({self.labels[i]: float(row[i]) for i in chosen})
         return results
+
+    def adapt(self, texts: Iterable[str], labels: Iterable[Iterable[str] | None] | None = None) -> Adaptation:
+        """Choose thresholds for texts of another kind than those the package was trained on, and use them from now on.
+
+        The probabilities stay as they are. With labels of some of the texts, 50 for example, the thresholds of these
+        labels are those with the highest expected F1, after a recalibration that has few numbers to learn. More texts
+        without labels (None) make the choice steadier. Without any labels, thresholds are only lowered, where the
+        probabilities say that this finds more.
+
+        Args:
+            texts: the texts.
+            labels: the labels of each text: names, ``[]`` for none, or None if they are not known. A label that no text
+                has keeps its threshold.
+
+        Raises:
+            ValueError: there are no texts, another number of rows of labels, an unknown label, or none at all.
+            TypeError: an item is not a string, or the labels of a text are not names.
+        """
+        checked = check_texts(texts)
+        known = read_known_labels(self.labels, len(checked), labels)
+        before = read_thresholds(self.config, None)
+        found = adapt_thresholds(self.labels, self.predict_proba(checked), before, known)
+        self.config.adapted_thresholds = {**self.config.adapted_thresholds, **found.thresholds}
+        return found
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Add ``emotions`` (names) and ``probabilities`` to columns that have ``text``, or to one row.

@@ -60,5 +60,5 @@ def read_thresholds(config: PackageSettings, threshold: float | Mapping[str, flo
                 f"the threshold{of} is {value!r:.80}. Remedy: use a number from 0 to 1, a mapping of labels to such "
                 "numbers, or None for the package's own"
             )
-    values = {**config.thresholds, **overrides}
-    return np.array([values.get(label, config.threshold) for label in labels])
+    values = {**config.decision_thresholds, **overrides}
+    return np.array([values[label] for label in labels])

@@ -42,6 +42,7 @@ class PackageSettings(ModelSettings):
         threshold: probability from which a label without an entry in ``thresholds`` is predicted.
         thresholds: probability per label, tuned on validation rows.
         threshold_source: how ``thresholds`` were found.
+        adapted_thresholds: thresholds for other texts, see :meth:`TextClassifier.adapt`; they come before all others.
         unreliable_labels: labels whose test scores rest on too few rows.
         encoder: name of the sentence encoder, see :func:`load_encoder`.
         encoder_version: version of it that made the embeddings.
@@ -60,6 +61,7 @@ class PackageSettings(ModelSettings):
     threshold: Number = setting(0.5, "threshold of labels without their own", least=0, most=1)
     thresholds: dict[str, Any] = setting({}, "thresholds of labels")
     threshold_source: str = "fixed"
+    adapted_thresholds: dict[str, Any] = setting({}, "thresholds of labels for other texts")
     unreliable_labels: list[str] = setting([], "labels with too few test rows")
     encoder: str = "use-v4"
     encoder_version: str = ""
@@ -88,6 +90,12 @@ class PackageSettings(ModelSettings):
         """Refuse words without a backbone to read them."""
         if self.head == "mlp" and self.reads_words:
             raise ValueError("head mlp has no backbone to read words")
+
+    @property
+    def decision_thresholds(self) -> dict[str, float]:
+        """The threshold of each label."""
+        of_labels = {**self.thresholds, **self.adapted_thresholds}
+        return {label: of_labels.get(label, self.threshold) for label in self.emotion_labels}
 
     @property
     def num_hidden_layers(self) -> int | None:
@@ -186,11 +194,13 @@ def _label_problems(config: dict[str, Any]) -> Iterator[str]:
     for key, value in expected.items():
         if config.get(key, value) != value:
             yield f"{key} and emotion_labels differ"
-    thresholds, unreliable = config.get("thresholds", {}), config.get("unreliable_labels", [])
-    if isinstance(thresholds, dict) and not all(is_probability(value) for value in thresholds.values()):
-        yield "thresholds has values that are not between 0 and 1"
-    if isinstance(thresholds, dict) and not set(thresholds) <= known:
-        yield "thresholds names labels that emotion_labels does not"
+    for key in ("thresholds", "adapted_thresholds"):
+        thresholds = config.get(key, {})
+        if isinstance(thresholds, dict) and not all(is_probability(value) for value in thresholds.values()):
+            yield f"{key} has values that are not between 0 and 1"
+        if isinstance(thresholds, dict) and not set(thresholds) <= known:
+            yield f"{key} names labels that emotion_labels does not"
+    unreliable = config.get("unreliable_labels", [])
     if isinstance(unreliable, list) and not all(isinstance(x, str) and x in known for x in unreliable):
         yield "unreliable_labels names labels that emotion_labels does not"
 

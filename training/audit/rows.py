@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +53,7 @@ def audit_corpus(corpus: Corpus) -> CorpusAudit:
     start = len(validation)
     in_train = {
         "validation": [copy for copy in found if copy.row < start],
-        "test": [dataclasses.replace(copy, row=copy.row - start) for copy in found if copy.row >= start],
+        "test": [replace(copy, row=copy.row - start) for copy in found if copy.row >= start],
     }
     copies = {split: _mask(in_train[split], len(corpus[split])) for split in in_train}
     # Not just the best matches of these: a training row may be a copy without being the best match of any row.
@@ -76,6 +75,38 @@ def audit_corpus(corpus: Corpus) -> CorpusAudit:
         },
     }
     return CorpusAudit(copies, report)
+
+
+def audit_folds(corpus: Corpus, fold: np.ndarray) -> CorpusAudit:
+    """The same for a corpus without splits: each fold's rows are looked for in the rows of the other folds.
+
+    Args:
+        corpus: every split has all N rows.
+        fold: of each row, int [N].
+    """
+    rows, found = corpus["train"], []
+    for number in np.unique(fold):
+        held, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        matches = find_copies(rows.take(held).texts, rows.take(rest).texts)
+        found += [
+            replace(copy, row=int(held[copy.row]), reference_row=int(rest[copy.reference_row])) for copy in matches
+        ]
+    if found:
+        logger.warning("other folds: %s", summarize(found, len(rows)))
+    shared = _describe(found, rows, rows, corpus.labels)
+    mask = _mask(found, len(rows))
+    without = [label for label, count in label_counts(rows.labels, corpus.labels).items() if not count]
+    report: CorpusFindings = {
+        "copies": {
+            "validation_in_train": shared,
+            "test_in_train": shared,
+            "validation_in_test": _describe([], rows, rows, corpus.labels),
+            "train_rows_copied": int(mask.sum()),
+        },
+        "repeated_in_train": _repeated(rows, corpus.labels),
+        "labels_without_positives": dict.fromkeys(SPLITS, without),
+    }
+    return CorpusAudit(dict.fromkeys(SPLITS, mask), report)
 
 
 def _mask(copies: Sequence[Copy], size: int) -> np.ndarray:
@@ -163,11 +194,16 @@ def apply_policy(corpus: Corpus, audit: CorpusAudit, policy: AuditPolicy) -> Cor
     for label, count in label_counts(train.labels, corpus.labels).items():
         if not count and corpus["train"].labels[:, corpus.labels.index(label)].any():
             logger.warning("train: no positive row for %s is left after dropping copies", label)
-    return dataclasses.replace(corpus, splits=corpus.splits | {"train": train})
+    return replace(corpus, splits=corpus.splits | {"train": train})
 
 
 def audit_rows(
-    corpus: Corpus, embeddings: np.ndarray, rows: Rows, mlsmote_labels: str | None = None, contaminated: bool = False
+    corpus: Corpus,
+    embeddings: np.ndarray,
+    rows: Rows,
+    findings: CorpusFindings,
+    mlsmote_labels: str | None = None,
+    contaminated: bool = False,
 ) -> RowsAudit:
     """Check the balanced training rows against the corpus, and describe both.
 
@@ -175,6 +211,7 @@ def audit_rows(
         corpus: the splits.
         embeddings: float32 [N, E] of all splits, one after the other.
         rows: the rows that will be trained on.
+        findings: of the corpus.
         mlsmote_labels: the rule of ``mlsmote`` that gave rows between two parents their labels; None if every row
             has the labels of its first parent. See :func:`_refuse_foreign_labels` for what can be checked.
         contaminated: does the split protocol put children of evaluation rows into train? If so, they are counted.
@@ -192,7 +229,6 @@ def audit_rows(
     _refuse(rows, ~given, "is not what its parents give")
     labels = np.concatenate([corpus[split].labels for split in SPLITS])
     _refuse_foreign_labels(rows, labels, mlsmote_labels)
-    known = set(corpus["train"].texts)
     return {
         "corpus": corpus.name,
         "revision": corpus.revision,
@@ -203,7 +239,7 @@ def audit_rows(
                 "sha256": corpus[split].fingerprint(),
                 "rows_without_label": corpus[split].without_label,
                 "positives": label_counts(corpus[split].labels, corpus.labels),
-                "texts_also_in_train": None if split == "train" else sum(text in known for text in corpus[split].texts),
+                "texts_also_in_train": None if split == "train" else findings["copies"][f"{split}_in_train"]["exact"],
             }
             for split in SPLITS
         },

@@ -96,7 +96,7 @@ def score(classifier: EmotionClassifier, rows: Sequence[LabeledRow], match: Labe
         vectors = encode(texts, cast(LoadedEncoder, classifier.encoder), cache_folder() / "embeddings")
     features = Features(vectors, classifier.tokenize(texts))
     probabilities = predict_probabilities(classifier.model, features, classifier.batch_size)
-    thresholds = {label: config.thresholds.get(label, config.threshold) for label in classifier.labels}
+    thresholds = config.decision_thresholds
     policies = {"package": np.array(list(thresholds.values())), "fixed": np.full(len(thresholds), 0.5)}
     results = {}
     for policy, cutoffs in policies.items():

@@ -15,13 +15,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from modeling.infer.quiet import join_library_logs
-from modeling.recipe import Recipe
-from modeling.records import AUDIT, ENVIRONMENT, LABEL_FREQUENCIES_PLOT, LOG, RECIPE, Environment, TrainingTime
+from modeling.recipe import CROSS_FIT, Recipe
+from modeling.records import AUDIT, ENVIRONMENT, FOLDS, LABEL_FREQUENCIES_PLOT, LOG, RECIPE, Environment, TrainingTime
 from training.commands.verbs import TrainOptions
-from training.fit.batch import fit_batch
+from training.fit.batch import fit_batch, fit_epochs
 from training.fit.build import build_model, build_trainer, fit_precision
 from training.fit.distillation import distill, fingerprints
 from training.fit.emissions import start_tracking, stop_tracking
+from training.fit.folds import out_of_fold_logits
 from training.fit.prepare import Corpora, Prepared, prepare
 from training.fit.results import finish, warning_of
 from training.fit.start import find_start, record_start, refuse_other_settings
@@ -68,14 +69,18 @@ def _train(
         fitted = fit_precision(recipe)
         data = distill(record_start(prepare(recipe, corpora, null_test), recipe), fitted)
     started = time.perf_counter()
-    fitted = fit_batch(fitted, state)
-    trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
+    fitted = fit_epochs(fit_batch(fitted, state), data, state)
     checkpoint: list[str | None] = [None]
+    trainer = None if fitted.split == CROSS_FIT else build_trainer(build_model(fitted, data, state), fitted, data, run)
     if state.is_main_process:  # only now: bad data or a bad setting must not cost the existing run
         run.clear(checkpoints=options.overwrite)
         describe_run(run, recipe, data, describe_environment(recipe.seed, state.num_processes, fitted.bf16))
         checkpoint = [find_checkpoint(run) if options.resume else None]
     [resumed] = broadcast_object_list(checkpoint)
+    out_of_fold = None
+    if trainer is None:  # the folds' models before this one: two at once could fill the memory
+        out_of_fold = out_of_fold_logits(data, fitted, run, state)
+        trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
     trainer.train(resume_from_checkpoint=resumed)
     if state.is_main_process:
         timing: TrainingTime = {
@@ -85,7 +90,7 @@ def _train(
         }
         if emissions := stop_tracking(tracker):
             timing["emissions"] = emissions
-        finish(run, trainer, data, recipe, null_test, timing)
+        finish(run, trainer, data, recipe, null_test, timing, out_of_fold)
         if options.remove_checkpoints:
             shutil.rmtree(run.checkpoints)
 
@@ -139,7 +144,8 @@ def describe_kept(recipe: Recipe, options: TrainOptions) -> tuple[str, bool]:
     if run.is_finished:
         return f"the finished run in {run.path} is as it was", options.resume
     checkpoint, _ = run.inspect_checkpoints()
-    return f"{run.path} keeps {checkpoint.name if checkpoint else 'no checkpoint yet'}", True
+    folds = f"{len(run.read_arrays(FOLDS))} of {recipe.folds} folds and " if (run.path / FOLDS).is_file() else ""
+    return f"{run.path} keeps {folds}{checkpoint.name if checkpoint else 'no checkpoint yet'}", True
 
 
 class LogFile(logging.FileHandler):

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import tee
 
+import numpy as np
 from datasketch import MinHash, MinHashLSH
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 KINDS = {"exact": "exact", "normalised": "normalized", "near": "near"}
 """Kind of copy, which is a key of ``audit.json`` → the word that is printed for it."""
@@ -85,6 +88,18 @@ def find_copies_both_ways(texts: Sequence[str], others: Sequence[str]) -> tuple[
         left.keep(form, right.forms[other], similarity)
         right.keep(other, left.forms[form], similarity)
     return left.copies_in(right), right.copies_in(left)
+
+
+def group_copies(texts: Sequence[str]) -> np.ndarray:
+    """A number for each text, int [N]: equal for copies, near ones too, and for copies of copies."""
+    index = _Index(texts)
+    rows = [index.keys[_without_spaces(form)] for form in index.normalized]
+    pairs = [
+        (index.forms[one], index.forms[other]) for one, other, _ in _near_pairs(list(index.forms), list(index.forms))
+    ]
+    ends = np.array([*enumerate(rows), *pairs]).reshape(-1, 2).T
+    graph = coo_array((np.ones(ends.shape[1]), (ends[0], ends[1])), shape=(len(texts), len(texts)))
+    return np.asarray(connected_components(graph, directed=False)[1])
 
 
 def summarize(copies: Sequence[Copy], size: int) -> str:

@@ -1,6 +1,7 @@
 """Split protocols: the corpus's own, stratified for your own rows, and the reference's, which leaks.
 
-``official`` keeps the corpus's splits. ``stratified`` makes new ones. ``pooled-r2`` repeats the reference's order: it
+``official`` keeps the corpus's splits. ``stratified`` makes new ones. ``cross-fit`` makes none: every row is trained on,
+and is scored by a model that was not trained on its fold. ``pooled-r2`` repeats the reference's order: it
 oversamples before it splits, so that rows made from test rows are trained on. Its scores are contaminated; it exists to
 show by how much.
 """
@@ -16,7 +17,7 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
 from modeling.recipe import CONTAMINATED
 from training.data.balance import Rows
-from training.data.copies import match_key
+from training.data.copies import group_copies, match_key
 from training.data.corpus import Corpus, Split
 from training.data.reading import SPLITS
 from training.data.tables import CorpusError
@@ -50,18 +51,47 @@ def stratified(corpus: Corpus, seed: int) -> Corpus:
     """
     rows = pool(corpus)
     groups = np.unique([match_key(text) for text in rows.texts], return_inverse=True)[1]
-    labels = np.zeros((groups.max() + 1, rows.labels.shape[1]), dtype=np.int8)
-    np.maximum.at(labels, groups, rows.labels)
-    if labels.shape[1] == 1:  # the stratifier takes one column for classes
-        labels = np.concatenate([labels, 1 - labels], axis=1)
-    if len(labels) < _FOLDS:
-        raise CorpusError(f"{len(labels)} different texts cannot be split. Remedy: give at least {_FOLDS}")
-    folds = MultilabelStratifiedKFold(_FOLDS, shuffle=True, random_state=seed).split(labels, labels)
-    fold_of = np.empty(len(labels), dtype=np.int64)
-    for number, (_, members) in enumerate(folds):
-        fold_of[members] = number
-    fold = fold_of[groups]
+    fold = _stratify(groups, rows.labels, _FOLDS, seed)
     return _resplit(corpus, rows, {"train": fold >= 2, "validation": fold == 1, "test": fold == 0})
+
+
+def without_splits(corpus: Corpus) -> Corpus:
+    """All rows in each split, for ``cross-fit``: they are trained on, and scored out of fold."""
+    rows = pool(corpus)
+    return _resplit(corpus, rows, dict.fromkeys(SPLITS, np.arange(len(rows))))
+
+
+def draw_folds(rows: Split, folds: int, seed: int) -> np.ndarray:
+    """The fold of each row, int [N], from 0, with similar shares of each label in every fold.
+
+    Iterative stratification over groups of copies, near ones too: none is in another fold than its text.
+
+    Raises:
+        CorpusError: fewer different texts than folds.
+    """
+    return _stratify(group_copies(rows.texts), rows.labels, folds, seed)
+
+
+def _stratify(groups: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold of each row, int [N]; the rows of a group share it.
+
+    Args:
+        groups: number of each row's group, int [N].
+        labels: multi-hot [N, L].
+        folds: how many.
+        seed: of the draw.
+    """
+    together = np.zeros((groups.max() + 1, labels.shape[1]), dtype=np.int8)
+    np.maximum.at(together, groups, labels)
+    if together.shape[1] == 1:  # the stratifier takes one column for classes
+        together = np.concatenate([together, 1 - together], axis=1)
+    if len(together) < folds:
+        raise CorpusError(f"{len(together)} different texts cannot be split. Remedy: give at least {folds}")
+    fold_of = np.empty(len(together), dtype=np.int64)
+    drawn = MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed).split(together, together)
+    for number, (_, members) in enumerate(drawn):
+        fold_of[members] = number
+    return np.asarray(fold_of[groups])
 
 
 def pooled_r2(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ from accelerate.utils import gather_object
 from modeling.backbones import MISTRAL_SMALL_3_1, SMOLLM2_135M, read_backbone_config
 from modeling.infer import BUNDLED_BACKBONE, ENCODERS, EmotionConfig
 from modeling.memory import GIB, RESERVE, Setting, plan_memory
-from modeling.recipe import Recipe, model_settings
+from modeling.recipe import Recipe, model_settings, planned_epochs
 from training.data.taxonomy import build_taxonomy
 from training.fit.build import holds_bfloat16, use_layers
+from training.fit.prepare import Prepared
 from training.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 
 KNOWN_SHAPES = {BUNDLED_BACKBONE: SMOLLM2_135M, "Mistral-Small-3.1-24B": MISTRAL_SMALL_3_1}
 """Backbones whose shapes need no file and no network, by part of their names."""
+
+FEW_STEPS = 200
+"""Runs with fewer optimizer steps say so: on 800 rows, 82 steps gave macro F1 0.77, and eight times as many 0.91."""
 
 _OTHER_WIDTH = 768
 """Assumed for other encoders; the width changes the sum by a few MiB at most."""
@@ -110,6 +115,28 @@ def fit_batch(recipe: Recipe, state: PartialState) -> Recipe:
         "gradient_checkpointing true, quantization nf4 or a smaller backbone, or gradient_accumulation_steps "
         f"{rows} and batch_size 1 to try anyway"
     )
+
+
+def fit_epochs(recipe: Recipe, data: Prepared, state: PartialState) -> Recipe:
+    """The recipe with as many epochs as its ``min_steps`` ask for; a run of few steps says so.
+
+    Args:
+        recipe: with its batch chosen.
+        data: has the training rows.
+        state: the processes.
+    """
+    size = recipe.batch_size * recipe.gradient_accumulation_steps * state.num_processes
+    epochs = planned_epochs(recipe.epochs, recipe.min_steps, len(data.rows), size)
+    if epochs > recipe.epochs:
+        logger.info("%d epochs instead of %d: min_steps is %d", epochs, recipe.epochs, recipe.min_steps)
+    steps = epochs * math.ceil(len(data.rows) / size)
+    if steps < FEW_STEPS:
+        logger.warning(
+            "only %d steps: the model will have learned little. Remedy: for few rows use --recipe adapt, or --min_steps %d",
+            steps,
+            FEW_STEPS,
+        )
+    return dataclasses.replace(recipe, epochs=epochs)
 
 
 def free_memory(state: PartialState) -> int:

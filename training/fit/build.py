@@ -28,7 +28,7 @@ from modeling.infer import (
     multiplies_bfloat16,
 )
 from modeling.memory import evaluation_rows
-from modeling.recipe import Recipe, model_settings
+from modeling.recipe import CROSS_FIT, Recipe, model_settings
 from training.errors import first_line
 from training.fit.prepare import Prepared
 from training.fit.projection import standardize_projection
@@ -171,8 +171,14 @@ def _compile(model: EmotionModel) -> None:
         raise RecipeError(f"torch_compile: {error}, or use torch_compile false") from None
 
 
-def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepared, run: RunFolder) -> FocalTrainer:
-    """The trainer of a recipe."""
+def build_trainer(
+    model: PeftModel | EmotionModel, recipe: Recipe, data: Prepared, run: RunFolder, keeps_checkpoints: bool = True
+) -> FocalTrainer:
+    """The trainer of a recipe.
+
+    With split cross-fit, no rows are left to choose a checkpoint on: the last one is the result.
+    """
+    chooses = recipe.split != CROSS_FIT
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
         num_train_epochs=recipe.epochs,
@@ -187,9 +193,9 @@ def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepare
         optim=recipe.optim,
         bf16=recipe.bf16,
         use_cpu=not torch.cuda.is_available(),
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        load_best_model_at_end=True,
+        eval_strategy="epoch" if chooses else "no",
+        save_strategy="epoch" if keeps_checkpoints else "no",
+        load_best_model_at_end=chooses,
         metric_for_best_model=recipe.metric_for_best_model,
         greater_is_better=True,
         restore_callback_states_from_checkpoint=recipe.early_stopping_patience > 0,
@@ -205,7 +211,7 @@ def build_trainer(model: PeftModel | EmotionModel, recipe: Recipe, data: Prepare
     callbacks: list[TrainerCallback] = [SealedCheckpoints(run, recipe.save_total_limit)]
     if recipe.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
-    if recipe.checkpoint_minutes:
+    if recipe.checkpoint_minutes and keeps_checkpoints:
         callbacks.append(CheckpointByTime(recipe.checkpoint_minutes))
     positives = rows.labels.sum(axis=0).tolist()
     try:

@@ -14,15 +14,15 @@ from tokenizers import Tokenizer
 
 from modeling.backbones import read_backbone_config, read_tokenizer
 from modeling.infer import ENCODERS, CacheError, Features, cache_folder, load_encoder, tokenize
-from modeling.recipe import CONTAMINATED, Recipe, marked
+from modeling.recipe import CONTAMINATED, CROSS_FIT, Recipe, marked
 from modeling.records import Audit
 from training.audit.label_order import suspect_labels
-from training.audit.rows import CorpusAudit, apply_policy, audit_corpus, audit_rows
+from training.audit.rows import CorpusAudit, apply_policy, audit_corpus, audit_folds, audit_rows
 from training.data.balance import Rows, imbalance, labels_to_oversample, oversample, real_rows, thin_label
 from training.data.corpus import Corpus, load_corpus
 from training.data.encoding import encode
 from training.data.reading import SPLITS
-from training.data.splits import pooled_r2, stratified
+from training.data.splits import draw_folds, pooled_r2, stratified, without_splits
 from training.errors import first_line
 from training.recipe import RecipeError
 
@@ -40,12 +40,14 @@ class EncodedCorpus:
         embeddings: float32 [N, E] of all splits, one after the other.
         encoder_version: what identifies the encoder's weights.
         audit: copies across splits, label noise, labels without rows.
+        fold: int [N] of each row, where every split has all N rows.
     """
 
     corpus: Corpus
     embeddings: np.ndarray
     encoder_version: str
     audit: CorpusAudit
+    fold: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Prepared:
         tokens: token ids of each split's texts, if the backbone reads words.
         reads_embedding: does the backbone read the embeddings? If not, only the audit uses them.
         targets: float [N, L], the targets of the training rows, if not their labels.
+        fold: int [N], the fold of each row, if every split has all N rows.
     """
 
     corpus: Corpus
@@ -75,6 +78,7 @@ class Prepared:
     tokens: dict[str, list[np.ndarray]] | None = None
     reads_embedding: bool = True
     targets: np.ndarray | None = None
+    fold: np.ndarray | None = None
 
     def features(self, split: str) -> Features:
         """What the model reads of a split's rows."""
@@ -134,7 +138,7 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
     mlsmote_labels = recipe.mlsmote_labels if recipe.balance == "mlsmote" else None
     report: Audit = {
         **audit.report,
-        **audit_rows(corpus, vectors, rows, mlsmote_labels, contaminated),
+        **audit_rows(corpus, vectors, rows, audit.report, mlsmote_labels, contaminated),
         "corpus_sha256": corpora.rows(recipe).fingerprints(),
         "protocol": recipe.split,
         "imbalance": {"before": imbalance(corpus["train"].labels), "after": imbalance(rows.labels)},
@@ -154,6 +158,7 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
         tokenizer,
         tokens,
         recipe.input != "tokens",
+        fold=encoded.fold,
     )
 
 
@@ -257,19 +262,23 @@ class Corpora:
             LeakError: train has a copy of an evaluation row, and the policy is ``fail``.
         """
         corpus = self.rows(recipe)
-        seed = recipe.split_seed if recipe.split == "stratified" else None
-        key = (id(corpus), seed, recipe.audit_policy, recipe.encoder)
+        drawn = (recipe.split, recipe.split_seed, recipe.folds) if recipe.split in ("stratified", CROSS_FIT) else ()
+        key = (id(corpus), *drawn, recipe.audit_policy, recipe.encoder)
         if self._encoded is None or self._encoded[0] != key:
             self._encoded = None  # two at once could fill the memory
-            self._encoded = (key, _encode_corpus(corpus, seed, recipe))
+            self._encoded = (key, _encode_corpus(corpus, recipe))
         return self._encoded[1]
 
 
-def _encode_corpus(corpus: Corpus, seed: int | None, recipe: Recipe) -> EncodedCorpus:
-    if seed is not None:
-        corpus = stratified(corpus, seed)
+def _encode_corpus(corpus: Corpus, recipe: Recipe) -> EncodedCorpus:
+    fold = None
+    if recipe.split == "stratified":
+        corpus = stratified(corpus, recipe.split_seed)
+    if recipe.split == CROSS_FIT:
+        corpus = without_splits(corpus)
+        fold = draw_folds(corpus["train"], recipe.folds, recipe.split_seed)
     corpus.require_splits()
-    audit = audit_corpus(corpus)
+    audit = audit_corpus(corpus) if fold is None else audit_folds(corpus, fold)
     kept = apply_policy(corpus, audit, recipe.audit_policy)
     dropped = len(corpus["train"]) - len(kept["train"])
     before = audit.report["copies"]
@@ -290,7 +299,7 @@ def _encode_corpus(corpus: Corpus, seed: int | None, recipe: Recipe) -> EncodedC
         ) from error
     texts = [text for split in SPLITS for text in corpus[split].texts]
     vectors = encode(texts, encoder, cache_folder() / "embeddings")
-    return EncodedCorpus(corpus, vectors, encoder.version, audit)
+    return EncodedCorpus(corpus, vectors, encoder.version, audit, fold)
 
 
 def _shuffle_labels(corpus: Corpus, splits: Iterable[str], seed: int) -> Corpus:

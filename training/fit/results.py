@@ -14,7 +14,6 @@ from typing import cast
 import numpy as np
 import pandas as pd
 from peft import PeftModel
-from scipy.special import expit
 
 from modeling import records
 from modeling.backbones import restore_float32
@@ -28,10 +27,9 @@ from modeling.infer import (
     load_encoder,
     predict_logits,
 )
-from modeling.recipe import CONTAMINATED, Recipe
+from modeling.recipe import CONTAMINATED, CROSS_FIT, Recipe
 from modeling.records import (
     POLICIES,
-    CalibrationRecord,
     Context,
     FocalConfig,
     Golden,
@@ -41,22 +39,21 @@ from modeling.records import (
     Timing,
     TrainingTime,
 )
-from modeling.thresholds import choose_thresholds
 from training.data.corpus import GOEMOTIONS_HUB
 from training.fit.build import holds_bfloat16
 from training.fit.prepare import Prepared
 from training.fit.trainer import FocalTrainer
 from training.run_folder import RunFolder
 from training.scores import plots
-from training.scores.calibration import choose_calibration, describe_calibration, fold_into
+from training.scores.bag_of_words import score_bag_of_words
+from training.scores.calibration import fold_into
+from training.scores.held_out import HeldOut, describe, hold_out, hold_out_folds
 from training.scores.published import Published, read_published, to_markdown
 from training.scores.scoring import (
     DRAWS,
     LOW_SUPPORT,
     WIDE_INTERVAL,
-    Scored,
     score_policies,
-    scores,
     unreliable_labels,
 )
 
@@ -86,9 +83,25 @@ class Report:
 
 
 def finish(
-    run: RunFolder, trainer: FocalTrainer, data: Prepared, recipe: Recipe, null_test: str | None, timing: TrainingTime
+    run: RunFolder,
+    trainer: FocalTrainer,
+    data: Prepared,
+    recipe: Recipe,
+    null_test: str | None,
+    timing: TrainingTime,
+    out_of_fold: np.ndarray | None,
 ) -> None:
-    """Calibrate and score the best model, write the results, and log the next commands."""
+    """Calibrate and score the best model, write the results, and log the next commands.
+
+    Args:
+        run: takes the results.
+        trainer: has the model.
+        data: its data.
+        recipe: the recipe.
+        null_test: see :func:`training.fit.prepare.prepare`.
+        timing: of the training.
+        out_of_fold: see :func:`calibrate`.
+    """
     started = time.perf_counter()
     # The base model's own forward: the wrapped one computes under autocast, the published model does not.
     assert isinstance(trainer.model, (PeftModel, EmotionModel))
@@ -96,27 +109,40 @@ def finish(
     plain = cast(EmotionModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     if holds_bfloat16(recipe, cast(EmotionConfig, plain.config)):
         restore_float32(plain)
-    uncalibrated, scored, log_losses, calibration = calibrate(plain, data, recipe.seed)
-    found = build_report(scored, data, recipe.split, null_test)
-    run.write(records.CALIBRATION, calibration)
+    held_out = calibrate(plain, data, out_of_fold, recipe.seed)
+    found = build_report(held_out, data, recipe.split, null_test)
+    if recipe.dataset not in ("starter", "goemotions") and recipe.split != CONTAMINATED:
+        baseline = score_bag_of_words(data.corpus, data.fold, recipe.seed)
+        if baseline is not None:
+            found.metrics["bag_of_words"], _ = score_policies(
+                baseline.after["test"], baseline.cutoffs["test"], data.corpus.labels, baseline.cutoffs["validation"]
+            )
+    run.write(records.CALIBRATION, describe(held_out))
     run.write(records.METRICS, found.metrics)
     run.write(records.THRESHOLDS, found.thresholds)
     run.write_text(records.PER_LABEL, found.per_label.to_csv(index=False))
     published = comparable(data)
     run.write_text(records.SCORES, to_markdown(found.per_label, found.metrics, published))
     run.write(records.CONTEXT, describe_context(recipe, data, published))
-    predictions = {
-        f"{split}_{name}": getattr(s, name) for split, s in scored.items() for name in ("probabilities", "references")
-    }
-    run.write_arrays(records.PREDICTIONS, predictions | {records.LOG_LOSSES: log_losses})
-    run.write_text(records.SCORED_TEXTS, scored_texts(data, list(scored)))
-    draw(run, found, uncalibrated["test"], scored, data, recipe, published)
+    run.write_arrays(records.PREDICTIONS, predictions_of(held_out))
+    run.write_text(records.SCORED_TEXTS, scored_texts(data, list(held_out.after)))
+    draw(run, found, held_out, data, recipe, published)
     write_model(run, trainer, model, cast(EmotionConfig, plain.config), found, data)
     run.write(records.GOLDEN, golden_rows(plain, recipe))
     scoring = round(time.perf_counter() - started, 1)
     finished: Timing = {**timing, "seconds_of_scoring": scoring, "epochs": trainer.state.epoch or 0.0}
     run.write(records.TIMING, finished)
     print_results(run, found, timing["seconds_of_training"], recipe)
+
+
+def predictions_of(found: HeldOut) -> dict[str, np.ndarray]:
+    """The content of ``predictions.npz``; thresholds only where they differ between rows, [N, L]."""
+    arrays = {records.LOG_LOSSES: found.log_losses}
+    for split, rows in found.after.items():
+        arrays |= {f"{split}_probabilities": rows.probabilities, f"{split}_references": rows.references}
+        if (own := found.cutoffs[split]["per_label"]).ndim == 2:
+            arrays[f"{split}_thresholds"] = own
+    return arrays
 
 
 def scored_texts(data: Prepared, splits: Sequence[str]) -> str:
@@ -146,43 +172,24 @@ def describe_context(recipe: Recipe, data: Prepared, published: Sequence[Publish
     }
 
 
-def calibrate(
-    model: EmotionModel, data: Prepared, seed: int
-) -> tuple[dict[str, Scored], dict[str, Scored], np.ndarray, CalibrationRecord]:
-    """Fit a calibration on validation and fold it into the classifier.
+def calibrate(model: EmotionModel, data: Prepared, out_of_fold: np.ndarray | None, seed: int) -> HeldOut:
+    """Fit a calibration on rows that were not trained on, and fold it into the classifier.
 
-    Returns:
-        The model's probabilities on validation and test, before and after; the cross-fitted log loss of each
-        validation row, [N]; and the content of ``calibration.json``: per split, before and after, how well
-        probabilities are calibrated, and macro F1 at 0.5 and at each label's own threshold. Own thresholds are tuned
-        again after calibration. They are drawn toward a common one, so a few decisions may change; the scores before
-        and after show it.
+    Args:
+        model: the finished model.
+        data: its data.
+        out_of_fold: logits of all rows by other models, float [N, L], if this model was trained on all rows.
+        seed: seed of the folds in which a calibration is chosen.
     """
     references = {split: data.corpus[split].labels for split in ("validation", "test")}
-    logits = {split: predict_logits(model, data.features(split)).astype(float) for split in references}
-    calibration, log_losses, choice = choose_calibration(logits["validation"], references["validation"], seed)
-    fold_into(model.classifier, calibration)
-    before = {split: Scored(expit(values), references[split]) for split, values in logits.items()}
-    after = {split: Scored(calibration(values), references[split]) for split, values in logits.items()}
-    measured: dict[str, dict[str, dict[str, float]]] = {split: {} for split in references}
-    for when, scored in (("before", before), ("after", after)):
-        cutoffs = {
-            "0.5": 0.5,
-            "own_thresholds": choose_thresholds(scored["validation"].probabilities, references["validation"]).own,
-        }
-        for split, rows in scored.items():
-            measured[split][when] = describe_calibration(rows.probabilities, rows.references) | {
-                f"macro_f1_at_{name}": scores(rows.probabilities >= cuts, rows.references)["macro_f1"]
-                for name, cuts in cutoffs.items()
-            }
-    record: CalibrationRecord = {
-        **choice,
-        "validation": measured["validation"],
-        "test": measured["test"],
-        "scale": calibration.scale.tolist(),
-        "bias": calibration.bias.tolist(),
-    }
-    return before, after, log_losses, record
+    if out_of_fold is None:
+        logits = {split: predict_logits(model, data.features(split)).astype(float) for split in references}
+        found = hold_out(logits, references, seed)
+    else:
+        assert data.fold is not None
+        found = hold_out_folds(out_of_fold.astype(float), references["test"], data.fold, seed)
+    fold_into(model.classifier, found.calibration)
+    return found
 
 
 def golden_rows(model: EmotionModel, recipe: Recipe) -> Golden:
@@ -193,21 +200,19 @@ def golden_rows(model: EmotionModel, recipe: Recipe) -> Golden:
     return {"labels": list(model.config.emotion_labels), "rows": rows}
 
 
-def build_report(scored: dict[str, Scored], data: Prepared, protocol: str, null_test: str | None) -> Report:
-    """Thresholds from validation, applied to validation, test, and test without the texts that are also in train."""
-    labels = data.corpus.labels
-    chosen = choose_thresholds(scored["validation"].probabilities, scored["validation"].references)
-    constant = [np.full(len(labels), value) for value in (0.5, chosen.common)]
-    cutoffs = dict(zip(POLICIES, (*constant, chosen.own), strict=True))
-    parts = dict(scored)
+def build_report(held_out: HeldOut, data: Prepared, protocol: str, null_test: str | None) -> Report:
+    """Scores of validation, test, and test without the texts that are also in train."""
+    labels, chosen, shown = data.corpus.labels, held_out.thresholds, held_out.cutoffs["validation"]
+    parts, cutoffs = dict(held_out.after), dict(held_out.cutoffs)
     if data.copies["test"].any() and not data.copies["test"].all():
-        parts["test_without_copies"] = scored["test"].take(~data.copies["test"])
+        parts["test_without_copies"] = held_out.after["test"].take(~data.copies["test"])
+        cutoffs["test_without_copies"] = cutoffs["test"]
     found, tables = {}, []
     for split, rows in parts.items():
-        found[split], table = score_policies(rows, cutoffs, labels)
+        found[split], table = score_policies(rows, cutoffs[split], labels, shown)
         tables.append(table.assign(split=split))
     thresholds: ThresholdTable = {
-        "source": "tuned on the validation split: one for all labels by macro F1; per label by F1, drawn toward the "
+        "source": f"tuned on {'rows out of fold' if protocol == CROSS_FIT else 'the validation split'}: one for all labels by macro F1; per label by F1, drawn toward the "
         "common one where positives are few",
         "global": chosen.common,
         "per_label": dict(zip(labels, chosen.own.tolist(), strict=True)),
@@ -234,14 +239,13 @@ def warning_of(recipe: Recipe) -> str:
 def draw(
     run: RunFolder,
     found: Report,
-    uncalibrated: Scored,
-    scored: dict[str, Scored],
+    held_out: HeldOut,
     data: Prepared,
     recipe: Recipe,
     published: Sequence[Published],
 ) -> None:
     """Draw the plots of the scores."""
-    labels, note = data.corpus.labels, warning_of(recipe)
+    labels, note, scored = data.corpus.labels, warning_of(recipe), held_out.after
     own = found.thresholds["per_label"]
     cutoffs = np.array([own[label] for label in labels])
     pictures: dict[str, Callable[[Path], None]] = {
@@ -253,7 +257,9 @@ def draw(
             path, scored["validation"], labels, own, note
         ),
         records.CONFUSIONS_PLOT: lambda path: plots.plot_confusions(path, scored["test"], cutoffs, labels, note),
-        records.RELIABILITY_PLOT: lambda path: plots.plot_reliability(path, uncalibrated, scored["test"], note),
+        records.RELIABILITY_PLOT: lambda path: plots.plot_reliability(
+            path, held_out.before["test"], scored["test"], note
+        ),
     }
     for name, picture in pictures.items():
         with run.replacing(name) as path:
@@ -294,6 +300,8 @@ def print_results(run: RunFolder, found: Report, seconds: float, recipe: Recipe)
     parts = {"test": found.metrics["test"]}
     if "test_without_copies" in found.metrics:
         parts["test without texts of train"] = found.metrics["test_without_copies"]
+    if "bag_of_words" in found.metrics:
+        parts["bag of words, test"] = found.metrics["bag_of_words"]
     for name, by_policy in parts.items():
         for policy in POLICIES:
             score = by_policy[policy]

@@ -19,10 +19,10 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling.infer import BUNDLED_BACKBONE, staging
-from modeling.recipe import Recipe
+from modeling.recipe import CROSS_FIT, Recipe, planned_epochs
 from training.data.balance import real_rows
 from training.data.corpus import Corpus
-from training.data.splits import stratified
+from training.data.splits import stratified, without_splits
 from training.fit.batch import encoder_width, fit_batch
 from training.fit.build import build_model, build_trainer, fit_precision
 from training.fit.prepare import Corpora, Prepared, balance, read_words
@@ -69,7 +69,10 @@ def time_steps(recipe: Recipe, state: PartialState) -> Trial:
         RecipeError: the model cannot be built, or the memory is too small.
     """
     corpus = Corpora().rows(recipe)
-    corpus = stratified(corpus, recipe.split_seed) if len(corpus.splits) == 1 else corpus
+    if recipe.split == CROSS_FIT:
+        corpus = without_splits(corpus)
+    elif len(corpus.splits) == 1:
+        corpus = stratified(corpus, recipe.split_seed)
     train = corpus["train"]
     # How many rows are made hardly depends on where the embeddings are; those of one dimension are quickly searched.
     generator = np.random.default_rng(recipe.seed)
@@ -87,7 +90,10 @@ def time_steps(recipe: Recipe, state: PartialState) -> Trial:
         trainer.add_callback(clock)
         trainer.train()
     seconds = float(np.median(np.diff(clock.times)[_WARM_UP - 1 :]))
-    minutes = recipe.epochs * (steps + evaluated * _EVALUATION) * seconds / 60
+    epochs = planned_epochs(recipe.epochs, recipe.min_steps, rows, size)
+    # Of the other folds' rows, as many models as there are folds, and one of all rows.
+    models, evaluated = (recipe.folds, 0) if recipe.split == CROSS_FIT else (1, evaluated)
+    minutes = models * epochs * (steps + evaluated * _EVALUATION) * seconds / 60
     return Trial(seconds, rows, steps, minutes)
 
 

@@ -100,8 +100,8 @@ def _draws(cell: Cell, split: str) -> tuple[np.ndarray, np.ndarray]:
     for run in cell.runs.values():
         arrays = run.read_arrays(PREDICTIONS)
         references = arrays[f"{split}_references"]
-        own = run.read(THRESHOLDS)["per_label"]
-        predictions = arrays[f"{split}_probabilities"] >= np.array(list(own.values()))
+        own = np.array(list(run.read(THRESHOLDS)["per_label"].values()))
+        predictions = arrays[f"{split}_probabilities"] >= arrays.get(f"{split}_thresholds", own)
         whole, _ = weighted_scores(predictions, references, bootstrap_weights(len(references)))
         draws.append(whole["macro_f1"])
     return np.mean(draws, axis=0), references

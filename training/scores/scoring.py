@@ -169,14 +169,15 @@ class Scored:
 
 
 def score_policies(
-    scored: Scored, cutoffs: dict[Policy, np.ndarray], labels: Sequence[str]
+    scored: Scored, cutoffs: dict[Policy, np.ndarray], labels: Sequence[str], shown: dict[Policy, np.ndarray]
 ) -> tuple[SplitScores, pd.DataFrame]:
     """Scores of one split under each threshold policy, with 95 % bootstrap intervals.
 
     Args:
         scored: the split.
-        cutoffs: policy → thresholds [L].
+        cutoffs: policy → thresholds [L], or [N, L] where they differ between rows.
         labels: the L names.
+        shown: policy → thresholds [L] of the package.
 
     Returns:
         Scores by policy, each with ``intervals_95``; and one row for each policy and label. Where some labels have at
@@ -203,7 +204,7 @@ def score_policies(
             draws["macro_f1_frequent"] = each_draws["f1"][:, frequent].mean(axis=1)
         result[policy] = {name: float(value[0]) for name, value in whole.items()}
         result[policy]["intervals_95"] = {name: _interval(value) for name, value in draws.items()}
-        table = pd.DataFrame({"thresholds": policy, "label": labels, "support": support, "threshold": thresholds})
+        table = pd.DataFrame({"thresholds": policy, "label": labels, "support": support, "threshold": shown[policy]})
         columns = {name: (value, each_draws[name]) for name, value in each.items()} | precision
         for name, (value, value_draws) in columns.items():
             table[name] = value[0]

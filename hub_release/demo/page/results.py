@@ -32,11 +32,13 @@ class LabelResult(NamedTuple):
 
 def rank(config: Any, labels: Sequence[str], probabilities: Sequence[float], common: float | None) -> list[LabelResult]:
     """Results of one text, highest probability first; ``common`` replaces the package's thresholds."""
+    # The infer.py of an earlier package knows no other thresholds.
+    thresholds = {**config.thresholds, **getattr(config, "adapted_thresholds", {})}
     rows = [
         LabelResult(
             label,
             probability,
-            config.thresholds.get(label, config.threshold) if common is None else common,
+            thresholds.get(label, config.threshold) if common is None else common,
             label in config.unreliable_labels,
         )
         for label, probability in zip(labels, probabilities, strict=True)

@@ -92,7 +92,7 @@ class Answers:
             "model_id": self.model.name,
             "model_type": {"classifier": {"id2label": ids, "label2id": {label: int(i) for i, label in ids.items()}}},
             "computed": self.model.about,
-            "thresholds": self.model.settings.thresholds,
+            "thresholds": self.model.settings.decision_thresholds,
             "max_client_batch_size": self.limits.texts,
             "max_batch_requests": self.limits.batch,
             "max_waiting_texts": self.limits.waiting,
