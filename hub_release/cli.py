@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from hub_release.commands.adapt import adapt
 from hub_release.commands.check import check
 from hub_release.commands.console import escape_unencodable, print_json
 from hub_release.commands.container import container
@@ -68,7 +69,7 @@ def main(
     """
 
 
-for verb in (export, card, check, push, pull, score, serve, container, demo):
+for verb in (export, card, check, push, pull, adapt, score, serve, container, demo):
     app.command()(verb)
 
 

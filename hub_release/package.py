@@ -102,6 +102,7 @@ class Layout:
     thresholds_plot: str = records.THRESHOLDS_PLOT
     confusions_plot: str = records.CONFUSIONS_PLOT
     reliability_plot: str = records.RELIABILITY_PLOT
+    adaptation: str = records.ADAPTATION
     graph: str = "onnx/model.onnx"
     int8_graph: str = "onnx/model_quantized.onnx"
     graph_record: str = records.GRAPHS
@@ -131,12 +132,12 @@ class Layout:
     def files(
         self, reads_words: bool = False, graphs: Collection[str] = (), merged: Collection[str] = ()
     ) -> tuple[str, ...]:
-        """All file names; the tokenizer only if the backbone reads words.
+        """All file names that a package must have; the tokenizer only if the backbone reads words.
 
         ``graphs`` are those that there are, :attr:`graph` or :attr:`int8_graph`; what belongs to them comes along. Of
         the merged model's files there are only those in ``merged``.
         """
-        left_out = set(() if reads_words else (self.tokenizer,))
+        left_out = {self.adaptation} | set(() if reads_words else (self.tokenizer,))
         left_out |= {self.graph, self.int8_graph} - set(graphs) if graphs else set(self.of_the_graphs())
         left_out |= {name for name in self.of_the_merged() if name not in merged}
         return tuple(name for name in astuple(self) if name not in left_out)

@@ -247,6 +247,18 @@ class GraphRecord(TypedDict):
     graphs: dict[str, BackendRecord]
 
 
+class AdaptationRecord(TypedDict):
+    """Thresholds for other texts, of a file with this hash; the fields of
+    :class:`modeling.infer.adaptation.Adaptation`."""
+
+    texts: int
+    labeled: int
+    positives: dict[str, int]
+    thresholds: dict[str, float]
+    expected_f1: dict[str, float]
+    file_sha256: str
+
+
 class FocalConfig(TypedDict):
     """The focal loss: alpha per label, and gamma."""
 
@@ -267,6 +279,8 @@ GOLDEN = Record[Golden]("golden.json")
 FOCAL = Record[FocalConfig]("focal_config.json")
 GRAPHS = Record[GraphRecord]("graphs.json")
 """Written by export, for a package with a graph."""
+ADAPTATION = Record[AdaptationRecord]("adaptation.json")
+"""Written by adapt, for a package with thresholds for other texts."""
 TORCH = "torch"
 INT8 = "onnx-int8"
 """Names in it: of PyTorch, and of the graph in int8."""

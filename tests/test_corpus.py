@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from modeling.rows.tables import CorpusError, read_table
 from training.data.corpus import STARTER_FOLDER, load_corpus
 from training.data.reading import SPLITS
-from training.data.tables import CorpusError, read_table
 from training.data.taxonomy import GOEMOTIONS_15, GOEMOTIONS_28, TAXONOMIES
 
 OWN = ["happy", "angry"]

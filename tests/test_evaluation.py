@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 
 from modeling.infer import EmotionClassifier, EmotionConfig
+from modeling.rows.tables import CorpusError
 from training.commands import evaluate as evaluation
 from training.commands.evaluate import load_classifier, score
 from training.data.label_mapping import LabelMapping, MappingError, match_labels, read_mapping, shipped_mappings
 from training.data.labeled_file import FileOptions, LabeledRow, read_labeled_file
-from training.data.tables import CorpusError
 from training.data.taxonomy import GOEMOTIONS_28, MAPPINGS, TAXONOMIES
 from training.options import parse
 from training.recipe import RecipeError

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from modeling.infer import TableError, read_rows, read_texts as read_text_rows
+from modeling.rows.tables import CorpusError, read_table
 from training.data.corpus import load_corpus
 from training.data.label_mapping import read_mapping
 from training.data.labeled_file import FileOptions, read_labeled_file
 from training.data.reading import SPLITS
-from training.data.tables import CorpusError, read_table
 from training.run import main
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from modeling.rows.tables import CorpusError
 from training.data.balance import Rows, oversample, real_rows
 from training.data.corpus import Corpus, Split
 from training.data.splits import pooled_r2, stratified
-from training.data.tables import CorpusError
 
 NAMES = ("a", "b", "c")
 

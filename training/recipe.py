@@ -12,13 +12,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from modeling.errors import InputError
 from modeling.infer import ENCODERS
 from modeling.infer.settings import Number
 from modeling.recipe import CROSS_FIT, FIELDS, WHOLE_ROW_METHODS, Recipe
-from training.errors import TrainingError
 
 
-class RecipeError(TrainingError, ValueError):
+class RecipeError(InputError, ValueError):
     """A bad recipe or flag; the message names the key, its place and the remedy."""
 
 

@@ -17,10 +17,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
 
+from modeling.errors import InputError
 from modeling.infer.quiet import restore_logs, silence_libraries
 from modeling.infer.stops import EXHAUSTED, catch_sigterm, describe_local_error, describe_stop
 from training.commands.verbs import Command
-from training.errors import TrainingError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 first = "free some of it, and " if code == EXHAUSTED else ""
                 sys.stderr.write(f"{reason}: {kept}. Remedy: to go on, {first}run {again}\n")
             return code
-        if not isinstance(error, (TrainingError, ImportError, OSError)):
+        if not isinstance(error, (InputError, ImportError, OSError)):
             raise
         said = describe_local_error(error) if isinstance(error, OSError) and error.errno else error
         sys.stderr.write(f"error: {said}\n")

@@ -34,6 +34,7 @@ from modeling.infer import (
 )
 from modeling.recipe import CONTAMINATED
 from modeling.records import (
+    AdaptationRecord,
     Audit,
     CalibrationRecord,
     Content,
@@ -104,6 +105,7 @@ class Facts:
     label_set: Source
     details: CardDetails | None
     files: frozenset[str]
+    adaptation: AdaptationRecord | None
     graphs: GraphRecord | None
     graph_files: Sequence[str]
     merged: str | None
@@ -198,6 +200,7 @@ def read_facts(package: Path) -> Facts:
         label_set=_find_source("label_sets", " ".join(recipe["labels"]), False),
         details=read_details(package),
         files=frozenset(path.name for path in package.iterdir()),
+        adaptation=read(records.ADAPTATION) if (package / LAYOUT.adaptation).is_file() else None,
         graphs=read(records.GRAPHS) if (package / LAYOUT.graph_record).is_file() else None,
         graph_files=[name for name in (LAYOUT.graph, LAYOUT.int8_graph) if (package / name).is_file()],
         merged=merged if has_merged else None,

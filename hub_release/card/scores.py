@@ -11,7 +11,7 @@ from hub_release.card.facts import Facts
 from hub_release.card.own import CardDetails, choose_examples
 from hub_release.card.text import Markdown
 from modeling.recipe import CROSS_FIT
-from modeling.records import SCORE_NAMES, Policy, PolicyScores, ScoreName, scores_by_split
+from modeling.records import SCORE_NAMES, AdaptationRecord, Policy, PolicyScores, ScoreName, scores_by_split
 
 _THRESHOLD_NAMES: dict[Policy, str] = {
     "fixed": "0.5 for all labels",
@@ -81,7 +81,7 @@ def _examples(facts: Facts) -> dict[str, Any]:
 
 
 def _found(facts: Facts, probabilities: Sequence[float]) -> str:
-    thresholds = facts.config["thresholds"]
+    thresholds = facts.config["thresholds"] | facts.config.get("adapted_thresholds", {})
     reached = sorted(
         (-probability, label)
         for label, probability in zip(facts.golden["labels"], probabilities, strict=True)
@@ -90,10 +90,18 @@ def _found(facts: Facts, probabilities: Sequence[float]) -> str:
     return ", ".join(f"{label} {-negative:.3f}" for negative, label in reached) or "none"
 
 
+def _adapted(record: AdaptationRecord | None) -> dict[str, str] | None:
+    if record is None:
+        return None
+    counts = {name: f"{record[name]:,}" for name in ("texts", "labeled")}
+    return counts | {"thresholds": ", ".join(f"{name} {cut:.3f}" for name, cut in record["thresholds"].items())}
+
+
 def _scores(facts: Facts) -> dict[str, Any]:
     copies = facts.audit["copies"]["test_in_train"]["rows"]
     return {
         "protocol": facts.metrics["protocol"],
+        "adapted": _adapted(facts.adaptation),
         "cross_fitted": facts.metrics["protocol"] == CROSS_FIT,
         "folds": str(facts.recipe.get("folds")),
         "bag_of_words": "bag_of_words" in facts.metrics,

@@ -11,6 +11,7 @@ from hub_release.card.render import render_card
 from hub_release.check.earlier import figures, is_earlier
 from hub_release.check.scores import (
     OTHER_LABELS,
+    adaptation_problems,
     calibration_problems,
     metrics_problems,
     table_problems,
@@ -250,5 +251,6 @@ _RECORDS: tuple[tuple[str, Comparison], ...] = (
     (LAYOUT.environment, _environment_problems),
     (LAYOUT.timing, _timing_problems),
     (LAYOUT.graph_record, _graph_problems),
+    (LAYOUT.adaptation, adaptation_problems),
     (LAYOUT.card, _card_problems),
 )

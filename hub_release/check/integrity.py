@@ -116,7 +116,7 @@ def layout_problems(package: Path, unreadable: Collection[str] = ()) -> list[Pac
         graphs = {LAYOUT.graph}
     merged = _merged_files(package, present) if LAYOUT.config not in unreadable else ()
     expected = LAYOUT.files(LAYOUT.config not in unreadable and _reads_words(package), graphs, merged)
-    known = set(expected)
+    known = {*expected, LAYOUT.adaptation}
     lost = [
         PackageError(name, "is missing", "run hub_release export again")
         for name in expected

@@ -14,7 +14,7 @@ import numpy as np
 
 _SHARED_VARIANCE = np.array([0.25, 4.0])
 """Of the scale and bias that all labels have in common, around 1 and 0."""
-_LABEL_VARIANCE = np.array([0.1, 1.0])
+_LABEL_VARIANCE = np.array([0.03, 1.0])
 """Of a label's own scale and bias, around the common ones."""
 _LEAST_SCALE = 0.05
 _LONGEST_STEP, _STEPS = 1.0, 60

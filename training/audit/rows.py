@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from modeling.errors import InputError
 from modeling.recipe import AuditPolicy
 from modeling.records import CorpusFindings, RowsAudit
 from training.data.balance import Rows
 from training.data.copies import KINDS, Copy, find_copies, find_copies_both_ways, match_key, summarize
 from training.data.corpus import Corpus, Split, label_counts
 from training.data.reading import SPLITS
-from training.errors import TrainingError
 
 logger = logging.getLogger(__name__)
 
 EXAMPLES = 5
 
 
-class LeakError(TrainingError, RuntimeError):
+class LeakError(InputError, RuntimeError):
     """A training row comes from outside the training split, or is also in validation or test and must not be."""
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modeling.infer import quote_names
+from modeling.rows.label_cells import LabelReading, LabelSet, read_label_cells
+from modeling.rows.tables import CorpusError, read_table, refuse
 from training.data.copies import KINDS, Copy, find_copies, summarize
-from training.data.label_cells import LabelReading, LabelSet, read_label_cells
 from training.data.reading import read_goemotions
-from training.data.tables import CorpusError, read_table, refuse
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from sklearn.metrics import roc_auc_score
 from modeling.infer import EmotionClassifier, Features, LoadedEncoder, cache_folder, predict_probabilities
 from modeling.infer.quiet import join_library_logs
 from modeling.records import Record
+from modeling.rows.label_cells import LabelReading
+from modeling.rows.tables import refuse_file
 from training.commands.verbs import EvaluateOptions
 from training.data.encoding import encode
-from training.data.label_cells import LabelReading
 from training.data.label_mapping import LabelMatch, match_labels, read_mapping
 from training.data.labeled_file import FileOptions, LabeledRow, read_labeled_file
-from training.data.tables import refuse_file
 from training.run_folder import RunFolder
 from training.scores.plots import plot_evaluation
 from training.scores.scoring import scores_with_intervals

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from modeling.errors import InputError
 from modeling.memory import (
     GIB,
     GPUS,
@@ -22,7 +23,6 @@ from modeling.memory import (
     smallest_gpu,
 )
 from modeling.recipe import Recipe
-from training.errors import TrainingError
 from training.fit.batch import free_memory, read_setting
 from training.fit.trial import STEPS, is_at_hand, time_steps
 from training.options import override
@@ -116,7 +116,7 @@ def _this_machine(recipe: Recipe, setting: Setting) -> list[str]:
         return [*lines, f"Minutes: not estimated, because {recipe.model_name} is not on this machine."]
     try:
         trial = time_steps(recipe, state)
-    except TrainingError as error:
+    except InputError as error:
         return [*lines, f"Minutes: not estimated: {error}"]
     return [
         *lines,

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from training.errors import TrainingError
+from modeling.errors import InputError
 
 
-class BalanceError(TrainingError, ValueError):
+class BalanceError(InputError, ValueError):
     """The rows cannot be balanced as asked; the message names the label and the remedy."""
 
 

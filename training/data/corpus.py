@@ -18,17 +18,10 @@ import datasets
 import numpy as np
 
 from modeling.recipe import LabelFormat
-from training.data.label_cells import LabelReading, LabelSet
-from training.data.reading import (
-    SPLITS,
-    Columns,
-    RawRow,
-    declared_labels,
-    file_rows,
-    goemotions_rows,
-    hub_rows,
-)
-from training.data.tables import CorpusError, normal_name
+from modeling.rows.label_cells import LabelReading, LabelSet
+from modeling.rows.reading import Columns, RawRow, declared_labels
+from modeling.rows.tables import CorpusError, normal_name
+from training.data.reading import SPLITS, file_rows, goemotions_rows, hub_rows
 from training.data.taxonomy import GOEMOTIONS_28, Taxonomy, build_taxonomy
 
 logger = logging.getLogger(__name__)
@@ -127,7 +120,7 @@ def load_corpus(
         label_column: column with the labels; without it, one 0/1 column per label.
         id_column: column of the row ids, which must then be unique over all splits.
         unlabelled: ``keep`` rows without a label of the run as all-zero rows, or ``drop`` them.
-        label_format: what the cells of ``label_column`` are, see :mod:`training.data.label_cells`.
+        label_format: what the cells of ``label_column`` are, see :mod:`modeling.rows.label_cells`.
         label_separator: what separates the labels of a cell; None finds out.
 
     Raises:

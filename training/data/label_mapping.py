@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from training.data.tables import CorpusError
+from modeling.rows.tables import CorpusError
 from training.data.taxonomy import GOEMOTIONS_28, MAPPINGS
 
 _KEYS = ("labels", "ids", "columns")

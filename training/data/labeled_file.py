@@ -7,10 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.label_cells import LabelReading, LabelSet, is_zero_or_one
+from modeling.rows.label_cells import LabelReading, LabelSet, is_zero_or_one
+from modeling.rows.reading import Columns, Table, read_file, table_rows
+from modeling.rows.tables import normal_name
 from training.data.label_mapping import LabelMapping
-from training.data.reading import Columns, Table, read_file, read_goemotions, table_rows
-from training.data.tables import normal_name
+from training.data.reading import read_goemotions
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ import numpy as np
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
 from modeling.recipe import CONTAMINATED
+from modeling.rows.tables import CorpusError
 from training.data.balance import Rows
 from training.data.copies import group_copies, match_key
 from training.data.corpus import Corpus, Split
 from training.data.reading import SPLITS
-from training.data.tables import CorpusError
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from modeling.infer import quote_names
-from training.data.tables import normal_name
+from modeling.rows.tables import normal_name
 
 GOEMOTIONS_28 = (
     "admiration",

@@ -17,6 +17,7 @@ from transformers import AutoConfig, EarlyStoppingCallback, TrainerCallback, Tra
 
 from modeling.adapters import attach_lora, count_parameters
 from modeling.backbones import compile_layers, load_frozen_backbone, load_unsloth_backbone, read_backbone_config
+from modeling.errors import first_line
 from modeling.focal import alpha_per_label
 from modeling.fused_layer import fuse_layers
 from modeling.infer import (
@@ -29,7 +30,6 @@ from modeling.infer import (
 )
 from modeling.memory import evaluation_rows
 from modeling.recipe import CROSS_FIT, Recipe, model_settings
-from training.errors import first_line
 from training.fit.prepare import Prepared
 from training.fit.projection import standardize_projection
 from training.fit.start import take_over

@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError
 from scipy.special import expit
 
+from modeling.errors import first_line
 from modeling.infer import CacheError, LoadedEncoder, cache_folder, predict_logits
 from modeling.recipe import Recipe
 from modeling.records import AUDIT, METRICS
 from training.data.encoding import encode
 from training.data.reading import SPLITS
-from training.errors import first_line
 from training.fit.prepare import Prepared
 from training.recipe import RecipeError
 from training.run_folder import RunFolder, RunFolderError

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from modeling.backbones import read_backbone_config, read_tokenizer
+from modeling.errors import first_line
 from modeling.infer import ENCODERS, CacheError, Features, cache_folder, load_encoder, tokenize
 from modeling.recipe import CONTAMINATED, CROSS_FIT, Recipe, marked
 from modeling.records import Audit
@@ -23,7 +24,6 @@ from training.data.corpus import Corpus, load_corpus
 from training.data.encoding import encode
 from training.data.reading import SPLITS
 from training.data.splits import draw_folds, pooled_r2, stratified, without_splits
-from training.errors import first_line
 from training.recipe import RecipeError
 
 logger = logging.getLogger(__name__)

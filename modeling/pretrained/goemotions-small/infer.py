@@ -89,6 +89,195 @@ logger = logging.getLogger(__name__)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# modeling/infer/adaptation.py: Thresholds for other texts than those a package was trained on.
+
+
+_SHARED_VARIANCE = np.array([0.25, 4.0])
+"""Of the scale and bias that all labels have in common, around 1 and 0."""
+_LABEL_VARIANCE = np.array([0.03, 1.0])
+"""Of a label's own scale and bias, around the common ones."""
+_LEAST_SCALE = 0.05
+_LONGEST_STEP, _STEPS = 1.0, 60
+_CERTAIN = 1e-6
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Thresholds for other texts.
+
+    Attributes:
+        texts: how many texts there were.
+        labeled: how many of them had labels.
+        positives: label → rows that have it.
+        thresholds: label → its threshold now; only labels whose threshold changed.
+        before: label → its threshold before.
+        expected_f1: label → the F1 to expect on such texts, if the recalibrated probabilities are right.
+    """
+
+    texts: int
+    labeled: int
+    positives: dict[str, int]
+    thresholds: dict[str, float]
+    before: dict[str, float]
+    expected_f1: dict[str, float]
+
+    def __str__(self) -> str:
+        about = f"{self.texts:,} texts, {self.labeled:,} of them with labels"
+        lines = [f"{label}: {self.before[label]:.3f} → {value:.3f}" for label, value in self.thresholds.items()]
+        return "\n".join([f"{len(lines)} thresholds changed ({about})", *lines])
+
+
+def expected_f1_cut(probabilities: np.ndarray) -> tuple[float, float]:
+    """The threshold with the highest expected F1 of one label, and that F1.
+
+    With the N probabilities in descending order and their sum S, predicting the first k has the expected F1
+    2 · (p₁ + … + pₖ) / (k + S), if the probabilities are calibrated (Lipton, Elkan and Naryanaswamy, 2014).
+
+    Args:
+        probabilities: float [N], N at least 1.
+    """
+    falling = -np.sort(-probabilities.astype(np.float64))
+    scores = 2 * np.cumsum(falling) / (np.arange(1, len(falling) + 1) + falling.sum())
+    following = np.append(falling[1:], 0.0)
+    scores[following == falling] = -1  # rows of equal probability cannot be told apart
+    best = int(np.argmax(scores))
+    return float((falling[best] + following[best]) / 2), float(max(scores[best], 0.0))
+
+
+def fit_scale_and_bias(logits: np.ndarray, targets: np.ndarray, start: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """The scale and bias with the highest posterior probability: logistic regression with normal priors.
+
+    Args:
+        logits: float, any shape.
+        targets: 0/1, of the same shape.
+        start: the priors' means, [2].
+        variance: the priors' variances, [2].
+
+    Returns:
+        Scale and bias, float64 [2].
+    """
+    inputs, found = np.stack([logits.ravel(), np.ones(logits.size)]), start.astype(np.float64)
+    for _ in range(_STEPS):
+        said = 1 / (1 + np.exp(-np.clip(found @ inputs, -50, 50)))
+        gradient = inputs @ (said - targets.ravel()) + (found - start) / variance
+        curvature = (inputs * (said * (1 - said))) @ inputs.T + np.diag(1 / variance)
+        step = np.clip(np.linalg.solve(curvature, gradient), -_LONGEST_STEP, _LONGEST_STEP)
+        found = found - step
+        if np.abs(step).max() < 1e-9:
+            break
+    found[0] = max(found[0], _LEAST_SCALE)  # what is more probable stays so
+    return found
+
+
+def choose_cuts(probabilities: np.ndarray, labels: np.ndarray, is_labeled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The threshold of each label for the probabilities as they are, and the F1 to expect, each [L].
+
+    The recalibration is increasing, so a threshold of recalibrated probabilities is one of the package's own. Its few
+    numbers are drawn toward one scale and bias for all labels, and these toward the package's.
+
+    Args:
+        probabilities: of all texts, float [N, L].
+        labels: 0/1 [N, L]; rows without labels are not read.
+        is_labeled: bool [N].
+    """
+    inside = np.clip(probabilities.astype(np.float64), _CERTAIN, 1 - _CERTAIN)
+    logits = np.log(inside) - np.log1p(-inside)
+    known, truth = logits[is_labeled], labels[is_labeled]
+    shared = fit_scale_and_bias(known, truth, np.array([1.0, 0.0]), _SHARED_VARIANCE)
+    cuts, expected = np.zeros(logits.shape[1]), np.zeros(logits.shape[1])
+    for label in range(logits.shape[1]):
+        scale, bias = fit_scale_and_bias(known[:, label], truth[:, label], shared, _LABEL_VARIANCE)
+        cut, expected[label] = expected_f1_cut(1 / (1 + np.exp(-(scale * logits[:, label] + bias))))
+        cut = min(max(cut, _CERTAIN), 1 - _CERTAIN)
+        cuts[label] = 1 / (1 + math.exp(-(math.log(cut / (1 - cut)) - bias) / scale))
+    return cuts, expected
+
+
+@dataclass(frozen=True)
+class KnownLabels:
+    """The labels of N texts, as far as they are known.
+
+    Attributes:
+        labels: 0/1 [N, L]; a row says nothing if its labels are not known.
+        is_labeled: bool [N], whether they are.
+    """
+
+    labels: np.ndarray
+    is_labeled: np.ndarray
+
+
+def read_known_labels(names: Sequence[str], number: int, rows: Iterable[Iterable[str] | None] | None) -> KnownLabels:
+    """The labels of texts.
+
+    Args:
+        names: of the L labels of the package.
+        number: of the texts, N.
+        rows: the labels of each text, None for a text whose labels are not known; None if none are.
+
+    Raises:
+        ValueError: there are no texts, another number of rows, a label that is not of the package, or no label at all.
+        TypeError: the labels of a text are not names.
+    """
+    if not number:
+        raise ValueError("there are no texts. Remedy: give at least one; 50 with labels go a long way")
+    table = [None] * number if rows is None else [_names(row, index) for index, row in enumerate(rows)]
+    if len(table) != number:
+        raise ValueError(f"{number:,} texts have {len(table):,} rows of labels. Remedy: give one for each text")
+    if unknown := sorted({name for row in table for name in row or ()} - set(names)):
+        raise ValueError(
+            f"the package does not have the label {unknown[0]!r:.80}. Remedy: use its labels: {', '.join(names)}; other "
+            "labels need training, see start_from"
+        )
+    labels = np.array([[name in (row or ()) for name in names] for row in table], dtype=np.int8)
+    is_labeled = np.array([row is not None for row in table])
+    if is_labeled.any() and not labels.any():
+        raise ValueError("no text has a label. Remedy: give texts that have some, or leave labels out")
+    return KnownLabels(labels, is_labeled)
+
+
+def _names(row: Any, index: int) -> set[str] | None:
+    if row is None:
+        return None
+    if isinstance(row, str) or not isinstance(row, Iterable) or not all(isinstance(name, str) for name in row):
+        raise TypeError(
+            f"the labels of text {index} are {row!r:.80}. Remedy: give a list of names, such as ['joy'], [] for none, or "
+            "None if they are not known"
+        )
+    return set(row)
+
+
+def adapt_thresholds(
+    names: Sequence[str], probabilities: np.ndarray, before: np.ndarray, known: KnownLabels
+) -> Adaptation:
+    """Thresholds for texts like these.
+
+    A label that no row has keeps its threshold: it may not be one of those that were looked for.
+
+    Args:
+        names: of the L labels.
+        probabilities: of the texts, float [N, L].
+        before: the thresholds until now, [L].
+        known: labels of the texts.
+    """
+    found, counts = before.astype(np.float64).copy(), known.labels.sum(axis=0)
+    chosen = [i for i in range(len(names)) if counts[i] or not known.is_labeled.any()]
+    parts = probabilities[:, chosen]
+    if known.is_labeled.any():
+        found[chosen], expected = choose_cuts(parts, known.labels[:, chosen], known.is_labeled)
+    else:
+        cuts, expected = (np.array(values) for values in zip(*map(expected_f1_cut, parts.T), strict=True))
+        found = np.minimum(found, cuts)
+    return Adaptation(
+        texts=len(probabilities),
+        labeled=int(known.is_labeled.sum()),
+        positives={names[i]: int(counts[i]) for i in chosen if counts[i]},
+        thresholds={name: float(cut) for name, cut, old in zip(names, found, before, strict=True) if cut != old},
+        before={name: float(value) for name, value in zip(names, before, strict=True)},
+        expected_f1={names[i]: float(value) for i, value in zip(chosen, expected, strict=True)},
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # modeling/infer/errors.py: Errors of a package, of the cache, of a file of rows, and of a dependency that is not installed.
 
 
@@ -944,6 +1133,7 @@ class PackageSettings(ModelSettings):
         threshold: probability from which a label without an entry in ``thresholds`` is predicted.
         thresholds: probability per label, tuned on validation rows.
         threshold_source: how ``thresholds`` were found.
+        adapted_thresholds: thresholds for other texts, see :meth:`TextClassifier.adapt`; they come before all others.
         unreliable_labels: labels whose test scores rest on too few rows.
         encoder: name of the sentence encoder, see :func:`load_encoder`.
         encoder_version: version of it that made the embeddings.
@@ -962,6 +1152,7 @@ class PackageSettings(ModelSettings):
     threshold: Number = setting(0.5, "threshold of labels without their own", least=0, most=1)
     thresholds: dict[str, Any] = setting({}, "thresholds of labels")
     threshold_source: str = "fixed"
+    adapted_thresholds: dict[str, Any] = setting({}, "thresholds of labels for other texts")
     unreliable_labels: list[str] = setting([], "labels with too few test rows")
     encoder: str = "use-v4"
     encoder_version: str = ""
@@ -990,6 +1181,12 @@ class PackageSettings(ModelSettings):
         """Refuse words without a backbone to read them."""
         if self.head == "mlp" and self.reads_words:
             raise ValueError("head mlp has no backbone to read words")
+
+    @property
+    def decision_thresholds(self) -> dict[str, float]:
+        """The threshold of each label."""
+        of_labels = {**self.thresholds, **self.adapted_thresholds}
+        return {label: of_labels.get(label, self.threshold) for label in self.emotion_labels}
 
     @property
     def num_hidden_layers(self) -> int | None:
@@ -1088,11 +1285,13 @@ def _label_problems(config: dict[str, Any]) -> Iterator[str]:
     for key, value in expected.items():
         if config.get(key, value) != value:
             yield f"{key} and emotion_labels differ"
-    thresholds, unreliable = config.get("thresholds", {}), config.get("unreliable_labels", [])
-    if isinstance(thresholds, dict) and not all(is_probability(value) for value in thresholds.values()):
-        yield "thresholds has values that are not between 0 and 1"
-    if isinstance(thresholds, dict) and not set(thresholds) <= known:
-        yield "thresholds names labels that emotion_labels does not"
+    for key in ("thresholds", "adapted_thresholds"):
+        thresholds = config.get(key, {})
+        if isinstance(thresholds, dict) and not all(is_probability(value) for value in thresholds.values()):
+            yield f"{key} has values that are not between 0 and 1"
+        if isinstance(thresholds, dict) and not set(thresholds) <= known:
+            yield f"{key} names labels that emotion_labels does not"
+    unreliable = config.get("unreliable_labels", [])
     if isinstance(unreliable, list) and not all(isinstance(x, str) and x in known for x in unreliable):
         yield "unreliable_labels names labels that emotion_labels does not"
 
@@ -1157,8 +1356,8 @@ def read_thresholds(config: PackageSettings, threshold: float | Mapping[str, flo
                 f"the threshold{of} is {value!r:.80}. Remedy: use a number from 0 to 1, a mapping of labels to such "
                 "numbers, or None for the package's own"
             )
-    values = {**config.thresholds, **overrides}
-    return np.array([values.get(label, config.threshold) for label in labels])
+    values = {**config.decision_thresholds, **overrides}
+    return np.array([values[label] for label in labels])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -2178,6 +2377,30 @@ class TextClassifier:
             chosen = [i for i in order if allowed[i] and row[i] >= cutoffs[i]][:most]
             results.append({self.labels[i]: float(row[i]) for i in chosen})
         return results
+
+    def adapt(self, texts: Iterable[str], labels: Iterable[Iterable[str] | None] | None = None) -> Adaptation:
+        """Choose thresholds for texts of another kind than those the package was trained on, and use them from now on.
+
+        The probabilities stay as they are. With labels of some of the texts, 50 for example, the thresholds of these
+        labels are those with the highest expected F1, after a recalibration that has few numbers to learn. More texts
+        without labels (None) make the choice steadier. Without any labels, thresholds are only lowered, where the
+        probabilities say that this finds more.
+
+        Args:
+            texts: the texts.
+            labels: the labels of each text: names, ``[]`` for none, or None if they are not known. A label that no text
+                has keeps its threshold.
+
+        Raises:
+            ValueError: there are no texts, another number of rows of labels, an unknown label, or none at all.
+            TypeError: an item is not a string, or the labels of a text are not names.
+        """
+        checked = check_texts(texts)
+        known = read_known_labels(self.labels, len(checked), labels)
+        before = read_thresholds(self.config, None)
+        found = adapt_thresholds(self.labels, self.predict_proba(checked), before, known)
+        self.config.adapted_thresholds = {**self.config.adapted_thresholds, **found.thresholds}
+        return found
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Add ``emotions`` (names) and ``probabilities`` to columns that have ``text``, or to one row.

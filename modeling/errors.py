@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class TrainingError(Exception):
+class InputError(Exception):
     """Bad input; the message names the place, the value and the remedy."""
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from modeling.errors import InputError
 from modeling.infer import ROW_SUFFIXES, TableError, read_rows, split_suffix
-from training.errors import TrainingError
 
 _SHOWN_PROBLEMS = 10
 
 
-class CorpusError(TrainingError, ValueError):
+class CorpusError(InputError, ValueError):
     """Bad input data; the message names the place and the remedy."""
 
 

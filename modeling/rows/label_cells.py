@@ -21,7 +21,7 @@ import numpy as np
 
 from modeling.infer import quote_names
 from modeling.recipe import LabelFormat
-from training.data.tables import CorpusError, normal_name
+from modeling.rows.tables import CorpusError, normal_name
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class LabelReading:
     """How a column of labels is read.
 
     Attributes:
-        format: see :mod:`training.data.label_cells`; ``auto`` finds out.
+        format: see :mod:`modeling.rows.label_cells`; ``auto`` finds out.
         separator: what separates the labels of a cell; None finds out.
     """
 

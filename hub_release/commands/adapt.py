@@ -1,0 +1,50 @@
+"""``hub_release adapt``: thresholds for other texts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hub_release.commands.console import Json, Package, command, errors, finish
+
+
+def adapt(
+    package: Package,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="Texts such as those that the package will read (CSV, TSV, JSON lines, JSON or Parquet), best with labels: "
+            "50 labeled rows go a long way. Labels are in a column of names, or in 0/1 columns named as labels.",
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Package folder to write; must be new or empty.")],
+    text_column: Annotated[str, typer.Option("--text_column", help="Column of the texts.")] = "text",
+    label_column: Annotated[
+        str, typer.Option("--label_column", help="Column of the labels; without it, 0/1 columns are read.")
+    ] = "labels",
+    as_json: Json = False,
+) -> None:
+    """Write a copy of a package with thresholds for your texts; weights and probabilities stay as they are.
+
+    With labels, the threshold of each label that some row has is the one with the highest expected F1. A label that no
+    row has keeps its threshold. Without labels, thresholds are only lowered, where that finds more.
+
+    Example: `hub_release adapt goemotions-small tickets.csv packages/tickets`
+    """
+    with errors(as_json):
+        from hub_release.adapt import adapt_package
+
+        found, rows = adapt_package(package, file, output, text_column, label_column)
+        lines = [str(found)]
+        lines += [f"{count:,} rows have {label!r}, which the package lacks" for label, count in rows.others.items()]
+        if rows.labels is None:
+            lines.append(
+                "No labels: how far these texts are from those that it was trained on is not known. Label 50 of them, and "
+                "run this again"
+            )
+        lines.append(f"{output} is written. Next: {command('hub_release', 'check', output)}")
+        finish(as_json, "\n".join(lines), package=str(output), labels_lacking=rows.others, **asdict(found))

@@ -1,0 +1,1 @@
+"""Labeled rows of files, for every command that reads labels."""
