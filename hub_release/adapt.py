@@ -108,7 +108,7 @@ def read_other_texts(file: Path, labels: Sequence[str], text_column: str, label_
         known = LabelSet(tuple(name for name in labels if name in table.rows and name != columns.text))
     if not known.names:
         table = table._replace(rows=table.rows.assign(**{columns.labels: [[]] * len(table.rows)}))
-        rows = table_rows({"file": table}, LabelSet(()), columns, LabelReading())["file"]
+        rows = table_rows({"file": table}, LabelSet(()), columns, LabelReading("names", ","))["file"]
         return OtherTexts([row.text for row in rows], None, {})
     rows = table_rows({"file": table}, known, columns, LabelReading())["file"]
     counts = Counter(label for row in rows for label in row.labels if label not in labels)

@@ -251,6 +251,6 @@ _RECORDS: tuple[tuple[str, Comparison], ...] = (
     (LAYOUT.environment, _environment_problems),
     (LAYOUT.timing, _timing_problems),
     (LAYOUT.graph_record, _graph_problems),
-    (LAYOUT.adaptation, adaptation_problems),
+    (LAYOUT.config, adaptation_problems),
     (LAYOUT.card, _card_problems),
 )

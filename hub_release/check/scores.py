@@ -222,19 +222,19 @@ def unreliable_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
 
 
 def adaptation_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
-    """``adaptation.json`` against itself and ``config.json``."""
+    """The adapted thresholds of ``config.json`` against ``adaptation.json``, and that against itself."""
     if not (package / LAYOUT.adaptation).is_file():
         if config.adapted_thresholds:
-            yield f"is missing, but {LAYOUT.config} has adapted thresholds"
+            yield f"has adapted thresholds, but the package has no {LAYOUT.adaptation}"
         return
     found = read_record(package, records.ADAPTATION)
     if found["thresholds"] != config.adapted_thresholds:
-        yield f"and {LAYOUT.config} have different thresholds"
+        yield f"and {LAYOUT.adaptation} have different thresholds"
     texts, labeled = found["texts"], found["labeled"]
     if not (texts > 0 and 0 <= labeled <= texts):
-        yield "has numbers of texts that contradict each other"
+        yield f"belongs to an {LAYOUT.adaptation} with numbers of texts that contradict each other"
     known = {*config.emotion_labels}
     if not known.issuperset(found["positives"]) or not all(0 < rows <= labeled for rows in found["positives"].values()):
-        yield "has positive rows that its labeled texts cannot have"
+        yield f"belongs to an {LAYOUT.adaptation} with positive rows that its labeled texts cannot have"
     if not known.issuperset(found["expected_f1"]) or not all(0 <= f1 <= 1 for f1 in found["expected_f1"].values()):
-        yield "has an expected F1 that is not from 0 to 1"
+        yield f"belongs to an {LAYOUT.adaptation} with an expected F1 that is not from 0 to 1"

@@ -1,0 +1,266 @@
+"""Thresholds for other texts: ``classifier.adapt`` and ``hub_release adapt``."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+from typer.testing import CliRunner
+
+from hub_release.check.gate import check
+from hub_release.cli import app
+from hub_release.export import export
+from hub_release.package import seal
+from modeling.infer import EmotionClassifier
+from modeling.infer.adaptation import (
+    adapt_thresholds,
+    expected_f1_cut,
+    fit_scale_and_bias,
+    read_known_labels,
+)
+
+NAMES = ["one", "two", "three"]
+
+
+def texts_of(number: int) -> list[str]:
+    return [f"test {i} {('sunny cake', 'slammed door', 'dark cellar')[i % 3]}" for i in range(number)]
+
+
+def labels_of(number: int) -> list[list[str]]:
+    return [[("joy", "anger", "fear")[i % 3]] for i in range(number)]
+
+
+# The choice
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_the_cut_has_the_highest_expected_f1(values: list[float]) -> None:
+    """Against every possible cut, by the definition."""
+    probabilities = np.array(values)
+    cut, expected = expected_f1_cut(probabilities)
+
+    def score(chosen: np.ndarray) -> float:
+        return float(2 * probabilities[chosen].sum() / max(chosen.sum() + probabilities.sum(), 1e-12))
+
+    assert score(probabilities >= cut) == pytest.approx(expected)
+    assert all(score(probabilities >= other) <= expected + 1e-9 for other in probabilities)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_scale_and_bias_are_the_most_probable(seed: int) -> None:
+    """Against scipy's minimizer."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(generator.uniform(-6, 3), generator.uniform(0.2, 3), 50)
+    targets = (generator.random(50) < generator.uniform(0, 1)).astype(float)
+    start, variance = np.array([1.0, generator.normal()]), np.array([0.25, 4.0])
+
+    def loss(values: np.ndarray) -> float:
+        said = values[0] * logits + values[1]
+        return float(np.sum(np.logaddexp(0, said) - targets * said) + np.sum((values - start) ** 2 / variance) / 2)
+
+    best = minimize(loss, start, method="BFGS", options={"gtol": 1e-8}).x
+    found = fit_scale_and_bias(logits, targets, start, variance)
+    np.testing.assert_allclose(found, [max(best[0], 0.05), best[1]], atol=1e-3)
+
+
+def shifted(seed: int, number: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of a model that ranks well, but whose logits are too low by so much; and labels, 0/1 [N, 3]."""
+    generator = np.random.default_rng(seed)
+    true = generator.normal([-1.0, 0.0, -2.0], 2.0, (number, 3))
+    return expit(true - shift), (generator.random((number, 3)) < expit(true)).astype(np.int8)
+
+
+def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+    hits = (predicted & (labels > 0)).sum(axis=0)
+    return float((2 * hits / np.maximum(predicted.sum(axis=0) + labels.sum(axis=0), 1)).mean())
+
+
+def named(labels: np.ndarray) -> list[list[str]]:
+    return [[name for name, value in zip(NAMES, row, strict=True) if value] for row in labels]
+
+
+def test_fifty_labeled_rows_find_most_of_what_a_shift_has_hidden() -> None:
+    gains, ceilings = [], []
+    for seed in range(10):
+        probabilities, labels = shifted(seed, 1_050, 3.0)
+        known = read_known_labels(NAMES, 50, named(labels[:50]))
+        found = adapt_thresholds(NAMES, probabilities[:50], np.full(3, 0.4), known)
+        cuts = np.array([found.thresholds[name] for name in NAMES])
+        before = macro_f1(probabilities[50:] >= 0.4, labels[50:])
+        best = macro_f1(probabilities[50:] >= expit(logit(0.4) - 3.0), labels[50:])
+        gains.append(macro_f1(probabilities[50:] >= cuts, labels[50:]) - before)
+        ceilings.append(best - before)
+    assert np.mean(gains) > 0.85 * np.mean(ceilings) > 0.1
+
+
+def test_texts_without_labels_only_lower_thresholds() -> None:
+    probabilities, _ = shifted(0, 400, 3.0)
+    before = np.array([0.4, 0.001, 0.4])
+    found = adapt_thresholds(NAMES, probabilities, before, read_known_labels(NAMES, 400, None))
+    assert found.thresholds.keys() == {"one", "three"} and found.labeled == 0 and found.positives == {}
+    assert all(value < found.before[name] for name, value in found.thresholds.items())
+
+
+def test_a_label_that_no_row_has_keeps_its_threshold() -> None:
+    probabilities, labels = shifted(1, 60, 2.0)
+    labels[:, 1] = 0
+    known = read_known_labels(NAMES, 60, named(labels))
+    found = adapt_thresholds(NAMES, probabilities, np.full(3, 0.4), known)
+    assert found.thresholds.keys() == {"one", "three"} == found.positives.keys()
+
+
+def test_texts_with_and_without_labels_count_together() -> None:
+    """The recalibration comes from labeled rows alone, the cut from all."""
+    probabilities, labels = shifted(2, 600, 2.0)
+    rows = [*named(labels[:40]), *[None] * 560]
+    both = adapt_thresholds(NAMES, probabilities, np.full(3, 0.4), read_known_labels(NAMES, 600, rows))
+    few = adapt_thresholds(NAMES, probabilities[:40], np.full(3, 0.4), read_known_labels(NAMES, 40, rows[:40]))
+    assert (both.texts, both.labeled, both.positives) == (600, 40, few.positives)
+    assert both.thresholds != few.thresholds
+
+
+@pytest.mark.parametrize(
+    ("number", "rows", "kind", "message"),
+    [
+        (0, None, ValueError, "no texts"),
+        (2, [["one"]], ValueError, "2 texts have 1 rows"),
+        (1, [["four"]], ValueError, "'four'.*start_from"),
+        (2, [[], None], ValueError, "no text has a label"),
+        (1, ["one"], TypeError, "text 0 are 'one'"),
+        (1, [[1]], TypeError, r"text 0 are \[1\]"),
+        (1, [1], TypeError, "text 0 are 1"),
+    ],
+)
+def test_bad_labels_are_refused(number: int, rows: list[list[str]], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message) as refused:
+        read_known_labels(NAMES, number, rows)
+    assert "Remedy: " in str(refused.value)
+
+
+# The classifier
+
+
+def test_a_classifier_uses_its_new_thresholds(package: Path) -> None:
+    classifier = EmotionClassifier(package)
+    texts, probabilities = texts_of(30), classifier.predict_proba(texts_of(30))
+    found = classifier.adapt(texts, labels_of(30))
+    assert found.thresholds and str(found).startswith(f"{len(found.thresholds)} thresholds changed (30 texts")
+    np.testing.assert_array_equal(classifier.predict_proba(texts), probabilities)
+    cuts = np.array([{**found.before, **found.thresholds}[label] for label in classifier.labels])
+    wanted = [{classifier.labels[i] for i in np.flatnonzero(row)} for row in probabilities >= cuts]
+    assert [set(row) for row in classifier.predict(texts)] == wanted
+    copy = pickle.loads(pickle.dumps(classifier))  # noqa: S301  # our own
+    assert [set(row) for row in copy.predict(texts)] == wanted
+    assert [set(row) for row in classifier({"text": texts})["emotions"]] == wanted
+
+
+# The verb
+
+
+def write_table(folder: Path, name: str, with_labels: bool = True) -> Path:
+    rows = [
+        {"message": text, **({"tags": labels} if with_labels else {})}
+        for text, labels in zip(texts_of(30), labels_of(30), strict=True)
+    ]
+    if with_labels:
+        rows[0]["tags"] = ["joy", "pride"]
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder / name
+
+
+def run(*words: object) -> str:
+    done = CliRunner().invoke(app, [*map(str, words)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def adapted(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapted")
+    table = write_table(folder, "rows.jsonl")
+    said = run("adapt", package, table, folder / "new", "--text_column", "message", "--label_column", "tags")
+    assert "30 of them with labels" in said and "1 rows have 'pride', which the package lacks" in said
+    return folder / "new"
+
+
+def test_an_adapted_package_passes_its_check_and_says_so(adapted: Path, package: Path) -> None:
+    assert check(adapted) == []
+    config = json.loads((adapted / "config.json").read_text())
+    assert config["thresholds"] == json.loads((package / "config.json").read_text())["thresholds"]
+    card = (adapted / "README.md").read_text(encoding="utf-8")
+    assert "thresholds of this package were adapted" in card and "decision_thresholds" in card
+    assert "were adapted" not in (package / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_fresh_process_uses_adapted_thresholds(adapted: Path) -> None:
+    here = EmotionClassifier(adapted)
+    code = "import json\nfrom infer import EmotionClassifier\nc = EmotionClassifier('.')\n" + (
+        f"print(json.dumps([c.config.decision_thresholds, [sorted(row) for row in c.predict({texts_of(9)!r})]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=adapted, capture_output=True, text=True, check=True)
+    thresholds, found = json.loads(done.stdout.splitlines()[-1])
+    assert thresholds == here.config.decision_thresholds == {**here.config.thresholds, **here.config.adapted_thresholds}
+    assert found == [sorted(row) for row in here.predict(texts_of(9))]
+
+
+def test_a_graph_uses_adapted_thresholds(finished_run: Path, tmp_path: Path) -> None:
+    """They come before those that were tuned for the graph."""
+    export(finished_run, tmp_path / "package", graphs=["onnx"])
+    run(
+        "adapt",
+        tmp_path / "package",
+        write_table(tmp_path, "rows.jsonl", False),
+        tmp_path / "new",
+        *["--text_column", "message"],
+    )
+    assert check(tmp_path / "new") == []
+    graph, own = EmotionClassifier(tmp_path / "new", backend="onnx"), EmotionClassifier(tmp_path / "new")
+    changed = own.config.adapted_thresholds
+    assert {name: graph.config.decision_thresholds[name] for name in changed} == changed
+
+
+def test_columns_of_labels_are_read(package: Path, tmp_path: Path) -> None:
+    """Labels without a column were not looked for; the others were, even where no row has them."""
+    lines = ["text,joy,anger", *(f"{text},{int(i % 3 == 0)},{int(i % 3 == 1)}" for i, text in enumerate(texts_of(12)))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    found = json.loads(run("adapt", package, tmp_path / "rows.csv", tmp_path / "new", "--json"))
+    assert found["positives"] == {"joy": 4, "anger": 4} and found["labeled"] == 12
+
+
+def test_damaged_packages_and_taken_folders_are_refused(package: Path, adapted: Path, tmp_path: Path) -> None:
+    table = write_table(tmp_path, "rows.jsonl")
+    columns = ["--text_column", "message", "--label_column", "tags"]
+    damaged = shutil.copytree(package, tmp_path / "damaged")
+    (damaged / "golden.json").write_text("{}")
+    for folder, output, message in ((damaged, tmp_path / "a", "golden.json"), (package, adapted, "is not empty")):
+        done = CliRunner().invoke(app, ["adapt", str(folder), str(table), str(output), *columns])
+        assert done.exit_code != 0 and message in done.output and "Remedy" in done.output
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("what", ["thresholds", "labeled", "positives", "expected_f1", "missing"])
+def test_a_record_that_contradicts_is_refused(adapted: Path, tmp_path: Path, what: str) -> None:
+    copy = shutil.copytree(adapted, tmp_path / "copy")
+    record = json.loads((copy / "adaptation.json").read_text())
+    changes = {
+        "thresholds": {"thresholds": {}},
+        "labeled": {"labeled": record["texts"] + 1},
+        "positives": {"positives": {"joy": 0}},
+        "expected_f1": {"expected_f1": {"joy": 1.5}},
+    }
+    if what == "missing":
+        (copy / "adaptation.json").unlink()
+    else:
+        (copy / "adaptation.json").write_text(json.dumps(record | changes[what]))
+    seal(copy)
+    problems = check(copy)
+    assert any("adaptation.json" in problem and problem.startswith("config.json") for problem in problems), problems
