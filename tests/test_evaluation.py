@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -153,7 +154,9 @@ def test_a_hand_worked_mapping(
     }
     assert result["targets"]["happy"] == {"model": ["joy", "love"], "file": ["happy"]}
     assert result["file_labels_not_mapped"] == {"tired": {"rows": 2, "why": "not in the mapping"}}
-    assert result["model_labels_not_mapped"] == {"boredom": "not in the mapping"}
+    # boredom is said of one and three; four is not scored
+    assert result["model_labels_not_mapped"] == {"boredom": {"rows": 2, "why": "not in the mapping"}}
+    assert result["targets_not_scored"] == {}
     own, fixed = result["scores"]["package"]["per_label"], result["scores"]["fixed"]["per_label"]
     # happy is true for one and three; it is predicted for one and two, and at 0.5 only for one
     assert [own["happy"][key] for key in ("support", "precision", "recall", "f1")] == [2, 0.5, 0.5, 0.5]
@@ -166,9 +169,8 @@ def test_a_hand_worked_mapping(
     # happy: two of four rows. Its best probabilities are .6 and 0 (true), .4 and .1 (false): two of four pairs in order
     assert free["happy"] == {"f1_always": pytest.approx(2 * 2 / (4 + 2)), "roc_auc": 0.5}
     shown = evaluation.describe(result | {"mapping": str(path)})
-    assert (
-        "tired                  2 rows  not in the mapping" in shown and "boredom          not in the mapping" in shown
-    )
+    for label in ("tired  ", "boredom"):
+        assert f"{label}                2 rows  not in the mapping" in shown
     assert "scored: 4 rows (80.0%)" in shown and "without label" in shown
 
 
@@ -183,7 +185,8 @@ def test_mappings_are_read_from_either_side() -> None:
 
 
 def test_what_the_shipped_mappings_cover() -> None:
-    left_out = {"ekman": set(), "sentiment": set(), "plutchik": {"neutral"}}
+    no_feelings = {"approval", "disapproval", "realization", "confusion", "desire", "curiosity", "caring"}
+    left_out = {"ekman": set(), "sentiment": set(), "plutchik": {"neutral"}, "brighter": no_feelings | {"neutral"}}
     assert shipped_mappings() == sorted(left_out)
     for name, missing in left_out.items():
         mapping = read_mapping(name)
@@ -195,6 +198,10 @@ def test_what_the_shipped_mappings_cover() -> None:
     moved = {"anticipation", "trust"}
     for target in set(plutchik.labels) - moved:
         assert set(plutchik.labels[target]) <= set(read_mapping("ekman").labels[target])
+    brighter = read_mapping("brighter").labels
+    assert sorted(brighter) == ["anger", "disgust", "fear", "joy", "sadness", "surprise"]
+    for target, members in brighter.items():
+        assert set(members) == set(read_mapping("ekman").labels[target]) - no_feelings
     for name in ("ekman", "sentiment"):
         assert TAXONOMIES[name].labels == tuple(read_mapping(name).labels)
     assert "Fine-Grained" in (MAPPINGS / "ekman.yaml").read_text()
@@ -225,10 +232,32 @@ def test_xed_through_the_command(finished_run: Path, tmp_path: Path, capsys: pyt
     # The model has joy, anger and fear; no row has fear.
     result = scored(tmp_path / "out")
     assert list(result["targets"]) == ["anger", "joy"]
-    assert result["model_labels_not_mapped"] == {"fear": "the file has nothing for fear"}
+    assert result["model_labels_not_mapped"]["fear"]["why"] == "the file has nothing for fear"
+    assert result["targets_not_scored"]["fear"] == "no row of the file has a label for it"
+    assert result["targets_not_scored"]["trust"] == "the model has no label for it"
     assert result["file_labels_not_mapped"]["trust"] == {"rows": 2, "why": "the model has nothing for trust"}
     assert (result["rows"]["all_labels_mapped"], result["rows"]["some_labels_mapped"]) == (1, 2)
     assert "surprise               1 rows  the model has nothing for surprise" in shown
+
+
+def test_brighter_without_a_column_that_another_language_has(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The label is left out of the scores, and said; a row without any label is scored."""
+    path = tmp_path / "eng.csv"
+    path.write_text(
+        "id,text,anger,joy,sadness\neng_1,It is over.,1,0,1\neng_2,At last!,0,1,0\neng_3,On Monday.,0,0,0\n"
+    )
+    flags = ["evaluate", str(finished_run), "--data", str(path), "--mapping", "brighter"]
+    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
+    result = scored(tmp_path / "out")
+    assert list(result["scores"]["package"]["per_label"]) == list(result["targets"]) == ["anger", "joy"]
+    assert (result["rows"]["scored"], result["rows"]["without_label"]) == (3, 1)
+    assert result["file_labels_not_mapped"] == {"sadness": {"rows": 1, "why": "the model has nothing for sadness"}}
+    assert result["targets_not_scored"]["fear"] == "no row of the file has a label for it"
+    shown = capsys.readouterr().out
+    for target in ("fear", "disgust", "surprise", "sadness"):
+        assert re.search(rf"^  {target} +not scored: ", shown, re.MULTILINE)
 
 
 def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
@@ -362,11 +391,15 @@ def test_bad_mappings(content: str, tmp_path: Path) -> None:
 
 
 def test_labels_that_meet_nowhere() -> None:
-    with pytest.raises(MappingError, match=r"no label 'happy' \(3 rows\).*built-in one \(ekman, plutchik, sentiment\)"):
+    with pytest.raises(
+        MappingError, match=r"no label 'happy' \(3 rows\).*built-in one \(brighter, ekman, plutchik, sentiment\)"
+    ):
         match_labels(None, GOEMOTIONS_28, {"happy": 3, "joy": 1}, "rows.csv")
     with pytest.raises(MappingError, match=r"no label of rows\.csv \(happy\) matches one of the model"):
         match_labels(LabelMapping("own.yaml", {"glad": ("joy",)}), GOEMOTIONS_28, {"happy": 3}, "rows.csv")
-    with pytest.raises(MappingError, match=r"no such mapping or file\. Remedy: use ekman, plutchik, sentiment"):
+    with pytest.raises(
+        MappingError, match=r"no such mapping or file\. Remedy: use brighter, ekman, plutchik, sentiment"
+    ):
         read_mapping("plutchick")
 
 

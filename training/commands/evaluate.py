@@ -99,6 +99,7 @@ def score(classifier: EmotionClassifier, rows: Sequence[LabeledRow], match: Labe
     thresholds = config.decision_thresholds
     policies = {"package": np.array(list(thresholds.values())), "fixed": np.full(len(thresholds), 0.5)}
     results = {}
+    said = dict(zip(classifier.labels, (probabilities >= policies["package"]).sum(axis=0).tolist(), strict=True))
     for policy, cutoffs in policies.items():
         reached = probabilities >= cutoffs
         predictions = np.stack([reached[:, indices].any(axis=1) for indices in places.values()], axis=1)
@@ -116,7 +117,10 @@ def score(classifier: EmotionClassifier, rows: Sequence[LabeledRow], match: Labe
         },
         "targets": {target: {"model": match.model[target], "file": match.file[target]} for target in places},
         "file_labels_not_mapped": match.file_left,
-        "model_labels_not_mapped": match.model_left,
+        "model_labels_not_mapped": {
+            label: {"rows": said[label], "why": why} for label, why in match.model_left.items()
+        },
+        "targets_not_scored": match.not_scored,
         "thresholds": thresholds,
         "scores": results,
         "without_thresholds": {t: _without_thresholds(highest[:, i], truth[:, i]) for i, t in enumerate(places)},
@@ -171,12 +175,16 @@ def _describe_mapping(result: dict[str, Any]) -> list[str]:
     lines += [
         f"  {t:<16} model: {', '.join(s['model'])}; file: {', '.join(s['file'])}" for t, s in result["targets"].items()
     ]
-    lines.append("labels of the file that could not be mapped:")
-    lines += [f"  {k:<16}{v['rows']:>8} rows  {v['why']}" for k, v in result["file_labels_not_mapped"].items()] or [
-        "  none"
-    ]
-    lines.append("labels of the model that could not be mapped:")
-    lines += [f"  {k:<16} {v}" for k, v in result["model_labels_not_mapped"].items()] or ["  none"]
+    lines += [f"  {target:<16} not scored: {why}" for target, why in result["targets_not_scored"].items()]
+    for title, key in (
+        ("labels of the file that could not be mapped:", "file_labels_not_mapped"),
+        (
+            "labels of the model that could not be mapped, and the scored rows that it gives them:",
+            "model_labels_not_mapped",
+        ),
+    ):
+        found = [f"  {label:<16}{left['rows']:>8} rows  {left['why']}" for label, left in result[key].items()]
+        lines += [title, *(found or ["  none"])]
     rows = result["rows"]
     lines.append(f"rows of the file: {rows['file']:,}")
     for key in ("all_labels_mapped", "some_labels_mapped", "no_label_mapped", "without_label"):

@@ -80,7 +80,7 @@ class EvaluateOptions(OutputOptions):
         None, "labeled file: .csv, .tsv, .jsonl, .ndjson, .json or .parquet; all but the last may end in .gz"
     )
     mapping: str | None = _option(
-        None, "from the model's labels to the file's: ekman, plutchik, sentiment or a YAML file"
+        None, "from the model's labels to the file's: brighter, ekman, plutchik, sentiment or a YAML file"
     )
     text_column: str = _option("text", "column of the texts")
     label_column: str = _option("labels", "column with the labels of each row; without it, one 0/1 column per label")

@@ -172,18 +172,20 @@ class LabelMatch:
         file: scored target → the file's labels that stand for it.
         file_left: unmatched label of the file → its rows, and why.
         model_left: unmatched label of the model → why.
+        not_scored: target that one side has no label for → why.
     """
 
     model: dict[str, list[str]]
     file: dict[str, list[str]]
     file_left: dict[str, dict[str, Any]]
     model_left: dict[str, str]
+    not_scored: dict[str, str]
 
 
 def match_labels(
     mapping: LabelMapping | None, model_labels: Sequence[str], counts: Mapping[str, int], source: str
 ) -> LabelMatch:
-    """Match the label sets; a target is scored if both sides have a label for it.
+    """Match the label sets; a target is scored if the model has a label for it, and a row of the file has one, too.
 
     Without a mapping the file has the model's label set, so every label is scored, even one that no row has.
 
@@ -230,4 +232,9 @@ def match_labels(
         {target: file[target] for target in scored},
         {label: {"rows": counts[label], "why": why(label, "model")} for label in sorted(counts) if why(label, "model")},
         {label: reason for label in model_labels if (reason := why(label, "file"))},
+        {
+            target: "no row of the file has a label for it" if model[target] else "the model has no label for it"
+            for target in mapping.labels
+            if target not in scored
+        },
     )
