@@ -86,6 +86,22 @@ add(
 )
 
 
+# What the training rows look like, by which a batch is judged
+for name, ends in {
+    "one number": [3.0],
+    "three numbers": [3, 4, 5],
+    "nothing": [0, 4.0],
+    "less than nothing": [-4.0, 4.0],
+    "an empty range": [5.0, 3.0],
+    "no number": [float("nan"), float("nan")],
+    "no end": [1.0, float("inf")],
+    "texts": ["3", "4"],
+    "a text": "3 to 4",
+}.items():
+    add(f"tokens of {name}", CONFIG, setting(CONFIG, characters_per_token=ends), words=True)
+add("tokens without a tokenizer", CONFIG, setting(CONFIG, characters_per_token=[3.0, 4.0]))
+
+
 # Sizes by word alone
 def in_the_backbone(**settings: Any) -> Mutation:
     return edit(CONFIG, lambda content: content["backbone_config"].update(settings))

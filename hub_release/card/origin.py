@@ -123,6 +123,7 @@ def _path(facts: Facts) -> dict[str, Any]:
         "embedding_width": str(config["embed_dim"]),
         "hidden_width": str(config["hidden_size"]),
         "begins_sequence": config["prefix"] == "bos",
+        "usual_tokens": " to ".join(f"{end:.2f}" for end in config.get("characters_per_token") or ()),
         **{key: config[key] if reads_words else None for key in settings_of_words},
     }
 

@@ -64,6 +64,7 @@ from .graph_file import (
     read_graph as read_graph,
 )
 from .heads import build_heads as build_heads, build_projection as build_projection
+from .language import usual_characters_per_token as usual_characters_per_token
 from .merged import (
     MAX_MERGED_BYTES as MAX_MERGED_BYTES,
     merged_file as merged_file,

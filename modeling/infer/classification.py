@@ -14,6 +14,7 @@ from modeling.infer.cores import check_threads
 from modeling.infer.decisions import read_flag, read_thresholds, read_top_k
 from modeling.infer.encoders import Encoder, LoadedEncoder, encode_in_batches, load_encoder
 from modeling.infer.features import Features, tokenize
+from modeling.infer.language import LanguageWatch
 from modeling.infer.package import PackageSettings
 from modeling.infer.texts import check_texts, is_blank, progress, share_texts
 
@@ -80,6 +81,7 @@ class TextClassifier:
         self.labels: list[str] = list(self.config.emotion_labels)
         self.batch_size, self._encoder = check_batch_size(batch_size), check_encoder(encoder)
         self.threads = check_threads(threads)
+        self._watch = LanguageWatch(self.config.characters_per_token)
 
     def __repr__(self) -> str:
         config = self.config
@@ -143,9 +145,16 @@ class TextClassifier:
         return Features(self.embed(checked) if self.config.reads_embedding else None, self.tokenize(checked))
 
     def tokenize(self, texts: Sequence[str]) -> list[np.ndarray] | None:
-        """Token ids of each text; None if the backbone does not read words."""
+        """Token ids of each text; None if the backbone does not read words.
+
+        A warning is logged once if most texts seem to be in a language that the training rows do not have.
+        """
         engine = self._engine
-        return None if engine.tokenizer is None else tokenize(engine.tokenizer, texts, engine.empty_token)
+        if engine.tokenizer is None:
+            return None
+        tokens = tokenize(engine.tokenizer, texts, engine.empty_token)
+        self._watch.look(texts, tokens)
+        return tokens
 
     def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
         """Probability of every label, float32 [N, L], in the order of ``labels``.

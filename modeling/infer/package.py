@@ -49,6 +49,8 @@ class PackageSettings(ModelSettings):
         base_model_revision: revision of a Hub backbone.
         dataset: name of the training corpus.
         dataset_revision: its revision.
+        characters_per_token: ``[low, high]``, what at least 90 % of the training rows have, by the package's tokenizer; empty if
+            that is unknown or the backbone does not read words.
         backbone_config: the backbone's own configuration, to build one without its weights; its
             ``num_hidden_layers`` says how many layers of the checkpoint are used.
         schema_version: version of this list of fields.
@@ -68,6 +70,7 @@ class PackageSettings(ModelSettings):
     base_model_revision: str | None = None
     dataset: str = ""
     dataset_revision: str = ""
+    characters_per_token: list[Number] = setting([], "characters per token that 90 % of the training rows have")
     backbone_config: dict[str, Any] | None = None
     schema_version: int = 1
 
@@ -90,6 +93,16 @@ class PackageSettings(ModelSettings):
         """Refuse words without a backbone to read them."""
         if self.head == "mlp" and self.reads_words:
             raise ValueError("head mlp has no backbone to read words")
+
+    def validate_characters_per_token(self) -> None:
+        """Refuse what is not a range, and a range of a model without a tokenizer."""
+        if not self.characters_per_token:
+            return
+        ends = self.characters_per_token
+        if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= _MAX_SIZE:
+            raise ValueError(f"characters_per_token is {ends!r:.80}, not two numbers above 0, the lower first")
+        if not self.reads_words:
+            raise ValueError("characters_per_token has numbers, but the backbone reads no words")
 
     @property
     def decision_thresholds(self) -> dict[str, float]:

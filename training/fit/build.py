@@ -27,6 +27,7 @@ from modeling.infer import (
     EmotionModel,
     has_onednn_layout,
     multiplies_bfloat16,
+    usual_characters_per_token,
 )
 from modeling.memory import evaluation_rows
 from modeling.recipe import CROSS_FIT, Recipe, model_settings
@@ -127,6 +128,9 @@ def _build_config(recipe: Recipe, data: Prepared) -> EmotionConfig:
         encoder_version=data.encoder_version if data.reads_embedding else "",
         dataset=data.corpus.name,
         dataset_revision=data.corpus.revision,
+        characters_per_token=usual_characters_per_token(data.corpus["train"].texts, data.tokens["train"])
+        if data.tokens
+        else [],
     )
     if recipe.head == "backbone":
         backbone = read_backbone_config(recipe.model_name, recipe.model_revision)
