@@ -1140,6 +1140,8 @@ class PackageSettings(ModelSettings):
         base_model_revision: revision of a Hub backbone.
         dataset: name of the training corpus.
         dataset_revision: its revision.
+        characters_per_token: ``[low, high]``, what at least 90 % of the training rows have, by the package's tokenizer; empty if
+            that is unknown or the backbone does not read words.
         backbone_config: the backbone's own configuration, to build one without its weights; its
             ``num_hidden_layers`` says how many layers of the checkpoint are used.
         schema_version: version of this list of fields.
@@ -1159,6 +1161,7 @@ class PackageSettings(ModelSettings):
     base_model_revision: str | None = None
     dataset: str = ""
     dataset_revision: str = ""
+    characters_per_token: list[Number] = setting([], "characters per token that 90 % of the training rows have")
     backbone_config: dict[str, Any] | None = None
     schema_version: int = 1
 
@@ -1181,6 +1184,16 @@ class PackageSettings(ModelSettings):
         """Refuse words without a backbone to read them."""
         if self.head == "mlp" and self.reads_words:
             raise ValueError("head mlp has no backbone to read words")
+
+    def validate_characters_per_token(self) -> None:
+        """Refuse what is not a range, and a range of a model without a tokenizer."""
+        if not self.characters_per_token:
+            return
+        ends = self.characters_per_token
+        if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= _MAX_SIZE:
+            raise ValueError(f"characters_per_token is {ends!r:.80}, not two numbers above 0, the lower first")
+        if not self.reads_words:
+            raise ValueError("characters_per_token has numbers, but the backbone reads no words")
 
     @property
     def decision_thresholds(self) -> dict[str, float]:
@@ -2199,6 +2212,88 @@ def pool_windows(logits: np.ndarray, firsts: np.ndarray, windows: str) -> np.nda
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# modeling/infer/language.py: Whether texts are in another language than the training rows, as the package's own tokenizer sees it.
+
+
+_LEAST_CHARACTERS, _LEAST_TEXTS = 20, 16
+"""A shorter text says little of its language, and fewer texts say little of a batch."""
+_LEAST_WORDS = 0.9
+"""Share of a text's characters; the rest is white space beyond one between words, whose tokens are of any length."""
+_SHARE, _MARGIN = 5, 0.75
+"""Percent of the training rows below what is usual, and above; but what is usual goes at least from 3/4 to 4/3 of the
+median: rows may be few or alike. English corpora differ by less, and Romance and German texts have 2/3 of the English."""
+_COUNTING = threading.Lock()
+
+
+def characters_per_token(texts: Sequence[str], tokens: Sequence[np.ndarray]) -> np.ndarray:
+    """Characters per token, float [M], of the M texts that are long enough and not padded with white space.
+
+    Args:
+        texts: N texts.
+        tokens: their token ids, [T] each with T ≥ 1.
+    """
+    found = []
+    for text, ids in zip(texts, tokens, strict=True):
+        if len(text) >= _LEAST_CHARACTERS and len(" ".join(text.split())) > _LEAST_WORDS * len(text):
+            found.append(len(text) / len(ids))
+    return np.array(found, dtype=float)
+
+
+def usual_characters_per_token(texts: Sequence[str], tokens: Sequence[np.ndarray]) -> list[float]:
+    """The range ``[low, high]`` that at least 90 % of the texts are in; empty if too few texts are long enough."""
+    found = characters_per_token(texts, tokens)
+    if len(found) < _LEAST_TEXTS:
+        return []
+    low, median, high = np.percentile(found, [_SHARE, 50, 100 - _SHARE]).tolist()
+    return [round(min(low, _MARGIN * median), 3), round(max(high, median / _MARGIN), 3)]
+
+
+class LanguageWatch:
+    """Logs one warning once most of the texts in a batch have unusually many or few characters per token.
+
+    Small batches are counted together until they have enough texts. A copy in another process begins anew.
+
+    Attributes:
+        usual: the range of the training rows, see :func:`usual_characters_per_token`; if empty, nothing is looked at.
+        warned: has it logged the warning?
+    """
+
+    def __init__(self, usual: Sequence[float]) -> None:
+        self.usual, self.warned = tuple(usual), False
+        self._counts = np.zeros(3, dtype=int)
+
+    def __reduce__(self) -> tuple[type["LanguageWatch"], tuple[tuple[float, ...]]]:
+        return LanguageWatch, (self.usual,)
+
+    def look(self, texts: Sequence[str], tokens: Sequence[np.ndarray]) -> None:
+        """Count texts, with their token ids."""
+        if self.warned or not self.usual:
+            return
+        found = characters_per_token(texts, tokens)
+        low, high = self.usual
+        with _COUNTING:
+            self._counts += [len(found), (found < low).sum(), (found > high).sum()]
+            every, below, above = self._counts.tolist()
+            if every < _LEAST_TEXTS:
+                return
+            self._counts[:] = 0
+            if self.warned or max(below, above) * 2 <= every:
+                return
+            self.warned = True
+        few, end = ("fewer", low) if below > above else ("more", high)
+        logger.warning(
+            "%s of %s texts have %s than %.2f characters per token, as at most %d %% of the training rows do: they seem to be "
+            "in a language that the training rows do not have, so labels may be missing or wrong. Remedy: use a model that reads "
+            "one embedding of a multilingual encoder (recipe goemotions), or train on rows in that language",
+            f"{max(below, above):,}",
+            f"{every:,}",
+            few,
+            end,
+            _SHARE,
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # modeling/infer/classification.py: What every classifier does, whatever computes its logits: texts → features → probabilities → labels.
 
 
@@ -2262,6 +2357,7 @@ class TextClassifier:
         self.labels: list[str] = list(self.config.emotion_labels)
         self.batch_size, self._encoder = check_batch_size(batch_size), check_encoder(encoder)
         self.threads = check_threads(threads)
+        self._watch = LanguageWatch(self.config.characters_per_token)
 
     def __repr__(self) -> str:
         config = self.config
@@ -2325,9 +2421,16 @@ class TextClassifier:
         return Features(self.embed(checked) if self.config.reads_embedding else None, self.tokenize(checked))
 
     def tokenize(self, texts: Sequence[str]) -> list[np.ndarray] | None:
-        """Token ids of each text; None if the backbone does not read words."""
+        """Token ids of each text; None if the backbone does not read words.
+
+        A warning is logged once if most texts seem to be in a language that the training rows do not have.
+        """
         engine = self._engine
-        return None if engine.tokenizer is None else tokenize(engine.tokenizer, texts, engine.empty_token)
+        if engine.tokenizer is None:
+            return None
+        tokens = tokenize(engine.tokenizer, texts, engine.empty_token)
+        self._watch.look(texts, tokens)
+        return tokens
 
     def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
         """Probability of every label, float32 [N, L], in the order of ``labels``.
