@@ -20,8 +20,8 @@ from transformers import MistralModel
 from modeling.adapters import attach_lora
 from modeling.backbones import SMOLLM2_135M, load_frozen_backbone, read_backbone_config
 from modeling.infer import BUNDLED_BACKBONE, EmotionConfig, EmotionModel, OneTokenMistral
-from modeling.memory import GIB, GPUS, RESERVE, Setting, optimizer_bytes, plan_memory, smallest_gpu
-from modeling.meter import constants_nf4
+from modeling.memory.meter import constants_nf4
+from modeling.memory.plan import GIB, GPUS, RESERVE, Setting, optimizer_bytes, plan_memory, smallest_gpu
 from modeling.recipe import ALL_LINEAR
 from tests import EXHAUSTIVE
 from tests.benchmarks.memory import run
@@ -293,7 +293,7 @@ def test_a_step_is_cut_into_as_few_micro_batches_as_fit(
 
     caplog.set_level("INFO", "training")
     monkeypatch.setattr(
-        "modeling.memory.evaluation_rows", lambda reads_words: 1
+        "modeling.memory.plan.evaluation_rows", lambda reads_words: 1
     )  # for such a small step the peak would be in scoring
     assert chosen(needs(24, 1)) == (24, 1)
     assert chosen(needs(24, 1) - 1) == (12, 2)

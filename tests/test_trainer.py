@@ -24,7 +24,7 @@ from transformers import MistralModel, TrainerControl, TrainerState, TrainingArg
 from modeling.adapters import attach_lora, learning_rate_groups
 from modeling.fused_layer import FusedOneTokenLayer
 from modeling.infer import EmotionConfig, EmotionModel, Features, at_most, predict
-from modeling.memory import RESERVE, plan_memory
+from modeling.memory.plan import RESERVE, plan_memory
 from modeling.recipe import choices
 from tests import EXHAUSTIVE
 from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config, tiny_flags, write_corpus
@@ -172,7 +172,7 @@ def test_a_small_memory_changes_the_cut_and_not_the_run(
     assert main([*tiny_flags(corpus, tiny_backbone, whole), *shared, "--gradient_accumulation_steps", "1"]) == 0
     flags = [*tiny_flags(corpus, tiny_backbone, cut), *shared, "--gradient_accumulation_steps", "0"]
     monkeypatch.setattr(
-        "modeling.memory.evaluation_rows", lambda reads_words: 1
+        "modeling.memory.plan.evaluation_rows", lambda reads_words: 1
     )  # for such a small step the peak would be in scoring
     recipe = parse([*flags, "--batch_size", "4", "--gradient_accumulation_steps", "8"]).recipe
     limit = plan_memory(dataclasses.replace(read_setting(recipe), device="cpu")).training_peak + RESERVE

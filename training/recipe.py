@@ -12,10 +12,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from modeling.errors import InputError
 from modeling.infer import ENCODERS
 from modeling.infer.settings import Number
 from modeling.recipe import CROSS_FIT, FIELDS, WHOLE_ROW_METHODS, Recipe
+from modeling.rows.errors import InputError
 
 
 class RecipeError(InputError, ValueError):

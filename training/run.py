@@ -17,9 +17,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")
 
-from modeling.errors import InputError
 from modeling.infer.quiet import restore_logs, silence_libraries
 from modeling.infer.stops import EXHAUSTED, catch_sigterm, describe_local_error, describe_stop
+from modeling.rows.errors import InputError
 from training.commands.verbs import Command
 
 

@@ -20,11 +20,11 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from modeling.errors import InputError, first_line
 from modeling.infer import find_damage, publish, staging
 from modeling.machine import cpu_name
 from modeling.recipe import FIELDS, Recipe, free_on_resume
 from modeling.records import AUDIT, FOLDS, MODEL, RECIPE, RESULTS, TIMING, Environment, Record
+from modeling.rows.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ def adapt(
     Example: `hub_release adapt goemotions-small tickets.csv packages/tickets`
     """
     with errors(as_json):
-        from hub_release.adapt import adapt_package
+        from hub_release.serving.adapt import adapt_package
 
         found, rows = adapt_package(package, file, output, text_column, label_column)
         lines = [str(found)]

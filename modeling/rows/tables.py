@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from modeling.errors import InputError
 from modeling.infer import ROW_SUFFIXES, TableError, read_rows, split_suffix
+from modeling.rows.errors import InputError
 
 _SHOWN_PROBLEMS = 10
 

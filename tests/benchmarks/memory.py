@@ -100,7 +100,7 @@ def measure(case: Case) -> dict[str, int]:
     from modeling.backbones import load_frozen_backbone, restore_float32
     from modeling.fused_layer import fuse_layers
     from modeling.infer import EmotionConfig, EmotionModel, Features, predict_logits
-    from modeling.memory import INFERENCE_ROWS, Setting, evaluation_rows, plan_memory
+    from modeling.memory.plan import INFERENCE_ROWS, Setting, evaluation_rows, plan_memory
     from modeling.recipe import ALL_LINEAR
     from training.fit.trainer import FeatureDataset, FocalTrainer
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from modeling.errors import InputError
 from modeling.recipe import AuditPolicy
 from modeling.records import CorpusFindings, RowsAudit
+from modeling.rows.errors import InputError
 from training.data.balance import Rows
 from training.data.copies import KINDS, Copy, find_copies, find_copies_both_ways, match_key, summarize
 from training.data.corpus import Corpus, Split, label_counts

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from modeling.errors import InputError
-from modeling.memory import (
+from modeling.memory.plan import (
     GIB,
     GPUS,
     INFERENCE_ROWS,
@@ -23,6 +22,7 @@ from modeling.memory import (
     smallest_gpu,
 )
 from modeling.recipe import Recipe
+from modeling.rows.errors import InputError
 from training.fit.batch import free_memory, read_setting
 from training.fit.trial import STEPS, is_at_hand, time_steps
 from training.options import override

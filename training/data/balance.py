@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from modeling.errors import InputError
+from modeling.rows.errors import InputError
 
 
 class BalanceError(InputError, ValueError):

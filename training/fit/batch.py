@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 
 from modeling.backbones import MISTRAL_SMALL_3_1, SMOLLM2_135M, read_backbone_config
 from modeling.infer import BUNDLED_BACKBONE, ENCODERS, EmotionConfig
-from modeling.memory import GIB, RESERVE, Setting, plan_memory
+from modeling.memory.plan import GIB, RESERVE, Setting, plan_memory
 from modeling.recipe import Recipe, model_settings, planned_epochs
 from training.data.taxonomy import build_taxonomy
 from training.fit.build import holds_bfloat16, use_layers

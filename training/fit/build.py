@@ -17,7 +17,6 @@ from transformers import AutoConfig, EarlyStoppingCallback, TrainerCallback, Tra
 
 from modeling.adapters import attach_lora, count_parameters
 from modeling.backbones import compile_layers, load_frozen_backbone, load_unsloth_backbone, read_backbone_config
-from modeling.errors import first_line
 from modeling.focal import alpha_per_label
 from modeling.fused_layer import fuse_layers
 from modeling.infer import (
@@ -29,8 +28,9 @@ from modeling.infer import (
     multiplies_bfloat16,
     usual_characters_per_token,
 )
-from modeling.memory import evaluation_rows
+from modeling.memory.plan import evaluation_rows
 from modeling.recipe import CROSS_FIT, Recipe, model_settings
+from modeling.rows.errors import first_line
 from training.fit.prepare import Prepared
 from training.fit.projection import standardize_projection
 from training.fit.start import take_over

@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError
 from scipy.special import expit
 
-from modeling.errors import first_line
 from modeling.infer import CacheError, LoadedEncoder, cache_folder, predict_logits
 from modeling.recipe import Recipe
 from modeling.records import AUDIT, METRICS
+from modeling.rows.errors import first_line
 from training.data.encoding import encode
 from training.data.reading import SPLITS
 from training.fit.prepare import Prepared

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from modeling.backbones import read_backbone_config, read_tokenizer
-from modeling.errors import first_line
 from modeling.infer import ENCODERS, CacheError, Features, cache_folder, load_encoder, tokenize
 from modeling.recipe import CONTAMINATED, CROSS_FIT, Recipe, marked
 from modeling.records import Audit
+from modeling.rows.errors import first_line
 from training.audit.label_order import suspect_labels
 from training.audit.rows import CorpusAudit, apply_policy, audit_corpus, audit_folds, audit_rows
 from training.data.balance import Rows, imbalance, labels_to_oversample, oversample, real_rows, thin_label

@@ -19,13 +19,13 @@ import yaml
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from modeling.adapters import BACKBONE_PREFIX, PEFT_PREFIX, split_trained_weights
-from modeling.errors import first_line
 from modeling.infer import HUB_ID, as_package_error, read_config, read_json
 from modeling.infer.adapter import ADAPTER_FILES, MAX_ADAPTER_BYTES
 from modeling.infer.files import installed_package, local_folder, read_bytes, refuse_unsafe_entries
 from modeling.infer.weights import load_safetensors, read_head, refuse_other_tensors
 from modeling.recipe import Recipe
 from modeling.records import ADAPTER_WEIGHTS, AUDIT, METRICS, MODEL, RECIPE, StartRecord
+from modeling.rows.errors import first_line
 from training.data.reading import SPLITS
 from training.fit.prepare import Prepared
 from training.recipe import RecipeError

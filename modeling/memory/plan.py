@@ -24,7 +24,7 @@ from modeling.adapters import HEAD_PARTS, IDLE, attach_lora
 from modeling.backbones import build_on_meta, hold_bfloat16, holds_matrices_alone
 from modeling.focal import focal_loss
 from modeling.infer import EmotionConfig, EmotionModel, attention_kernel
-from modeling.meter import Meter, QuantizedLinear, without_content
+from modeling.memory.meter import Meter, QuantizedLinear, without_content
 from modeling.recipe import ALL_LINEAR
 
 GIB = 2**30
