@@ -38,6 +38,7 @@ from .errors import (
     as_package_error as as_package_error,
     import_optional as import_optional,
 )
+from .explanation import Explanation as Explanation, keep_words as keep_words, split_words as split_words
 from .features import (
     Features as Features,
     cut_into_windows as cut_into_windows,

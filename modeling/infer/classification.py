@@ -13,6 +13,15 @@ from modeling.infer.adaptation import Adaptation, adapt_thresholds, read_known_l
 from modeling.infer.cores import check_threads
 from modeling.infer.decisions import read_flag, read_thresholds, read_top_k
 from modeling.infer.encoders import Encoder, LoadedEncoder, encode_in_batches, load_encoder
+from modeling.infer.explanation import (
+    Explanation,
+    Method,
+    Shares,
+    check_explained,
+    explain_shares,
+    explain_without,
+    leave_words_out,
+)
 from modeling.infer.features import Features, tokenize
 from modeling.infer.language import LanguageWatch
 from modeling.infer.package import PackageSettings
@@ -59,6 +68,10 @@ class Engine(Protocol):
 
     def probabilities(self, features: Features, batch_size: int, threads: int) -> np.ndarray:
         """Probabilities, float32 [N, L], of N texts."""
+        ...
+
+    def shares(self, features: Features, label: int, steps: int, batch_size: int, threads: int) -> Shares:
+        """Shares of a text's tokens in the logit of a label; ``features`` are of the text and of the empty text."""
         ...
 
 
@@ -228,6 +241,40 @@ class TextClassifier:
         found = adapt_thresholds(self.labels, self.predict_proba(checked), before, known)
         self.config.adapted_thresholds = {**self.config.adapted_thresholds, **found.thresholds}
         return found
+
+    def explain(self, text: str, label: str, method: Method = "leave-out", steps: int = 64) -> Explanation:
+        """Why the label: how much each word of the text adds to the label's logit, or takes from it.
+
+        ``leave-out`` compares the text with the text without each word, so W words cost W + 2 readings. Every backend
+        has it. Its contributions do not add up: two words that say the same each get little, because the other is
+        still there. So its completeness error, against the empty text, need not be small.
+
+        ``integrated-gradients`` is for models that read words, computed by PyTorch, and needs captum; see
+        :func:`integrate_gradients`. Its contributions add up, except for an error that falls with more ``steps``.
+
+        Words are what stands between white space, and each character of Kana and Han; Thai has few such words.
+
+        Args:
+            text: at most :data:`MAX_WORDS` words; for integrated gradients, at most ``window_length`` tokens.
+            label: one of ``labels``, whether it is predicted or not.
+            method: ``leave-out`` or ``integrated-gradients``.
+            steps: points between the baseline and the text at which ``integrated-gradients`` computes gradients.
+
+        Raises:
+            TypeError: the text is not a string.
+            ValueError: the text has no visible character or is too long, the label or the method is unknown, ``steps`` is
+                not a whole number from 1, or the method is not for this model or backend.
+            ImportError: captum is missing.
+        """
+        checked, spans = check_explained(text, label, self.labels, method, steps)
+        place = self.labels.index(label)
+        if method == "leave-out":
+            found = self.predict_proba(leave_words_out(checked, spans))[:, place]
+            return explain_without(checked, label, spans, found, self.config)
+        shares = self._engine.shares(self.features([checked, ""]), place, steps, self.batch_size, self.threads)
+        tokenizer = cast(Tokenizer, self._engine.tokenizer)
+        offsets = tokenizer.encode(checked, add_special_tokens=False).offsets
+        return explain_shares(checked, label, spans, offsets, shares)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Add ``emotions`` (names) and ``probabilities`` to columns that have ``text``, or to one row.

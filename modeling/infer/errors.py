@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 
+def printable(text: str) -> str:
+    """A line for a terminal: what it would not print as it stands, a stranger's control characters say, is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class PackageError(ValueError):
     """A package is broken, or not what it claims; ``file`` says where, the message adds what and the remedy.
 
-    What a terminal would not print as it stands, a stranger's control characters say, is escaped.
+    What a terminal would not print as it stands is escaped.
     """
 
     def __init__(self, file: str, what: str, remedy: str = "export or download the package again") -> None:
-        said = f"{file} {what}. Remedy: {remedy}"
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in said))
+        super().__init__(printable(f"{file} {what}. Remedy: {remedy}"))
         self.file = file
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from modeling.infer.errors import PackageError
+from modeling.infer.explanation import Shares
 from modeling.infer.features import Features, read_in_windows, to_arrays
 from modeling.infer.files import read_json, refuse_unsafe_entries
 from modeling.infer.graph_file import GRAPH_FILE, INT8_GRAPH_FILE, read_graph
@@ -105,6 +106,10 @@ class Graph:
             return read_in_windows(features, self.config, self._read, at_once)
         with ThreadPoolExecutor(workers) as pool:
             return read_in_windows(features, self.config, self._read, at_once // workers, pool.map)
+
+    def shares(self, features: Features, label: int, steps: int, batch_size: int, threads: int) -> Shares:
+        """Refused with a ValueError: a graph computes no gradients."""
+        raise ValueError("a graph has no gradients. Remedy: use method='leave-out', or PyTorch (backend='torch')")
 
     def _read(self, batch: Features) -> np.ndarray:
         return self._session.run(to_arrays(batch))

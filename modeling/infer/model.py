@@ -118,6 +118,7 @@ class EmotionModel(PreTrainedModel):
         labels: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """Classify ``embeddings``, ``input_ids`` or both, as the configuration's ``input`` says.
 
@@ -126,6 +127,7 @@ class EmotionModel(PreTrainedModel):
             labels: multi-hot [B, L]; if given, the output has the mean binary cross-entropy as ``loss``.
             input_ids: tokens without special ones, int [B, T], padded on either side.
             attention_mask: 1 where ``input_ids`` has a token, 0 where it is padded, [B, T].
+            inputs_embeds: what the backbone's table has for ``input_ids``, float [B, T, H], in place of them.
         """
         head_dtype = self.classifier.weight.dtype
         projected = None
@@ -136,9 +138,10 @@ class EmotionModel(PreTrainedModel):
                 embeddings = embeddings + self.config.embedding_noise * torch.randn_like(embeddings)
             projected = self.projection(embeddings.to(head_dtype))
         if self.config.reads_words:
-            if input_ids is None or attention_mask is None:
+            if (input_ids is None and inputs_embeds is None) or attention_mask is None:
                 raise ValueError(f"input {self.config.input} reads input_ids and attention_mask, got none")
-            hidden = self._read_words(projected, input_ids, attention_mask.bool())
+            words = self.backbone.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+            hidden = self._read_words(projected, words, attention_mask.bool())
         else:
             assert projected is not None
             hidden = projected if self.config.head == "mlp" else self._read_token(projected)
@@ -159,9 +162,8 @@ class EmotionModel(PreTrainedModel):
         bos = torch.full((rows, 1), self.backbone.config.bos_token_id, device=table.weight.device)
         return cast(torch.Tensor, table(bos))
 
-    def _read_words(self, projected: torch.Tensor | None, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The backbone's hidden states of a text, pooled, [B, H]."""
-        words = self.backbone.get_input_embeddings()(input_ids)
+    def _read_words(self, projected: torch.Tensor | None, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The backbone's hidden states of a text, pooled, [B, H], from its embedded tokens, [B, T, H]."""
         before = [self._embed_bos(words.shape[0])] if self.config.prefix == "bos" else []
         special = len(before)
         if projected is not None:

@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 
 from modeling.infer.config import EmotionConfig
 from modeling.infer.cores import at_most
+from modeling.infer.explanation import Shares
 from modeling.infer.features import Features, cut_into_windows, read_in_windows, to_arrays
+from modeling.infer.gradients import integrate_gradients
 
 SMALL_PRODUCT, SMALL_MATRIX = 2**27, 2**22
 """One CPU thread is fastest below this many multiplications in a layer's largest product, and weights in its matrix.
@@ -115,6 +117,11 @@ class ModelEngine:
     def probabilities(self, features: Features, batch_size: int, threads: int) -> np.ndarray:
         """Probabilities, float32 [N, L], of N texts."""
         return predict_probabilities(self.model, features, batch_size, threads)
+
+    def shares(self, features: Features, label: int, steps: int, batch_size: int, threads: int) -> Shares:
+        """Shares of a text's tokens in the logit of a label, see :func:`integrate_gradients`."""
+        with _one_reader, at_most(threads):
+            return integrate_gradients(self.model, features, label, steps, batch_size)
 
 
 def predict_probabilities(

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=float, help="one threshold for all labels; 0 gives every label")
     parser.add_argument("--top_k", type=int, help="at most this many labels per text")
     parser.add_argument("--exclude_unreliable", action="store_true", help="leave out labels with too few test rows")
+    parser.add_argument("--explain", metavar="LABEL", help="show what each word of the texts adds to this label")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …")
     parser.add_argument("--backend", help="what computes: torch, or onnx or openvino for the package's graph")
     parser.add_argument(
@@ -83,18 +84,31 @@ def _rows(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]
             yield text, row
 
 
+def _load(arguments: argparse.Namespace) -> EmotionClassifier:
+    named = {name: value for name in ("backend", "quantization") if (value := getattr(arguments, name))}
+    return EmotionClassifier(arguments.model, device=arguments.device, threads=arguments.threads, **named)
+
+
 def _batches(arguments: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     """Rows with their emotions, batch by batch."""
     rows = _rows(arguments)
     batch = list(itertools.islice(rows, _TEXTS_PER_WRITE))  # a bad file is refused before the model is loaded
-    named = {name: value for name in ("backend", "quantization") if (value := getattr(arguments, name))}
-    classifier = EmotionClassifier(arguments.model, device=arguments.device, threads=arguments.threads, **named)
+    classifier = _load(arguments)
     options = arguments.threshold, arguments.exclude_unreliable, arguments.top_k
     while batch:
         texts = check_texts(text for text, _ in batch)
         found = classifier.predict(texts, *options)
         yield [{**row, _EMOTIONS: emotions} for (_, row), emotions in zip(batch, found, strict=True)]
         batch = list(itertools.islice(rows, _TEXTS_PER_WRITE))
+
+
+def _explain(arguments: argparse.Namespace) -> Iterator[int]:
+    """Show why each text has the label; yields how many are shown."""
+    classifier, encoding = _load(arguments), sys.stdout.encoding or "utf-8"
+    for shown, text in enumerate(arguments.texts, start=1):
+        lines = f"{classifier.explain(text, arguments.explain)}\n"
+        sys.stdout.write(lines.encode(encoding, "backslashreplace").decode(encoding))
+        yield shown
 
 
 def _write(arguments: argparse.Namespace) -> Iterator[int]:
@@ -123,11 +137,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.texts and not arguments.input:
         parser.error("no text given: write texts after the command, or use --input FILE")
+    if arguments.explain is not None and (arguments.input or arguments.output):
+        parser.error("--explain shows texts of the command line on the screen: leave --input and --output out")
     try:
         if arguments.output:
             _refuse_output(arguments.output, arguments.input)
         with catch_sigterm():
-            for written in _write(arguments):  # noqa: B007  # needed after an error
+            run = _write if arguments.explain is None else _explain
+            for written in run(arguments):  # noqa: B007  # needed after an error
                 pass
     except BrokenPipeError:  # the reader of the results has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -26,6 +26,7 @@ from hub_release.demo.page.files import (
     read_upload,
     refuse_too_much,
 )
+from hub_release.demo.page.reasons import add_reasons
 from hub_release.demo.page.results import message, rank, render_bars, render_table
 
 MAX_SECONDS = 120
@@ -126,23 +127,29 @@ def _threshold_controls(show: Callable[..., str], found: gr.State, result: gr.HT
 def _one_text(classifier: Classifier, notes: dict[str, str], examples: list[str]) -> None:
     waiting = message("The labels will appear here, the likeliest first.")
 
-    def classify(text: str, policy: str, threshold: float) -> tuple[list[float], str]:
+    def classify(text: str, policy: str, threshold: float) -> tuple[Any, ...]:
         if not text.strip():
-            return [], message("There is no text yet: write one, or pick an example.")
+            return refuse("There is no text yet: write one, or pick an example.")
         try:
             refuse_too_much([text])
         except OddInputError as error:
-            return [], message(str(error))
-        probabilities = classifier.predict_proba([text])[0].tolist()
-        return probabilities, show(probabilities, policy, threshold)
+            return refuse(str(error))
+        found = text, classifier.predict_proba([text])[0].tolist()
+        likeliest = [row.label for row in rank(classifier.config, classifier.labels, found[1], None)]
+        chosen = gr.Dropdown(likeliest, value=likeliest[0])
+        return found, show(found, policy, threshold), gr.Column(visible=can_explain), chosen, ""
 
-    def show(probabilities: list[float], policy: str, threshold: float) -> str:
-        if not probabilities:
+    def refuse(why: str) -> tuple[Any, ...]:
+        return None, message(why), gr.Column(visible=False), gr.skip(), ""
+
+    def show(found: tuple[str, list[float]] | None, policy: str, threshold: float) -> str:
+        if found is None:
             return waiting
         common = threshold if policy == COMMON else None
-        return render_bars(rank(classifier.config, classifier.labels, probabilities, common), notes)
+        return render_bars(rank(classifier.config, classifier.labels, found[1], common), notes)
 
-    found, result = gr.State([]), gr.HTML(waiting, elem_id="bars", apply_default_css=False, render=False)
+    can_explain = hasattr(classifier, "explain")  # packages of earlier versions cannot
+    found, result = gr.State(None), gr.HTML(waiting, elem_id="bars", apply_default_css=False, render=False)
     with gr.Row(elem_classes="sides"):
         with gr.Column(min_width=0):
             info = "Press Enter to classify, Shift+Enter to start a new line."
@@ -151,12 +158,13 @@ def _one_text(classifier: Classifier, notes: dict[str, str], examples: list[str]
             policy, slider = _threshold_controls(show, found, result)
         with gr.Column(min_width=0, elem_classes="result"):
             result.render()
+        outputs = [found, result, *add_reasons(classifier, found)]
         with gr.Column(min_width=0):
             examples_area = gr.Examples(examples, text, label="Examples") if examples else None
-    triggers = [text.submit, button.click]
-    gr.on(triggers, classify, [text, policy, slider], [found, result], show_progress="minimal")
+    inputs = [text, policy, slider]
+    gr.on([text.submit, button.click], classify, inputs, outputs, show_progress="minimal")
     if examples_area:
-        examples_area.load_input_event.then(classify, [text, policy, slider], [found, result], show_progress="minimal")
+        examples_area.load_input_event.then(classify, inputs, outputs, show_progress="minimal")
 
 
 def _many_texts(classifier: Classifier) -> None:
