@@ -287,6 +287,43 @@ def test_one_text_gives_what_predict_says(page: Page, classifier: EmotionClassif
     expect(page.locator("#bars li")).to_contain_text(f"fear {row['support']} test rows, F1 {float(row['f1']):.2f}")
 
 
+def test_the_words_that_speak_for_a_label(page: Page, classifier: EmotionClassifier, shots: Path) -> None:
+    area, label = page.get_by_role("button", name="Color the words"), page.get_by_label("Why this label?")
+    words = page.locator("#words mark[title]")
+    expect(area).to_be_hidden()
+    classify(page, f"{TEXT}\n{INJECTION}")
+    likeliest = next(iter(bars(page)))
+    expect(label).to_have_value(likeliest)
+    area.click()
+    for name in (likeliest, next(name for name in classifier.labels if name != likeliest)):
+        if name != likeliest:
+            label.click()
+            page.get_by_role("option", name=name, exact=True).click()
+        found = classifier.explain(f"{TEXT}\n{INJECTION}", name)
+        expect(words).to_have_text([word.text for word in found.words])
+        expect(page.locator("#words")).to_contain_text(f"words speak for {name}")
+        expect(page.locator("#words")).to_contain_text(found.meaning)
+        assert page.locator("#words .words").evaluate("part => part.textContent") == found.text
+        said = words.evaluate_all("all => all.map(word => Number(word.title))")
+        np.testing.assert_allclose(said, [word.contribution for word in found.words], atol=2e-3)
+        sides = words.evaluate_all("all => all.map(word => word.className)")
+        assert sides == ["for" if word.contribution > 0 else "against" for word in found.words]
+        colors = words.evaluate_all("all => all.map(word => getComputedStyle(word).backgroundColor)")
+        strongest = max(found.words, key=lambda word: abs(word.contribution))
+        assert colors.count(colors[found.words.index(strongest)]) < len(found.words) / 2
+    page.get_by_text("Contributions in logits").click()
+    expect(page.locator("#words tr")).to_have_count(len(found.words))
+    page.screenshot(path=shots / "words-1280.png", full_page=True)
+    assert page.locator("#words :is(img, script)").count() == 0
+    classify(page, "cake " * 201)
+    expect(words).to_have_count(0)
+    expect(page.locator("#bars")).to_be_visible()
+    area.click()
+    expect(page.locator("#words")).to_contain_text("201 words, more than the 200 that can be explained. Remedy: ")
+    classify(page, " ")
+    expect(area).to_be_hidden()
+
+
 def test_the_slider_sets_one_threshold_for_all(page: Page, classifier: EmotionClassifier) -> None:
     classify(page, TEXT)
     bars(page)
@@ -394,6 +431,8 @@ def test_nothing_is_wider_than_the_screen(page: Page, shots: Path, request: pyte
     fits("start")
     classify(page, TEXT)
     bars(page)
+    page.get_by_role("button", name="Color the words").click()
+    expect(page.locator("#words mark[title]").first).to_be_visible()
     narrowest = page.locator("#bars .track").first.bounding_box()
     assert narrowest and narrowest["width"] > 150
     fits("one-text")
@@ -538,6 +577,37 @@ def test_names_of_a_package_are_never_markup() -> None:
         parser = Tags()
         parser.feed(html)
         assert not parser.seen & {"img", "onerror", "u", "s"} and "<" in parser.text
+
+
+def test_the_colors_of_words_can_be_read_on() -> None:
+    """Text on the strongest color has a contrast of 4.5, in both modes; the text's color is gradio's own."""
+    css = Path(page_app.__file__).with_suffix(".css").read_text()
+    (most,) = re.findall(r"calc\(var\(--share\) \* (\d+)%\)", css)
+    for mode, background, text in ((0, "#ffffff", "#1e293b"), (1, "#0b0f19", "#f1f5f9")):
+        colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", css.split("}")[mode]))
+        for side in ("strong", "mark"):
+            mixed = [
+                round(
+                    (int(colors[side][i : i + 2], 16) * int(most) + int(background[i : i + 2], 16) * (100 - int(most)))
+                    / 100
+                )
+                for i in (1, 3, 5)
+            ]
+            assert contrast("#" + bytes(mixed).hex(), text) >= 4.5, (mode, side)
+
+
+def test_a_package_of_an_earlier_version_shows_no_words(folder: Path, classifier: EmotionClassifier) -> None:
+    """Its classifier explains nothing."""
+    earlier = SimpleNamespace(
+        config=classifier.config, labels=classifier.labels, predict_proba=classifier.predict_proba
+    )
+    shown = {}
+    for name, loaded in (("earlier", earlier), ("now", classifier)):
+        page = page_app.build_page(loaded, folder, "name")
+        function = next(f for f in page.fns.values() if f.name == "classify")
+        _, _, area, _, _ = function.fn(TEXT, page_app.OWN, 0.5)
+        shown[name] = area.visible if hasattr(area, "visible") else area["visible"]
+    assert shown == {"earlier": False, "now": True}
 
 
 def test_a_card_is_read_in_linear_time_and_bounded_memory(tmp_path: Path) -> None:
