@@ -166,11 +166,13 @@ def test_kana_and_han_are_words_each() -> None:
     assert [text[start:end] for start, end in split_words(text)] == [*"とても嬉しい", ",", "ok!"]
 
 
-def test_a_token_of_several_words_is_divided() -> None:
+def test_a_token_of_several_words_is_divided(by_input: dict[str, EmotionClassifier]) -> None:
     """White space belongs to the word after it, at the end of the text to the last."""
     shares = explanation.Shares(np.array([1.0, 6.0, 10.0, 100.0]), 0.5, 2.0, 0.0)
     text = "ab  寿司x "
-    found = explanation.explain_shares(text, "joy", split_words(text), [(0, 2), (2, 5), (5, 7), (7, 8)], shares)
+    found = explanation.explain_shares(
+        text, "joy", split_words(text), [(0, 2), (2, 5), (5, 7), (7, 8)], shares, by_input["hybrid"].config
+    )
     assert [word.text for word in found.words] == ["ab", "寿", "司", "x"]
     assert contributions(found) == [1.0, 6.0, 5.0, 105.0]
     assert found.completeness_error == pytest.approx(117.5 - 2)
@@ -197,7 +199,6 @@ def test_logits_of_certain_probabilities_are_finite() -> None:
         ("", "joy", {}, ValueError, "the text has no visible character"),
         (" \u200b\n", "joy", {}, ValueError, "the text has no visible character, so no word"),
         ("a " * 201, "joy", {}, ValueError, "the text has 201 words, more than the 200 that can be explained. Remedy"),
-        ("a " * 150, "joy", {"method": GRADIENTS}, ValueError, "150 tokens, more than the 128 that are read at once"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(
@@ -228,6 +229,18 @@ def test_a_long_text_is_left_out_word_by_word(by_input: dict[str, EmotionClassif
     without = classifier.predict_proba([text, "dark " * 160])[:, 0].astype(float)
     assert len(found.words) == 161
     assert found.words[-1].contribution == pytest.approx(np.diff(np.log(1 / without - 1))[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("windows", ["mean", "max"])
+@pytest.mark.parametrize("case", READS, ids=lambda case: case["input"])
+def test_gradients_of_a_text_in_windows_add_up(case: dict[str, Any], windows: str) -> None:
+    """To the difference of the pooled logits; with ``max``, only the words of one window count."""
+    classifier = tiny(**case, windows=windows, window_length=8, window_overlap=2)
+    text = " ".join(["sunny", "cake", "dark", "door", "3", "cellar", "slammed"] * 3)
+    fine = classifier.explain(text, "anger", GRADIENTS, steps=200)
+    probability = float(classifier.predict_proba([text])[0, 1])
+    assert fine.probability == pytest.approx(probability, abs=1e-6) and fine.completeness_error < 1e-4
+    assert sum(contribution != 0 for contribution in contributions(fine)) == (8 if windows == "max" else 21)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "8bit"])

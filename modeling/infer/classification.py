@@ -255,7 +255,7 @@ class TextClassifier:
         Words are what stands between white space, and each character of Kana and Han; Thai has few such words.
 
         Args:
-            text: at most :data:`MAX_WORDS` words; for integrated gradients, at most ``window_length`` tokens.
+            text: at most :data:`MAX_WORDS` words.
             label: one of ``labels``, whether it is predicted or not.
             method: ``leave-out`` or ``integrated-gradients``.
             steps: points between the baseline and the text at which ``integrated-gradients`` computes gradients.
@@ -274,7 +274,7 @@ class TextClassifier:
         shares = self._engine.shares(self.features([checked, ""]), place, steps, self.batch_size, self.threads)
         tokenizer = cast(Tokenizer, self._engine.tokenizer)
         offsets = tokenizer.encode(checked, add_special_tokens=False).offsets
-        return explain_shares(checked, label, spans, offsets, shares)
+        return explain_shares(checked, label, spans, offsets, shares, self.config)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Add ``emotions`` (names) and ``probabilities`` to columns that have ``text``, or to one row.

@@ -46,13 +46,13 @@ class Shares(NamedTuple):
 
     Attributes:
         tokens: share of each token, float64 [T].
-        embedding: share of the sentence embedding; None if the model reads none.
+        embedding: share of the sentence embedding; 0 if the model reads none.
         logit: the label's, of the text.
         baseline_logit: the label's, of the baseline.
     """
 
     tokens: np.ndarray
-    embedding: float | None
+    embedding: float
     logit: float
     baseline_logit: float
 
@@ -176,7 +176,7 @@ def explain_without(
 
 
 def explain_shares(
-    text: str, label: str, spans: Sequence[Span], offsets: Sequence[Span], shares: Shares
+    text: str, label: str, spans: Sequence[Span], offsets: Sequence[Span], shares: Shares, settings: ModelSettings
 ) -> Explanation:
     """The explanation from the shares of tokens, whose characters are at ``offsets``.
 
@@ -189,13 +189,14 @@ def explain_shares(
     for (start, end), share in zip(offsets, shares.tokens, strict=True):
         characters = owners[start : max(end, start + 1)]
         np.add.at(contributions, characters, share / len(characters))
+    embedding = shares.embedding if settings.reads_embedding else None
     meaning = "A word's contribution is its share of the logit's difference from as many tokens without content" + (
-        "." if shares.embedding is None else "; the sentence embedding, which reads all words, has a share of its own."
+        "." if embedding is None else "; the sentence embedding, which reads all words, has a share of its own."
     )
     probability = float(1 / (1 + np.exp(-shares.logit)))
     words = _join(text, spans, contributions)
     found = probability, shares.logit, shares.baseline_logit
-    return Explanation(text, label, "integrated-gradients", words, shares.embedding, *found, meaning)
+    return Explanation(text, label, "integrated-gradients", words, embedding, *found, meaning)
 
 
 def _join(text: str, spans: Sequence[Span], contributions: np.ndarray) -> tuple[Word, ...]:
