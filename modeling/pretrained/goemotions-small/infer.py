@@ -281,15 +281,19 @@ def adapt_thresholds(
 # modeling/infer/errors.py: Errors of a package, of the cache, of a file of rows, and of a dependency that is not installed.
 
 
+def printable(text: str) -> str:
+    """A line for a terminal: what it would not print as it stands, a stranger's control characters say, is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class PackageError(ValueError):
     """A package is broken, or not what it claims; ``file`` says where, the message adds what and the remedy.
 
-    What a terminal would not print as it stands, a stranger's control characters say, is escaped.
+    What a terminal would not print as it stands is escaped.
     """
 
     def __init__(self, file: str, what: str, remedy: str = "export or download the package again") -> None:
-        said = f"{file} {what}. Remedy: {remedy}"
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in said))
+        super().__init__(printable(f"{file} {what}. Remedy: {remedy}"))
         self.file = file
 
 
@@ -2060,6 +2064,201 @@ def _as_rows(found: Any, number: int) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# modeling/infer/explanation.py: Why this label: how much each word of a text adds to the label's logit, or takes from it.
+
+
+Method = Literal["leave-out", "integrated-gradients"]
+MAX_WORDS = 200
+"""Words of a text that can be explained: each costs one more reading of the text."""
+_LINES = 12
+"""Words that an explanation shows in a terminal."""
+_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Kana and Han, which are written without spaces: each character counts as a word."""
+_ONE_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+
+Span = tuple[int, int]
+
+
+class Word(NamedTuple):
+    """A word of a text.
+
+    Attributes:
+        text: the word, with its punctuation: ``Explanation.text[start:end]``.
+        start: its first character.
+        end: the character after its last.
+        contribution: in logits of the label: what the word adds, or what it takes if it is negative.
+    """
+
+    text: str
+    start: int
+    end: int
+    contribution: float
+
+
+class Shares(NamedTuple):
+    """What :func:`integrate_gradients` gives.
+
+    Attributes:
+        tokens: share of each token, float64 [T].
+        embedding: share of the sentence embedding; 0 if the model reads none.
+        logit: the label's, of the text.
+        baseline_logit: the label's, of the baseline.
+    """
+
+    tokens: np.ndarray
+    embedding: float
+    logit: float
+    baseline_logit: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the words of a text add to the logit of a label; its ``str`` is for a terminal.
+
+    Attributes:
+        text: the text.
+        label: the label.
+        method: how the contributions were found.
+        words: each word with its contribution, in the order of the text.
+        sentence_embedding: the sentence embedding's own contribution, beside the words'; None if it has none.
+        probability: the label's, of the text.
+        logit: the label's, of the text.
+        baseline_logit: the label's, of what the text is compared with.
+        meaning: one sentence on what a contribution means here.
+    """
+
+    text: str
+    label: str
+    method: Method
+    words: tuple[Word, ...]
+    sentence_embedding: float | None
+    probability: float
+    logit: float
+    baseline_logit: float
+    meaning: str
+
+    @property
+    def completeness_error(self) -> float:
+        """How far the sum of all contributions is from ``logit - baseline_logit``, in logits, at least 0."""
+        total = sum(word.contribution for word in self.words) + (self.sentence_embedding or 0.0)
+        return abs(total - (self.logit - self.baseline_logit))
+
+    def __str__(self) -> str:
+        largest = sorted(self.words, key=lambda word: -abs(word.contribution))[:_LINES]
+        lines = [f"{word.contribution:+8.3f}  {word.text:.60}" for word in sorted(largest, key=lambda word: word.start)]
+        if left := len(self.words) - len(largest):
+            rest = sum(word.contribution for word in self.words) - sum(word.contribution for word in largest)
+            lines.append(f"{rest:+8.3f}  ({left} other words together)")
+        if self.sentence_embedding is not None:
+            lines.append(f"{self.sentence_embedding:+8.3f}  (the sentence embedding)")
+        head = f"{self.label}: probability {self.probability:.3f}; contributions in logits, by {self.method}:"
+        difference = self.logit - self.baseline_logit
+        foot = (
+            f"completeness error {self.completeness_error:.3f}, of a difference of {difference:+.3f} from the baseline"
+        )
+        return "\n".join(printable(line) for line in [head, *lines, foot, self.meaning])
+
+
+def check_explained(text: Any, label: Any, labels: Sequence[str], method: Any, steps: Any) -> tuple[str, list[Span]]:
+    """A text that can be explained, and its words.
+
+    Raises:
+        TypeError: the text is not a string.
+        ValueError: the text has no visible character or more than :data:`MAX_WORDS` words, the label or the method is
+            unknown, or ``steps`` is not a whole number from 1.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text is {type(text).__name__}, not a string: {reprlib.repr(text)}. Remedy: give one text")
+    if label not in labels:
+        known = reprlib.repr(list(labels))[1:-1]
+        raise ValueError(f"label {label!r:.80} is not one of {known}. Remedy: use one of the classifier's labels")
+    if method not in get_args(Method):
+        raise ValueError(f"unknown method {method!r:.80}. Remedy: use {' or '.join(get_args(Method))}")
+    if not isinstance(steps, numbers.Integral) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"steps is {steps!r:.80}. Remedy: use a whole number from 1")
+    if is_blank(text):
+        raise ValueError("the text has no visible character, so no word to explain. Remedy: give a text with words")
+    (checked,) = check_texts(text)
+    spans = split_words(checked)
+    if len(spans) > MAX_WORDS:
+        raise ValueError(
+            f"the text has {len(spans):,} words, more than the {MAX_WORDS} that can be explained. Remedy: explain its "
+            "passages one by one"
+        )
+    return checked, spans
+
+
+def split_words(text: str) -> list[Span]:
+    """Where the words of a text begin and end: what stands between white space; each character of Kana and Han."""
+    return [found.span() for found in _ONE_WORD.finditer(text)]
+
+
+def keep_words(text: str, spans: Sequence[Span], kept: Sequence[bool]) -> str:
+    """The text with some of its words; a word that is left out takes the white space after it along."""
+    starts = [start for start, _ in spans]
+    parts = [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
+    found = text[: starts[0]] + "".join(part for part, keep in zip(parts, kept, strict=True) if keep)
+    return found if kept[-1] else found.rstrip()
+
+
+def leave_words_out(text: str, spans: Sequence[Span]) -> list[str]:
+    """The text; the text without each of its words; the empty text."""
+    without = [keep_words(text, spans, [other != span for other in spans]) for span in spans]
+    return [text, *without, ""]
+
+
+def to_logits(probabilities: np.ndarray) -> np.ndarray:
+    """Logits, float64, of probabilities in float32; 0 and 1 count as the nearest other ones."""
+    exact = np.clip(probabilities.astype(np.float64), np.finfo(np.float32).tiny, 1 - 2.0**-24)
+    return np.log(exact) - np.log1p(-exact)
+
+
+def explain_without(
+    text: str, label: str, spans: Sequence[Span], probabilities: np.ndarray, settings: ModelSettings
+) -> Explanation:
+    """The explanation from the label's probabilities, float32 [W + 2], of :func:`leave_words_out`."""
+    logits = to_logits(probabilities)
+    meaning = (
+        "A word's contribution is how much the label's logit falls when that word alone is left out."
+        if settings.reads_words
+        else "The model reads no words, but one embedding of the whole text: a word's contribution is how much the "
+        "label's logit falls when the text is embedded without that word."
+    )
+    words = _join(text, spans, logits[0] - logits[1:-1])
+    found = float(probabilities[0]), float(logits[0]), float(logits[-1])
+    return Explanation(text, label, "leave-out", words, None, *found, meaning)
+
+
+def explain_shares(
+    text: str, label: str, spans: Sequence[Span], offsets: Sequence[Span], shares: Shares, settings: ModelSettings
+) -> Explanation:
+    """The explanation from the shares of tokens, whose characters are at ``offsets``.
+
+    White space belongs to the word after it. A token with characters of several words is divided among them.
+    """
+    if len(offsets) != len(shares.tokens):  # a text without tokens, or one that the tokenizer reads in pieces
+        raise ValueError("the tokenizer gives the text no tokens of its own. Remedy: use method='leave-out'")
+    owners = np.searchsorted([end for _, end in spans], np.arange(len(text)), side="right").clip(max=len(spans) - 1)
+    contributions = np.zeros(len(spans))
+    for (start, end), share in zip(offsets, shares.tokens, strict=True):
+        characters = owners[start : max(end, start + 1)]
+        np.add.at(contributions, characters, share / len(characters))
+    embedding = shares.embedding if settings.reads_embedding else None
+    meaning = "A word's contribution is its share of the logit's difference from as many tokens without content" + (
+        "." if embedding is None else "; the sentence embedding, which reads all words, has a share of its own."
+    )
+    probability = float(1 / (1 + np.exp(-shares.logit)))
+    words = _join(text, spans, contributions)
+    found = probability, shares.logit, shares.baseline_logit
+    return Explanation(text, label, "integrated-gradients", words, embedding, *found, meaning)
+
+
+def _join(text: str, spans: Sequence[Span], contributions: np.ndarray) -> tuple[Word, ...]:
+    found = zip(spans, contributions.tolist(), strict=True)
+    return tuple(Word(text[start:end], start, end, contribution) for (start, end), contribution in found)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # modeling/infer/features.py: A model's input: sentence embeddings, tokens, and windows of long texts.
 
 
@@ -2337,6 +2536,10 @@ class Engine(Protocol):
         """Probabilities, float32 [N, L], of N texts."""
         ...
 
+    def shares(self, features: Features, label: int, steps: int, batch_size: int, threads: int) -> Shares:
+        """Shares of a text's tokens in the logit of a label; ``features`` are of the text and of the empty text."""
+        ...
+
 
 class TextClassifier:
     """Classify texts, with an engine that computes the probabilities of their features.
@@ -2504,6 +2707,40 @@ class TextClassifier:
         found = adapt_thresholds(self.labels, self.predict_proba(checked), before, known)
         self.config.adapted_thresholds = {**self.config.adapted_thresholds, **found.thresholds}
         return found
+
+    def explain(self, text: str, label: str, method: Method = "leave-out", steps: int = 64) -> Explanation:
+        """Why the label: how much each word of the text adds to the label's logit, or takes from it.
+
+        ``leave-out`` compares the text with the text without each word, so W words cost W + 2 readings. Every backend
+        has it. Its contributions do not add up: two words that say the same each get little, because the other is
+        still there. So its completeness error, against the empty text, need not be small.
+
+        ``integrated-gradients`` is for models that read words, computed by PyTorch, and needs captum; see
+        :func:`integrate_gradients`. Its contributions add up, except for an error that falls with more ``steps``.
+
+        Words are what stands between white space, and each character of Kana and Han; Thai has few such words.
+
+        Args:
+            text: at most :data:`MAX_WORDS` words.
+            label: one of ``labels``, whether it is predicted or not.
+            method: ``leave-out`` or ``integrated-gradients``.
+            steps: points between the baseline and the text at which ``integrated-gradients`` computes gradients.
+
+        Raises:
+            TypeError: the text is not a string.
+            ValueError: the text has no visible character or is too long, the label or the method is unknown, ``steps`` is
+                not a whole number from 1, or the method is not for this model or backend.
+            ImportError: captum is missing.
+        """
+        checked, spans = check_explained(text, label, self.labels, method, steps)
+        place = self.labels.index(label)
+        if method == "leave-out":
+            found = self.predict_proba(leave_words_out(checked, spans))[:, place]
+            return explain_without(checked, label, spans, found, self.config)
+        shares = self._engine.shares(self.features([checked, ""]), place, steps, self.batch_size, self.threads)
+        tokenizer = cast(Tokenizer, self._engine.tokenizer)
+        offsets = tokenizer.encode(checked, add_special_tokens=False).offsets
+        return explain_shares(checked, label, spans, offsets, shares, self.config)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Add ``emotions`` (names) and ``probabilities`` to columns that have ``text``, or to one row.
@@ -3080,6 +3317,10 @@ class Graph:
             return read_in_windows(features, self.config, self._read, at_once)
         with ThreadPoolExecutor(workers) as pool:
             return read_in_windows(features, self.config, self._read, at_once // workers, pool.map)
+
+    def shares(self, features: Features, label: int, steps: int, batch_size: int, threads: int) -> Shares:
+        """Refused with a ValueError: a graph computes no gradients."""
+        raise ValueError("a graph has no gradients. Remedy: use method='leave-out', or PyTorch (backend='torch')")
 
     def _read(self, batch: Features) -> np.ndarray:
         return self._session.run(to_arrays(batch))
@@ -4617,6 +4858,7 @@ class EmotionModel(PreTrainedModel):
         labels: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """Classify ``embeddings``, ``input_ids`` or both, as the configuration's ``input`` says.
 
@@ -4625,6 +4867,7 @@ class EmotionModel(PreTrainedModel):
             labels: multi-hot [B, L]; if given, the output has the mean binary cross-entropy as ``loss``.
             input_ids: tokens without special ones, int [B, T], padded on either side.
             attention_mask: 1 where ``input_ids`` has a token, 0 where it is padded, [B, T].
+            inputs_embeds: what the backbone's table has for ``input_ids``, float [B, T, H], in place of them.
         """
         head_dtype = self.classifier.weight.dtype
         projected = None
@@ -4635,9 +4878,10 @@ class EmotionModel(PreTrainedModel):
                 embeddings = embeddings + self.config.embedding_noise * torch.randn_like(embeddings)
             projected = self.projection(embeddings.to(head_dtype))
         if self.config.reads_words:
-            if input_ids is None or attention_mask is None:
+            if (input_ids is None and inputs_embeds is None) or attention_mask is None:
                 raise ValueError(f"input {self.config.input} reads input_ids and attention_mask, got none")
-            hidden = self._read_words(projected, input_ids, attention_mask.bool())
+            words = self.backbone.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+            hidden = self._read_words(projected, words, attention_mask.bool())
         else:
             assert projected is not None
             hidden = projected if self.config.head == "mlp" else self._read_token(projected)
@@ -4658,9 +4902,8 @@ class EmotionModel(PreTrainedModel):
         bos = torch.full((rows, 1), self.backbone.config.bos_token_id, device=table.weight.device)
         return cast(torch.Tensor, table(bos))
 
-    def _read_words(self, projected: torch.Tensor | None, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The backbone's hidden states of a text, pooled, [B, H]."""
-        words = self.backbone.get_input_embeddings()(input_ids)
+    def _read_words(self, projected: torch.Tensor | None, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The backbone's hidden states of a text, pooled, [B, H], from its embedded tokens, [B, T, H]."""
         before = [self._embed_bos(words.shape[0])] if self.config.prefix == "bos" else []
         special = len(before)
         if projected is not None:
@@ -4789,6 +5032,73 @@ def _read_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# modeling/infer/gradients.py: Integrated gradients: the shares of a text's tokens, and of its sentence embedding, in the logit of a label.
+
+
+_TOKENS_AT_ONCE = 512
+"""Tokens of all points that are computed at once: gradients keep every layer's values of each."""
+without_content = torch.zeros_like
+"""Embedded tokens, float [1, T, H], → where their path begins."""
+
+
+def integrate_gradients(model: Any, features: Features, label: int, steps: int, batch_size: int) -> Shares:
+    """Shares of one text, by Sundararajan et al. (2017), https://arxiv.org/abs/1703.01365, as captum computes them.
+
+    The path leads straight from the baseline to the text: the embedded tokens from zero, the sentence embedding from
+    that of the empty text. Zeros have better deletion curves than the empty token or the table's mean vector. A text of
+    several windows has the mean of their shares, or with ``windows: max`` those of the window with the highest logit.
+
+    Args:
+        model: an :class:`EmotionModel` that reads words.
+        features: of the text and of the empty text.
+        label: the label's place.
+        steps: points of the path at which gradients are computed.
+        batch_size: points that are computed at once, at most.
+
+    Raises:
+        ValueError: the model reads no words.
+        ImportError: captum is missing.
+    """
+    if features.tokens is None:
+        raise ValueError("integrated gradients need a model that reads words. Remedy: use method='leave-out'")
+    captum = import_optional("captum.attr", "captum")
+    windows, _ = cut_into_windows(features.take(np.array([0])), model.config)
+    device, table = next(model.parameters()).device, model.backbone.get_input_embeddings()
+
+    def read(words: torch.Tensor, embeddings: torch.Tensor | None = None) -> torch.Tensor:
+        mask = torch.ones(words.shape[:2], dtype=torch.long, device=device)
+        embedded = words.to(table.weight.dtype)  # the path is exact, whatever the backbone's precision is
+        return model(embeddings=embeddings, inputs_embeds=embedded, attention_mask=mask).logits.float()
+
+    method, found = captum.IntegratedGradients(read), []
+    for window in range(len(windows)):
+        (tokens,) = windows.take(np.array([window])).tokens or []
+        at_once = max(min(batch_size, _TOKENS_AT_ONCE // len(tokens)), 1)
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            words = table(torch.from_numpy(tokens).to(device)).detach().float()[None]
+            ends: list[tuple[torch.Tensor, ...]] = [(words,), (without_content(words),)]
+            if features.embeddings is not None:
+                rows = torch.from_numpy(features.embeddings[:, None]).to(device)
+                ends = [(*end, row) for end, row in zip(ends, rows, strict=True)]
+            shares = method.attribute(*ends, target=label, n_steps=steps, internal_batch_size=at_once)
+            logits = [float(read(*end)[0, label].detach()) for end in ends]
+        each, *embedding = (share[0].detach().double().sum(-1).cpu().numpy() for share in shares)
+        found.append(Shares(each, float(sum(embedding)), *logits))
+    return _pool(found, windows.starts.tolist(), int(features.lengths[0]), model.config.windows)
+
+
+def _pool(found: list[Shares], starts: list[int], length: int, windows: str) -> Shares:
+    """Shares of a text of so many tokens, from those of its windows."""
+    pairs = list(zip(found, starts, strict=True))
+    if windows == "max":
+        pairs = [max(pairs, key=lambda pair: pair[0].logit)]
+    tokens = np.zeros(length)
+    for shares, start in pairs:
+        tokens[start : start + len(shares.tokens)] += shares.tokens / len(pairs)
+    return Shares(tokens, *np.mean([shares[1:] for shares, _ in pairs], axis=0).tolist())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # modeling/infer/predict.py: Features → logits and probabilities, shared among a CPU's cores.
 
 
@@ -4892,6 +5202,11 @@ class ModelEngine:
     def probabilities(self, features: Features, batch_size: int, threads: int) -> np.ndarray:
         """Probabilities, float32 [N, L], of N texts."""
         return predict_probabilities(self.model, features, batch_size, threads)
+
+    def shares(self, features: Features, label: int, steps: int, batch_size: int, threads: int) -> Shares:
+        """Shares of a text's tokens in the logit of a label, see :func:`integrate_gradients`."""
+        with _one_reader, at_most(threads):
+            return integrate_gradients(self.model, features, label, steps, batch_size)
 
 
 def predict_probabilities(
@@ -5206,6 +5521,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=float, help="one threshold for all labels; 0 gives every label")
     parser.add_argument("--top_k", type=int, help="at most this many labels per text")
     parser.add_argument("--exclude_unreliable", action="store_true", help="leave out labels with too few test rows")
+    parser.add_argument("--explain", metavar="LABEL", help="show what each word of the texts adds to this label")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 …")
     parser.add_argument("--backend", help="what computes: torch, or onnx or openvino for the package's graph")
     parser.add_argument(
@@ -5227,18 +5543,31 @@ def _rows(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]
             yield text, row
 
 
+def _load(arguments: argparse.Namespace) -> EmotionClassifier:
+    named = {name: value for name in ("backend", "quantization") if (value := getattr(arguments, name))}
+    return EmotionClassifier(arguments.model, device=arguments.device, threads=arguments.threads, **named)
+
+
 def _batches(arguments: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     """Rows with their emotions, batch by batch."""
     rows = _rows(arguments)
     batch = list(itertools.islice(rows, _TEXTS_PER_WRITE))  # a bad file is refused before the model is loaded
-    named = {name: value for name in ("backend", "quantization") if (value := getattr(arguments, name))}
-    classifier = EmotionClassifier(arguments.model, device=arguments.device, threads=arguments.threads, **named)
+    classifier = _load(arguments)
     options = arguments.threshold, arguments.exclude_unreliable, arguments.top_k
     while batch:
         texts = check_texts(text for text, _ in batch)
         found = classifier.predict(texts, *options)
         yield [{**row, _EMOTIONS: emotions} for (_, row), emotions in zip(batch, found, strict=True)]
         batch = list(itertools.islice(rows, _TEXTS_PER_WRITE))
+
+
+def _explain(arguments: argparse.Namespace) -> Iterator[int]:
+    """Show why each text has the label; yields how many are shown."""
+    classifier, encoding = _load(arguments), sys.stdout.encoding or "utf-8"
+    for shown, text in enumerate(arguments.texts, start=1):
+        lines = f"{classifier.explain(text, arguments.explain)}\n"
+        sys.stdout.write(lines.encode(encoding, "backslashreplace").decode(encoding))
+        yield shown
 
 
 def _write(arguments: argparse.Namespace) -> Iterator[int]:
@@ -5267,11 +5596,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.texts and not arguments.input:
         parser.error("no text given: write texts after the command, or use --input FILE")
+    if arguments.explain is not None and (arguments.input or arguments.output):
+        parser.error("--explain shows texts of the command line on the screen: leave --input and --output out")
     try:
         if arguments.output:
             _refuse_output(arguments.output, arguments.input)
         with catch_sigterm():
-            for written in _write(arguments):  # noqa: B007  # needed after an error
+            run = _write if arguments.explain is None else _explain
+            for written in run(arguments):  # noqa: B007  # needed after an error
                 pass
     except BrokenPipeError:  # the reader of the results has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
