@@ -119,6 +119,12 @@ class Recipe(ModelSettings):
         "training rows whose text is also in an evaluation split: report them, drop them from train, or fail",
         "corpus",
     )
+    leave_out: str | None = setting(
+        None,
+        "a file as the verb suspects writes it: the training rows that it lists are left out; rows that are scored stay",
+        "corpus",
+        local_path=True,
+    )
     encoder: str = setting(
         "use-multilingual-v3",
         f"{', '.join(ENCODERS)} or sentence-transformers/<model>",

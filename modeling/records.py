@@ -125,6 +125,13 @@ class StartRecord(TypedDict):
     seen: list[str]
 
 
+class LeftOut(TypedDict):
+    """Training rows that were left out, and the hash of the file that lists them."""
+
+    rows: int
+    sha256: str
+
+
 class RowsAudit(TypedDict):
     """Where the rows and targets come from, and how much of the texts is cut off in training."""
 
@@ -136,6 +143,7 @@ class RowsAudit(TypedDict):
     truncation: NotRequired[dict[str, dict[str, int]]]
     teachers: NotRequired[dict[str, str]]
     start: NotRequired[StartRecord]
+    left_out: NotRequired[LeftOut]
 
 
 class Audit(CorpusFindings, RowsAudit):
@@ -289,6 +297,8 @@ SCORES = "scores.md"
 PREDICTIONS = "predictions.npz"
 SCORED_TEXTS = "scored_texts.jsonl"
 """The texts of validation and test in the order of ``predictions.npz``, a JSON object in each line. Never published."""
+SUSPECTS = "suspects.csv"
+"""Labels that look wrong, written by the verb of this name."""
 FOLDS = "folds.npz"
 """Logits of the rows of each fold that is finished, while a run is cross-fitted and after: a stopped run goes on from them."""
 LOG = "train.log"
@@ -306,7 +316,7 @@ PUBLISHED_RESULTS = (
     *(PER_LABEL_PLOT, PRECISION_RECALL_PLOT, THRESHOLDS_PLOT, CONFUSIONS_PLOT, RELIABILITY_PLOT),
 )
 """Results that a package takes unchanged."""
-RESULTS = (*PUBLISHED_RESULTS, SCORES, PREDICTIONS, SCORED_TEXTS)
+RESULTS = (*PUBLISHED_RESULTS, SCORES, PREDICTIONS, SCORED_TEXTS, SUSPECTS)
 """Files that only a finished run has."""
 RECORDED = (*KNOWN_BEFORE, *PUBLISHED_RESULTS)
 """Files that a package takes from the run folder."""

@@ -14,7 +14,7 @@ import yaml
 
 from modeling.infer import ENCODERS
 from modeling.infer.settings import Number
-from modeling.recipe import CROSS_FIT, FIELDS, WHOLE_ROW_METHODS, Recipe
+from modeling.recipe import CONTAMINATED, CROSS_FIT, FIELDS, WHOLE_ROW_METHODS, Recipe
 from modeling.rows.errors import InputError
 
 
@@ -35,6 +35,8 @@ def check_recipe(recipe: Recipe) -> None:
         )
     _check_input(recipe)
     _check_teachers(recipe)
+    if recipe.leave_out and recipe.split == CONTAMINATED:
+        raise RecipeError(f"leave_out: split {CONTAMINATED} has no training rows yet. Remedy: use another split")
     if recipe.split == CROSS_FIT and recipe.early_stopping_patience:
         raise RecipeError(
             "early_stopping_patience: split cross-fit has no rows to stop on. Remedy: use early_stopping_patience 0"

@@ -83,6 +83,10 @@ def run(command: Command[Any]) -> int:
             from training.commands.evaluate import evaluate
 
             return evaluate(options)
+        case "suspects":
+            from training.commands.suspects import list_suspects
+
+            return list_suspects(options)
         case "audit":
             from training.audit.two_files import audit_files
 

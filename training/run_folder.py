@@ -141,7 +141,8 @@ class RunFolder:
             return {}
         audit = self.read(AUDIT)
         start = {"start": audit["start"]["sha256"]} if "start" in audit else {}
-        return {**audit.get("corpus_sha256", {}), **audit.get("teachers", {}), **start}
+        left_out = {"left_out": audit["left_out"]["sha256"]} if "left_out" in audit else {}
+        return {**audit.get("corpus_sha256", {}), **audit.get("teachers", {}), **start, **left_out}
 
     def refuse_other_inputs(self, fingerprints: Mapping[str, str]) -> None:
         """Refuse to resume with rows, teachers or a start other than the run's.

@@ -42,11 +42,12 @@ def fingerprint(model: Path, setting: str) -> str:
             "the Hub with `hub_release pull`"
         )
     files = sorted(path for path in model.rglob("*") if path.suffix in (".json", ".safetensors", ".pt"))
-    digests = [f"{path.relative_to(model)} {_sha256(path)}" for path in files]
+    digests = [f"{path.relative_to(model)} {hash_file(path)}" for path in files]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -28,7 +28,7 @@ from training.fit.results import finish, warning_of
 from training.fit.start import find_start, record_start, refuse_other_settings
 from training.run_folder import RunFolder, RunFolderError, describe_environment
 from training.scores.plots import plot_label_frequencies
-from training.trained import fingerprint
+from training.trained import fingerprint, hash_file
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +96,16 @@ def _train(
 
 
 def hash_inputs(recipe: Recipe, corpora: Corpora) -> dict[str, str]:
-    """SHA-256 of everything that a run reads: the rows of each split, each teacher, and the start.
+    """SHA-256 of everything that a run reads: the rows of each split, each teacher, the start, and the list of rows to
+    leave out.
 
     Raises:
         CorpusError: bad data.
         RecipeError: a teacher or the start is missing.
     """
     start = {"start": fingerprint(find_start(recipe.start_from).model, "start_from")} if recipe.start_from else {}
-    return corpora.rows(recipe).fingerprints() | fingerprints(recipe.teachers) | start
+    left_out = {"left_out": hash_file(Path(recipe.leave_out))} if recipe.leave_out else {}
+    return corpora.rows(recipe).fingerprints() | fingerprints(recipe.teachers) | start | left_out
 
 
 def refuse_to_replace(run: RunFolder, recipe: Recipe, options: TrainOptions, corpora: Corpora) -> None:

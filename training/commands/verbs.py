@@ -98,6 +98,14 @@ class EvaluateOptions(OutputOptions):
 
 
 @dataclass
+class SuspectsOptions:
+    """A run, and where its suspects go."""
+
+    output_dir: str | None = _option(None, "folder for suspects.csv (default: the run's)")
+    run: str = _option("", "folder of a finished run with split cross-fit")
+
+
+@dataclass
 class AuditOptions:
     """Two files."""
 
@@ -139,6 +147,16 @@ VERBS: dict[str, Verb[Any]] = {
         "print the memory that a recipe needs, which GPU is enough, and the minutes on this machine", RecipeOptions
     ),
     "evaluate": Verb("score a package or a run on a labeled file", EvaluateOptions, False, "model"),
+    "suspects": Verb(
+        "list labels that look wrong: a model that was not trained on the row says otherwise",
+        SuspectsOptions,
+        False,
+        "run",
+        "suspects.csv has a line for each doubtful label, the most doubtful first: row, text, label, what is given (0 or\n"
+        "1), what the model expects, and the probability of what is given. Look at them: rare readings look wrong, too.\n"
+        "--leave_out FILE trains without the rows of the lines that you left in it; rows that scores rest on stay.\n\n"
+        "Example: training/run.py suspects runs/tickets",
+    ),
     "audit": Verb(
         "look for copies of one file's texts in another file",
         AuditOptions,

@@ -76,7 +76,13 @@ def take_fold(data: Prepared, held: np.ndarray, recipe: Recipe) -> Prepared:
         corpus=corpus,
         embeddings=embeddings,
         tokens=tokens,
-        rows=balance(embeddings["train"], splits["train"].labels, corpus.labels, recipe),
+        rows=balance(
+            embeddings["train"],
+            splits["train"].labels,
+            corpus.labels,
+            recipe,
+            None if data.left_out is None else data.left_out[~held],
+        ),
         copies={},
         fold=None,
     )

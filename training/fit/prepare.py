@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from modeling.records import Audit
 from modeling.rows.errors import first_line
 from training.audit.label_order import suspect_labels
 from training.audit.rows import CorpusAudit, apply_policy, audit_corpus, audit_folds, audit_rows
+from training.audit.suspects import read_dropped
 from training.data.balance import Rows, imbalance, labels_to_oversample, oversample, real_rows, thin_label
 from training.data.corpus import Corpus, load_corpus
 from training.data.encoding import encode
 from training.data.reading import SPLITS
 from training.data.splits import draw_folds, pooled_r2, stratified, without_splits
 from training.recipe import RecipeError
+from training.trained import hash_file
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ class Prepared:
         reads_embedding: does the backbone read the embeddings? If not, only the audit uses them.
         targets: float [N, L], the targets of the training rows, if not their labels.
         fold: int [N], the fold of each row, if every split has all N rows.
+        left_out: bool [N], training rows that are not trained on.
     """
 
     corpus: Corpus
@@ -79,6 +83,7 @@ class Prepared:
     reads_embedding: bool = True
     targets: np.ndarray | None = None
     fold: np.ndarray | None = None
+    left_out: np.ndarray | None = None
 
     def features(self, split: str) -> Features:
         """What the model reads of a split's rows."""
@@ -119,6 +124,7 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
     encoded = corpora.encoded(recipe)
     corpus, vectors, audit = encoded.corpus, encoded.embeddings, encoded.audit
     contaminated = recipe.split == CONTAMINATED
+    left_out = read_dropped(Path(recipe.leave_out), corpus) if recipe.leave_out else None
     if null_test == "noise":
         vectors = np.random.default_rng(recipe.seed).standard_normal(vectors.shape, dtype=np.float32) * vectors.std()
     if null_test == "labels":  # before a pooled split every row is a training row
@@ -132,7 +138,7 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
         )
         audit = audit_corpus(corpus)
     else:
-        rows = balance(vectors[: len(corpus["train"])], corpus["train"].labels, corpus.labels, recipe)
+        rows = balance(vectors[: len(corpus["train"])], corpus["train"].labels, corpus.labels, recipe, left_out)
     ends = np.cumsum([len(corpus[split]) for split in SPLITS])[:-1]
     embeddings = dict(zip(SPLITS, np.split(vectors, ends), strict=True))
     mlsmote_labels = recipe.mlsmote_labels if recipe.balance == "mlsmote" else None
@@ -144,6 +150,8 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
         "imbalance": {"before": imbalance(corpus["train"].labels), "after": imbalance(rows.labels)},
         "suspected_label_permutations": {s: _suspects(embeddings, corpus, s) for s in ("validation", "test")},
     }
+    if recipe.leave_out and left_out is not None:
+        report["left_out"] = {"rows": int(left_out.sum()), "sha256": hash_file(Path(recipe.leave_out))}
     tokenizer, tokens = None, None
     if recipe.input != "embedding":
         tokenizer, tokens = read_words(recipe, corpus, null_test)
@@ -159,6 +167,7 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
         tokens,
         recipe.input != "tokens",
         fold=encoded.fold,
+        left_out=left_out,
     )
 
 
@@ -213,9 +222,17 @@ def _truncation(tokens: dict[str, list[np.ndarray]], window_length: int) -> dict
     return found
 
 
-def balance(embeddings: np.ndarray, labels: np.ndarray, names: tuple[str, ...], recipe: Recipe) -> Rows:
-    """Thin neutral and oversample rare labels, as the recipe says."""
+def balance(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    names: tuple[str, ...],
+    recipe: Recipe,
+    left_out: np.ndarray | None = None,
+) -> Rows:
+    """Thin neutral and oversample rare labels, as the recipe says, among the rows that are not left out."""
     rows = real_rows(embeddings, labels)
+    if left_out is not None:
+        rows = rows.take(np.flatnonzero(~left_out))
     if recipe.neutral_keep != 1 and "neutral" in names:
         alone = recipe.split != CONTAMINATED
         rows = thin_label(rows, names.index("neutral"), recipe.neutral_keep, recipe.seed, alone)

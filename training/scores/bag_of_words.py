@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -39,29 +39,34 @@ def score_bag_of_words(corpus: Corpus, fold: np.ndarray | None, seed: int) -> He
         return None
     try:
         if fold is None:
-            logits = {
-                split: _logits(train.texts, train.labels, corpus[split].texts) for split in ("validation", "test")
-            }
+            said = fit_bag_of_words(train.texts, train.labels)
+            logits = {split: said(corpus[split].texts) for split in ("validation", "test")}
             return hold_out(logits, {split: corpus[split].labels for split in logits}, seed)
         found = np.zeros(train.labels.shape)
         for number in np.unique(fold):
             held, rest = (train.take(np.flatnonzero(rows)) for rows in (fold == number, fold != number))
-            found[fold == number] = _logits(rest.texts, rest.labels, held.texts)
+            found[fold == number] = fit_bag_of_words(rest.texts, rest.labels)(held.texts)
     except ValueError as error:  # texts of stop words or single letters alone
         logger.info("no bag of words to compare with: %s", error)
         return None
     return hold_out_folds(found, train.labels, fold, seed)
 
 
-def _logits(texts: Sequence[str], labels: np.ndarray, others: Sequence[str]) -> np.ndarray:
-    """Logits of other texts, float [M, L], after fitting on texts and their labels, multi-hot [N, L]."""
+def fit_bag_of_words(texts: Sequence[str], labels: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:
+    """What gives the logits of other texts, float [M, L], from texts and their labels, multi-hot [N, L]."""
     varied = labels.any(axis=0) & ~labels.all(axis=0)
-    logits = np.tile(np.where(labels.any(axis=0), 10.0, -10.0), (len(others), 1))
+    constant = np.where(labels.any(axis=0), 10.0, -10.0)
+    regression = OneVsRestClassifier(LogisticRegression(C=_INVERSE_REGULARIZATION, max_iter=1_000))
+    pipeline = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), regression)
     if varied.any():
-        regression = OneVsRestClassifier(LogisticRegression(C=_INVERSE_REGULARIZATION, max_iter=1_000))
-        pipeline = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), regression)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             pipeline.fit(texts, labels[:, varied])
-        logits[:, varied] = pipeline.decision_function(others).reshape(len(others), -1)
+
+    def logits(others: Sequence[str]) -> np.ndarray:
+        found = np.tile(constant, (len(others), 1))
+        if varied.any():
+            found[:, varied] = pipeline.decision_function(others).reshape(len(others), -1)
+        return found
+
     return logits
