@@ -141,6 +141,7 @@ def test_null_tests_of_folds_score_at_chance(tiny_backbone: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--audit_policy", "drop-from-train"], "audit_policy: with split cross-fit"),
         (["--early_stopping_patience", "2"], "early_stopping_patience: split cross-fit"),
         (["--teachers", "runs/other", "--gamma", "0", "--alpha", "uniform"], "teachers: with split cross-fit"),
     ],
@@ -181,6 +182,16 @@ def test_epochs_reach_the_steps_and_are_no_more_than_needed(epochs: int, least: 
     planned, steps = planned_epochs(epochs, least, rows, size), -(-rows // size)
     assert planned >= epochs and planned * steps >= least
     assert planned == epochs or (planned - 1) * steps < least
+
+
+def test_a_chain_of_near_copies_does_not_fill_one_fold(caplog: pytest.LogCaptureFixture) -> None:
+    said = "The parcel number {} came late and the driver left it in the rain beside the garden gate"
+    texts = [said.format(i % 40) for i in range(80)]
+    labels = np.tile(np.eye(2, dtype=np.int8), (40, 1))
+    fold = draw_folds(Split([*map(str, range(80))], texts, labels), 4, 0)
+    assert np.bincount(fold).tolist() == [20, 20, 20, 20]
+    assert (fold[:40] == fold[40:]).all()  # equal texts still share one
+    assert "80 rows are near copies" in caplog.text
 
 
 def test_few_steps_are_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -33,7 +33,7 @@ from training.run_folder import RunFolder
 def test_every_recipe_that_ships_is_valid() -> None:
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     embedding = ["goemotions", "goemotions_mlp", "goemotions_pooled_r2", "mistral_24b", "quickstart"]
-    assert names == sorted([*embedding, "goemotions_small", "goemotions_tokens", "mistral_24b_tokens"])
+    assert names == sorted(["adapt", *embedding, "goemotions_small", "goemotions_tokens", "mistral_24b_tokens"])
     for name in names:
         options = parse(["--recipe", name]).options
         assert options.output_dir == f"runs/{name}"
@@ -123,7 +123,7 @@ def test_every_way_to_load_is_supported_or_names_the_remedy() -> None:
 def test_unknown_recipe_and_flag() -> None:
     with pytest.raises(
         RecipeError,
-        match="Remedy: use one of goemotions, goemotions_mlp, goemotions_pooled_r2, goemotions_small, goemotions_tokens, m",
+        match="Remedy: use one of adapt, goemotions, goemotions_mlp, goemotions_pooled_r2, goemotions_small, goemotions_tokens, ",
     ):
         parse(["--recipe", "nothing"])
     with pytest.raises(RecipeError, match=r"epoch.*--help"):
@@ -135,7 +135,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert "--learning_rate_projection" in shown and "Built-in recipes: goemotions" in shown
+    assert "--learning_rate_projection" in shown and "Built-in recipes: adapt, goemotions" in shown
 
 
 def test_help_is_grouped_and_comes_at_once() -> None:
@@ -190,7 +190,7 @@ def test_every_setting_has_a_group_a_help_and_choices_that_hold() -> None:
     for name, setting in FIELDS.items():
         assert setting.metadata["help"] and setting.metadata["group"] in GROUPS, name
     assert {"dataset", "labels", "data_dir"} <= set(marked("decides_rows"))
-    assert set(marked("local_path")) == {"data_dir", "start_from", "teachers"}
+    assert set(marked("local_path")) == {"data_dir", "leave_out", "start_from", "teachers"}
     assert {"balance", "seed"}.isdisjoint(marked("decides_rows")) and "gamma" not in not_on_card()
     hidden = hide_local_paths({"data_dir": "/home/me", "teachers": ["/home/me"], "seed": 1, "unknown": 2})
     assert hidden == {"data_dir": None, "teachers": [], "seed": 1, "unknown": 2}

@@ -50,7 +50,7 @@ def test_the_run_folder_is_complete(finished_run: Path) -> None:
     assert (
         metrics.pop("protocol") == "official"
         and metrics.pop("null_test") is None
-        and set(metrics) == {"validation", "test"}
+        and set(metrics) == {"validation", "test", "bag_of_words"}
     )
     for split in metrics.values():
         assert set(split) == {"fixed", "global", "per_label"}

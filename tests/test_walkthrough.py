@@ -55,20 +55,16 @@ def commands() -> list[list[str]]:
 
 
 def test_from_a_file_of_tickets_to_a_scored_package(
-    tmp_path: Path, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_tickets(tmp_path / "tickets.csv", 400, 0)
+    write_tickets(tmp_path / "tickets.csv", 120, 0)
     write_tickets(tmp_path / "next_month.csv", 60, 1)
     typed = commands()
     assert 4 <= len(typed) < 10
     for command in typed:
         if command[:2] == ["python", "training/run.py"]:
-            smaller = (
-                []
-                if "evaluate" in command
-                else ["--model_name", str(tiny_backbone), "--token_norm", "20", "--epochs", "20"]
-            )
+            smaller = [] if "evaluate" in command else ["--folds", "2"]
             assert main([*command[2:], *smaller]) == 0, capsys.readouterr().err
         elif command[0] == "hub_release":
             assert CliRunner().invoke(app, command[1:]).exit_code == 0
@@ -79,7 +75,7 @@ def test_from_a_file_of_tickets_to_a_scored_package(
             )
             assert json.loads(done.stdout)["text"].startswith("The parcel")
     audit = json.loads(Path("runs/tickets/audit.json").read_text())
-    assert audit["protocol"] == "stratified" and sum(split["rows"] for split in audit["splits"].values()) == 400
+    assert audit["protocol"] == "cross-fit" and audit["training_rows"]["real"] == 120
     result = json.loads(Path("evaluations/next_month/evaluation.json").read_text())
     assert result["scores"]["package"]["macro_f1"] > 0.5 and result["rows"]["scored"] == 60
 

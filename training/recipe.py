@@ -37,6 +37,10 @@ def check_recipe(recipe: Recipe) -> None:
     _check_teachers(recipe)
     if recipe.leave_out and recipe.split == CONTAMINATED:
         raise RecipeError(f"leave_out: split {CONTAMINATED} has no training rows yet. Remedy: use another split")
+    if recipe.split == CROSS_FIT and recipe.audit_policy == "drop-from-train":
+        raise RecipeError(
+            "audit_policy: with split cross-fit every row is trained on; copies share a fold. Remedy: use report or fail"
+        )
     if recipe.split == CROSS_FIT and recipe.early_stopping_patience:
         raise RecipeError(
             "early_stopping_patience: split cross-fit has no rows to stop on. Remedy: use early_stopping_patience 0"

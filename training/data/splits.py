@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
@@ -50,8 +50,7 @@ def stratified(corpus: Corpus, seed: int) -> Corpus:
         CorpusError: fewer different texts than folds.
     """
     rows = pool(corpus)
-    groups = np.unique([match_key(text) for text in rows.texts], return_inverse=True)[1]
-    fold = _stratify(groups, rows.labels, _FOLDS, seed)
+    fold = _stratify(_equal_texts(rows.texts), rows.labels, _FOLDS, seed)
     return _resplit(corpus, rows, {"train": fold >= 2, "validation": fold == 1, "test": fold == 0})
 
 
@@ -64,12 +63,29 @@ def without_splits(corpus: Corpus) -> Corpus:
 def draw_folds(rows: Split, folds: int, seed: int) -> np.ndarray:
     """The fold of each row, int [N], from 0, with similar shares of each label in every fold.
 
-    Iterative stratification over groups of copies, near ones too: none is in another fold than its text.
+    Iterative stratification over groups of copies, near ones too: none is in another fold than its text. Where near
+    copies of near copies make a group too large for a fold, only copies that are equal, but for case, spaces and
+    punctuation, stay together there.
 
     Raises:
         CorpusError: fewer different texts than folds.
     """
-    return _stratify(group_copies(rows.texts), rows.labels, folds, seed)
+    groups, equal = group_copies(rows.texts), _equal_texts(rows.texts)
+    sizes = np.bincount(groups)
+    too_large = sizes[groups] > len(groups) / folds
+    if too_large.any():
+        logger.warning(
+            "%d rows are near copies of one another, too many for one of %d folds: the audit counts those in other folds",
+            too_large.sum(),
+            folds,
+        )
+        groups = np.unique(np.where(too_large, len(sizes) + equal, groups), return_inverse=True)[1]
+    return _stratify(groups, rows.labels, folds, seed)
+
+
+def _equal_texts(texts: Sequence[str]) -> np.ndarray:
+    """A number for each text, int [N]: equal for texts that are, but for case, spaces and punctuation."""
+    return np.asarray(np.unique([match_key(text) for text in texts], return_inverse=True)[1])
 
 
 def _stratify(groups: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
