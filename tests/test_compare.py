@@ -266,3 +266,16 @@ def test_chance_is_what_no_skill_gives() -> None:
     share = corpus["test"].labels.mean(axis=0)
     # Predicting a label for every row gives recall 1 and precision p, so 2p / (1 + p): the best F1 for noise.
     assert found.mean() == pytest.approx((2 * share / (1 + share)).mean(), abs=0.03)
+
+
+def test_settings_that_differ_in_steps_are_told(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "epochs=1,3", *flags, "--output_dir", str(tmp_path / "grid")]) == 0
+    table = pd.read_csv(tmp_path / "grid" / "comparison.csv")
+    assert table["steps"][1] == 3 * table["steps"][0] > 0
+    told = f"(epochs 1: {table['steps'][0]:,.0f}, epochs 3: {table['steps'][1]:,.0f})"
+    assert told in (tmp_path / "grid" / "comparison.md").read_text()
+    capsys.readouterr()
+    assert main(["compare", "lora_rank=4,8", *flags, "--output_dir", str(tmp_path / "same")]) == 0
+    assert "differ in optimizer steps" not in capsys.readouterr().out

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,14 @@ import torch
 import yaml
 from accelerate import PartialState
 from huggingface_hub import metadata_load
+from typer.testing import CliRunner
 
 from hub_release.check.gate import check
+from hub_release.cli import app
 from hub_release.export import export
 from modeling.infer import EmotionClassifier
 from tests import HUB_CACHE
-from tests.conftest import tiny_flags, write_corpus
+from tests.conftest import ROOT, tiny_flags, write_corpus
 from tests.hub_server import TestHub
 from training.fit.build import build_model
 from training.fit.prepare import Corpora, prepare
@@ -129,11 +134,16 @@ def _inherited(package: Path) -> list[str]:
     return flags
 
 
-def test_a_model_on_the_hub_is_named(package: Path, tiny_backbone: str, tmp_path: Path, hub: TestHub) -> None:
+def publish(hub: TestHub, name: str, package: Path, tiny_backbone: str) -> None:
+    """A package and its backbone on the Hub."""
     [backbone] = Path(HUB_CACHE).glob(f"models--{tiny_backbone.replace('/', '--')}/snapshots/*")
-    for name, folder in (("user/start", package), (tiny_backbone, backbone)):
+    for model, folder in ((name, package), (tiny_backbone, backbone)):
         paths = [path for path in folder.rglob("*") if path.is_file()]
-        hub.add("model", name, {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths})
+        hub.add("model", model, {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths})
+
+
+def test_a_model_on_the_hub_is_named(package: Path, tiny_backbone: str, tmp_path: Path, hub: TestHub) -> None:
+    publish(hub, "user/start", package, tiny_backbone)
     corpus = write_other_corpus(tmp_path / "corpus")
     assert main(flags_of(corpus, tiny_backbone, tmp_path / "run", "user/start")) == 0
     assert json.loads((tmp_path / "run" / "audit.json").read_text())["start"]["hub_id"] == "user/start"
@@ -258,3 +268,29 @@ def test_a_null_test_and_a_baseline_have_no_start(package: Path, tmp_path: Path)
 def _plain(folder: Path) -> Path:
     (folder / "plain.yaml").write_text("epochs: 1\n")
     return folder / "plain.yaml"
+
+
+def test_from_a_hub_id_and_sixty_rows_to_a_package_of_ones_own(
+    package: Path, tiny_backbone: str, tmp_path: Path, hub: TestHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README's five commands."""
+    text = (ROOT / "training" / "README.md").read_text(encoding="utf-8").split("### Few rows")[1]
+    commands = [shlex.split(line) for line in text.split("```bash\n")[1].split("```")[0].splitlines()]
+    assert len(commands) == 5
+    publish(hub, "you/your-model", package, tiny_backbone)
+    monkeypatch.chdir(tmp_path)
+    words = {"billing": "charged twice", "delivery": "parcel late", "defect": "screen broken"}
+    rows = [f"{i} {words[name]},{name}" for i, name in enumerate([*words] * 20)]
+    Path("rows.csv").write_text("text,labels\n" + "\n".join(rows) + "\n")
+    for command in commands:
+        if command[1] == "training/run.py":
+            assert main([*command[2:], "--folds", "2", "--bf16", "false"]) == 0
+        elif command[0] == "hub_release":
+            done = CliRunner().invoke(app, [*command[1:], *(["--yes"] if command[1] == "push" else [])])
+            assert done.exit_code == 0, done.output
+        else:
+            run = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=True)
+            assert json.loads(run.stdout)["text"].startswith("The parcel")
+    audit = json.loads(Path("runs/tickets/audit.json").read_text())
+    assert audit["start"]["hub_id"] == "you/your-model" and audit["training_rows"]["real"] == 60
+    assert "config.json" in hub.repositories["model", "you/tickets"].files("main")

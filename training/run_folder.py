@@ -126,7 +126,7 @@ class RunFolder:
         Raises:
             RunFolderError: the settings differ; the message names them.
         """
-        stored, free = self._read(RECIPE, yaml.safe_load), free_on_resume()
+        stored, free = self.read_recipe(), free_on_resume()
         # A field that the run's version did not have cannot differ.
         other = sorted(key for key in fields if key in stored and key not in free and stored[key] != fields[key])
         if other:
@@ -225,6 +225,15 @@ class RunFolder:
             RunFolderError: it is damaged.
         """
         content: Content = self._read(record, json.loads)
+        return content
+
+    def read_recipe(self) -> dict[str, Any]:
+        """The resolved recipe.
+
+        Raises:
+            RunFolderError: it is damaged.
+        """
+        content: dict[str, Any] = self._read(RECIPE, yaml.safe_load)
         return content
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:

@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 
 from modeling.recipe import CONTAMINATED
-from modeling.records import LOG_LOSSES, METRICS, PREDICTIONS, THRESHOLDS
+from modeling.records import AUDIT, ENVIRONMENT, LOG_LOSSES, METRICS, PREDICTIONS, THRESHOLDS, TIMING
 from training.run_folder import RunFolder
 from training.scores.scoring import DRAWS, bootstrap_weights, weighted_scores
+
+_SAME_STEPS = 1.1
+"""Settings with up to this many times the steps of another count as equally long."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def summarize(cells: list[Cell]) -> pd.DataFrame:
             "test_sd": test.std(ddof=1) if len(test) > 1 else np.nan,
             **dict(zip(("test_low", "test_high"), _interval(draws), strict=True)),
             "test_at_0.5": np.mean([entry["test"]["fixed"]["macro_f1"] for entry in metrics]),
+            "steps": np.mean([_steps(run) for run in cell.runs.values()]),
             "contaminated": any(entry["protocol"] == CONTAMINATED for entry in metrics),
             **_no_difference("difference"),
         }
@@ -62,6 +66,13 @@ def summarize(cells: list[Cell]) -> pd.DataFrame:
             row |= _with_interval("log_loss_difference", paired.mean(), drawn)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _steps(run: RunFolder) -> float:
+    """Optimizer steps of a run."""
+    recipe, counted = run.read_recipe(), run.read(AUDIT)["training_rows"]
+    size = recipe["batch_size"] * max(recipe["gradient_accumulation_steps"], 1) * run.read(ENVIRONMENT)["processes"]
+    return run.read(TIMING)["epochs"] * np.ceil((counted["real"] + counted["synthetic"]) / size)
 
 
 def _log_losses(cell: Cell) -> tuple[np.ndarray | None, np.ndarray]:
@@ -134,6 +145,12 @@ def to_markdown(table: pd.DataFrame) -> str:
             _difference(row, "difference", 3),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    if table["steps"].max() > _SAME_STEPS * table["steps"].min():
+        each = ", ".join(f"{row['setting']}: {row['steps']:,.0f}" for row in table.to_dict("records"))
+        lines += [
+            "",
+            f"The settings differ in optimizer steps ({each}), so part of a difference may come from these alone.",
+        ]
     return "\n".join(lines) + "\n"
 
 
