@@ -67,7 +67,8 @@ ThresholdTable = TypedDict(
         "per_label_unshrunk": dict[str, float],
     },
 )
-"""Thresholds from validation: one for all labels, one per label, and the per-label ones before shrinkage."""
+"""Thresholds from validation: one for all labels, one per label, and for comparison those with the best F1 on these rows.
+(The last name is from packages whose own thresholds were drawn from these toward the common one.)"""
 
 
 class CalibrationChoice(TypedDict):

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, logit
 
-PRIOR_POSITIVES = 20
-"""From this many positives, a label's own threshold counts for more than the common one. Chosen on halves of
-GoEmotions' validation split (``tests/benchmarks/thresholds.py``), never on test."""
+from modeling.infer.adaptation import expected_f1_cut
 
 _GRID = np.round(np.arange(0.01, 1.0, 0.01), 2)
 
@@ -52,20 +49,16 @@ def tune_per_label(probabilities: np.ndarray, labels: np.ndarray, fallback: floa
     return result
 
 
-def shrink(thresholds: np.ndarray, common: float, positives: np.ndarray) -> np.ndarray:
-    """Draw each label's threshold toward the common one, more so with fewer positives, [L].
+def expected_f1_cuts(probabilities: np.ndarray) -> np.ndarray:
+    """The threshold of each label with the highest expected F1, [L]: no label is looked at.
 
-    The best cut of a label with a dozen positives is mostly chance. In logits, a label's own threshold weighs
-    n / (n + :data:`PRIOR_POSITIVES`) and the common one the rest.
+    The best cut on the rows themselves is partly their chance. This one rests on the probabilities alone, so they must be
+    calibrated.
 
     Args:
-        thresholds: [L], of calibrated probabilities, for which one common threshold makes sense.
-        common: the threshold for all labels.
-        positives: the n of each label, [L].
+        probabilities: calibrated, float [N, L].
     """
-    own = positives / (positives + PRIOR_POSITIVES)
-    inside = np.clip(thresholds, 1e-6, 1 - 1e-6)
-    return np.asarray(expit(own * logit(inside) + (1 - own) * logit(common)))
+    return np.array([expected_f1_cut(column)[0] for column in probabilities.T])
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,7 @@ class Thresholds:
     Attributes:
         common: one for all labels.
         best: the one with the best F1 of each label on these rows, [L].
-        own: the same drawn toward the common one, [L]; a package uses these.
+        own: the one with the highest expected F1 of each label, [L]; a package uses these.
     """
 
     common: float
@@ -84,7 +77,7 @@ class Thresholds:
 
 
 def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> Thresholds:
-    """Tune on validation rows.
+    """Tune on validation rows. A label that none of them has gets the common threshold.
 
     Args:
         probabilities: calibrated, float [N, L].
@@ -92,4 +85,5 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> Threshol
     """
     common = tune_global(probabilities, labels)
     best = tune_per_label(probabilities, labels, fallback=common)
-    return Thresholds(common, best, shrink(best, common, labels.sum(axis=0)))
+    own = np.where(labels.any(axis=0), expected_f1_cuts(probabilities), common)
+    return Thresholds(common, best, own)

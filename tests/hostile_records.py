@@ -113,11 +113,6 @@ told(
     LAYOUT.thresholds,
     edit(LAYOUT.thresholds, lambda c: c["per_label_unshrunk"].update(joy=1.5)),
 )
-told(
-    "a best threshold beyond the used one",
-    LAYOUT.thresholds,
-    edit(LAYOUT.thresholds, lambda c: c["per_label_unshrunk"].update(joy=c["global"])),
-)
 told("another source of thresholds", LAYOUT.thresholds, setting(LAYOUT.thresholds, source="tuned on test"))
 told("a calibration of the wrong method", LAYOUT.calibration, setting(LAYOUT.calibration, method="none"))
 told("a calibration for fewer labels", LAYOUT.calibration, edit(LAYOUT.calibration, lambda c: c["scale"].pop()))

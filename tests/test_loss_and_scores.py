@@ -13,10 +13,11 @@ from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, f1_score
 
 from modeling.focal import alpha_per_label, focal_loss
-from modeling.thresholds import choose_thresholds, shrink, tune_global, tune_per_label
+from modeling.thresholds import choose_thresholds, expected_f1_cuts, tune_global, tune_per_label
 from training.data.taxonomy import GOEMOTIONS_28, TAXONOMIES
 from training.fit.prepare import Prepared
 from training.fit.results import build_report
+from training.scores.held_out import hold_out
 from training.scores.published import read_published, to_markdown
 from training.scores.scoring import (
     MultiLabelScores,
@@ -168,13 +169,15 @@ def test_labels_with_few_rows_or_wide_intervals_are_unreliable() -> None:
     assert unreliable_labels(own.reset_index().assign(split="validation")) == []
 
 
-def test_shrinking_draws_rare_labels_to_the_common_threshold() -> None:
-    drawn = shrink(np.array([0.9, 0.9, 0.9, 0.0]), 0.2, np.array([0, 20, 100_000, 0]))
-    assert drawn[0] == pytest.approx(0.2) and drawn[2] == pytest.approx(0.9, abs=1e-3)
-    assert drawn[1] == pytest.approx(expit((logit(0.9) + logit(0.2)) / 2))
+def test_a_label_that_no_row_has_gets_the_common_threshold() -> None:
+    probabilities = np.random.default_rng(0).random((200, 2)) ** 4
+    labels = (np.random.default_rng(1).random((200, 2)) < probabilities).astype(np.int8)
+    labels[:, 1] = 0
+    chosen = choose_thresholds(probabilities, labels)
+    assert chosen.own[1] == chosen.common != chosen.own[0] == expected_f1_cuts(probabilities)[0]
 
 
-def test_shrunk_thresholds_generalize_better_than_the_best_cut() -> None:
+def test_thresholds_by_expected_f1_generalize_better_than_the_best_cut() -> None:
     """Rare labels, calibrated probabilities, many small validation splits, one large test split."""
     generator = np.random.default_rng(0)
 
@@ -193,11 +196,16 @@ def test_shrunk_thresholds_generalize_better_than_the_best_cut() -> None:
 def test_thresholds_see_validation_only() -> None:
     validation, test = random_scores(1), random_scores(2)
     data = SimpleNamespace(corpus=SimpleNamespace(labels=tuple("abcd")), copies={"test": np.arange(len(test[0])) < 9})
-    found = build_report(
-        {"validation": Scored(*validation), "test": Scored(*test)}, cast(Prepared, data), "official", None
-    )
+    logits = {
+        "validation": logit(np.clip(validation[0], 1e-6, 1 - 1e-6)),
+        "test": logit(np.clip(test[0], 1e-6, 1 - 1e-6)),
+    }
+    held_out = hold_out(logits, {"validation": validation[1], "test": test[1]}, 0)
+    found = build_report(held_out, cast(Prepared, data), "official", None)
     own = np.array([found.thresholds["per_label"][name] for name in "abcd"])
-    np.testing.assert_allclose(own, choose_thresholds(*validation).own)
+    calibrated = {split: held_out.calibration(values) for split, values in logits.items()}
+    np.testing.assert_allclose(own, choose_thresholds(calibrated["validation"], validation[1]).own)
+    test = calibrated["test"], test[1]
     metrics = found.metrics
     assert metrics["test"]["per_label"]["macro_f1"] == pytest.approx(
         scores(test[0] >= own, test[1])["macro_f1"], abs=1e-6

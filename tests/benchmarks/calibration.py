@@ -19,10 +19,16 @@ from sklearn.model_selection import KFold
 from timing import emit
 
 from modeling.records import CALIBRATION, PREDICTIONS
-from modeling.thresholds import PRIOR_POSITIVES
 from training.run_folder import RunFolder
 from training.scores import calibration
-from training.scores.calibration import Calibration, fit_platt, hold_back, log_loss_of_logits, smooth_targets
+from training.scores.calibration import (
+    PRIOR_POSITIVES,
+    Calibration,
+    fit_platt,
+    hold_back,
+    log_loss_of_logits,
+    smooth_targets,
+)
 
 Fit = Callable[[np.ndarray, np.ndarray], Calibration]
 

@@ -37,7 +37,8 @@ def main() -> None:
             mapped, _, _ = choose_calibration(logits[fit], labels[fit], seed)
             for name, probabilities in (("uncalibrated", expit(logits)), ("calibrated", mapped(logits))):
                 chosen = choose_thresholds(probabilities[fit], labels[fit])
-                for policy, cuts in (("common", chosen.common), ("best cut", chosen.best), ("shrunk", chosen.own)):
+                policies = {"common": chosen.common, "best cut": chosen.best, "expected F1": chosen.own}
+                for policy, cuts in policies.items():
                     score = scores(probabilities[held] >= cuts, labels[held])["macro_f1"]
                     found.setdefault(f"{name}, {policy}", []).append(score)
     baseline = np.array(found["uncalibrated, best cut"])

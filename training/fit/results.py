@@ -212,8 +212,8 @@ def build_report(held_out: HeldOut, data: Prepared, protocol: str, null_test: st
         found[split], table = score_policies(rows, cutoffs[split], labels, shown)
         tables.append(table.assign(split=split))
     thresholds: ThresholdTable = {
-        "source": f"tuned on {'rows out of fold' if protocol == CROSS_FIT else 'the validation split'}: one for all labels by macro F1; per label by F1, drawn toward the "
-        "common one where positives are few",
+        "source": f"from {'rows out of fold' if protocol == CROSS_FIT else 'the validation split'}: one for all labels by "
+        "macro F1; per label by the expected F1 of calibrated probabilities",
         "global": chosen.common,
         "per_label": dict(zip(labels, chosen.own.tolist(), strict=True)),
         "per_label_unshrunk": dict(zip(labels, chosen.best.tolist(), strict=True)),

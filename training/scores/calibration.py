@@ -23,8 +23,9 @@ from sklearn.model_selection import KFold
 from torch import nn
 
 from modeling.records import CalibrationChoice
-from modeling.thresholds import PRIOR_POSITIVES
 
+PRIOR_POSITIVES = 20
+"""Labels with at most so many positives, or negatives, are held back."""
 _FOLDS = 5
 _BINS = 15
 

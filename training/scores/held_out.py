@@ -11,13 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from modeling.records import POLICIES, CalibrationChoice, CalibrationRecord, Policy
+from modeling.records import POLICIES, CalibrationChoice, CalibrationRecord
 from modeling.thresholds import Thresholds, choose_thresholds
 from training.scores.calibration import Calibration, choose_calibration, describe_calibration
-from training.scores.scoring import Scored, scores
-
-Cutoffs = dict[Policy, np.ndarray]
-"""Thresholds of each policy: [L], or [N, L] where they differ between rows."""
+from training.scores.scoring import Cutoffs, Scored, scores
 
 
 @dataclass(frozen=True)
@@ -103,14 +100,13 @@ def describe(found: HeldOut) -> CalibrationRecord:
     """The content of ``calibration.json``.
 
     Per split, before and after: how well probabilities are calibrated, and macro F1 at 0.5 and at each label's own
-    threshold. Own thresholds are tuned again after calibration. They are drawn toward a common one, so a few decisions
-    may change; the scores before and after show it.
+    threshold. Before calibration these are the best on validation: expected F1 needs calibrated probabilities.
     """
     uncalibrated = choose_thresholds(found.before["validation"].probabilities, found.before["validation"].references)
     measured: dict[str, dict[str, dict[str, float]]] = {split: {} for split in found.after}
     for when, scored in (("before", found.before), ("after", found.after)):
         for split, rows in scored.items():
-            own = uncalibrated.own if when == "before" else found.cutoffs[split]["per_label"]
+            own = uncalibrated.best if when == "before" else found.cutoffs[split]["per_label"]
             measured[split][when] = describe_calibration(rows.probabilities, rows.references) | {
                 f"macro_f1_at_{name}": scores(rows.probabilities >= cuts, rows.references)["macro_f1"]
                 for name, cuts in (("0.5", 0.5), ("own_thresholds", own))

@@ -156,6 +156,10 @@ def _interval(draws: np.ndarray) -> list[Any]:
 # Reports
 
 
+Cutoffs = dict[Policy, np.ndarray]
+"""Thresholds of each policy: [L], or [N, L] where they differ between rows."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """Probabilities of one split, float [N, L], and its labels, 0/1 [N, L]."""
@@ -169,7 +173,7 @@ class Scored:
 
 
 def score_policies(
-    scored: Scored, cutoffs: dict[Policy, np.ndarray], labels: Sequence[str], shown: dict[Policy, np.ndarray]
+    scored: Scored, cutoffs: Cutoffs, labels: Sequence[str], shown: Cutoffs | None = None
 ) -> tuple[SplitScores, pd.DataFrame]:
     """Scores of one split under each threshold policy, with 95 % bootstrap intervals.
 
@@ -177,7 +181,7 @@ def score_policies(
         scored: the split.
         cutoffs: policy → thresholds [L], or [N, L] where they differ between rows.
         labels: the L names.
-        shown: policy → thresholds [L] of the package.
+        shown: policy → thresholds [L] for the table, if they are not the same for all rows.
 
     Returns:
         Scores by policy, each with ``intervals_95``; and one row for each policy and label. Where some labels have at
@@ -204,7 +208,9 @@ def score_policies(
             draws["macro_f1_frequent"] = each_draws["f1"][:, frequent].mean(axis=1)
         result[policy] = {name: float(value[0]) for name, value in whole.items()}
         result[policy]["intervals_95"] = {name: _interval(value) for name, value in draws.items()}
-        table = pd.DataFrame({"thresholds": policy, "label": labels, "support": support, "threshold": shown[policy]})
+        table = pd.DataFrame(
+            {"thresholds": policy, "label": labels, "support": support, "threshold": (shown or cutoffs)[policy]}
+        )
         columns = {name: (value, each_draws[name]) for name, value in each.items()} | precision
         for name, (value, value_draws) in columns.items():
             table[name] = value[0]
