@@ -33,6 +33,7 @@ from modeling.machine import cpu_name
 from modeling.thresholds import choose_thresholds
 from training.data.corpus import Split
 from training.data.splits import draw_folds
+from training.run_folder import RunFolder
 from training.scores.bag_of_words import fit_bag_of_words
 from training.scores.calibration import choose_calibration
 from training.scores.scoring import bootstrap_weights, weighted_scores
@@ -75,6 +76,16 @@ def draw(rest: Rows, positives: int, seed: int) -> Rows:
     return rest.take(np.array(taken))
 
 
+@dataclass(frozen=True)
+class Said:
+    """Probabilities of the rows that are held out, float [M, L], and of the N that are learned from, out of fold, with
+    their labels [N, L]."""
+
+    held: np.ndarray
+    own: np.ndarray
+    labels: np.ndarray
+
+
 # What else one would do
 
 
@@ -104,25 +115,24 @@ def setfit(texts: Sequence[str], labels: np.ndarray) -> Callable[[Sequence[str]]
     return lambda others: logit(np.clip(np.array(model.predict_proba(list(others))), 1e-6, 1 - 1e-6))
 
 
-def cross_fitted(fit: Fit, rows: Rows, others: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of other rows, and thresholds, with calibration and thresholds from logits out of fold."""
+def cross_fitted(fit: Fit, rows: Rows, others: Rows) -> Said:
+    """With a calibration from logits out of fold."""
     fold = draw_folds(Split([*map(str, range(len(rows.texts)))], rows.texts, rows.labels), FOLDS, 0)
     logits = np.zeros(rows.labels.shape)
     for number in range(FOLDS):
         rest = rows.take(np.flatnonzero(fold != number))
         logits[fold == number] = fit(rest.texts, rest.labels)(rows.take(np.flatnonzero(fold == number)).texts)
     calibration, _, _ = choose_calibration(logits, rows.labels, 0)
-    cuts = choose_thresholds(calibration(logits), rows.labels).own
-    return calibration(fit(rows.texts, rows.labels)(others.texts)), cuts
+    return Said(calibration(fit(rows.texts, rows.labels)(others.texts)), calibration(logits), rows.labels)
 
 
 # Ours
 
 
-def trained(flags: Sequence[str]) -> Callable[[Rows, Rows, list[str], Path, int], tuple[np.ndarray, np.ndarray]]:
+def trained(flags: Sequence[str]) -> Callable[[Rows, Rows, list[str], Path, int], Said]:
     """The same by a run of this project, with these flags."""
 
-    def run(rows: Rows, others: Rows, names: list[str], folder: Path, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def run(rows: Rows, others: Rows, names: list[str], folder: Path, seed: int) -> Said:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
@@ -131,11 +141,12 @@ def trained(flags: Sequence[str]) -> Callable[[Rows, Rows, list[str], Path, int]
         words = [sys.executable, "training/run.py", *flags, "--dataset", "files", "--data_dir", folder / "rows.csv"]
         words += ["--labels", *names, "--split", "cross-fit", "--folds", FOLDS, "--seed", seed, "--overwrite"]
         words += ["--remove_checkpoints", "--output_dir", folder / "run"]
-        with (folder / "log").open("w") as log:
-            subprocess.run([str(word) for word in words], check=True, stdout=log, stderr=log)
-        classifier = load_classifier(str(folder / "run"))
-        cuts = np.array([classifier.config.thresholds[name] for name in names])
-        return classifier.predict_proba(others.texts).astype(float), cuts
+        if not RunFolder(folder / "run").is_finished:
+            with (folder / "log").open("w") as log:
+                subprocess.run([str(word) for word in words], check=True, stdout=log, stderr=log)
+        arrays = RunFolder(folder / "run").read_arrays("predictions.npz")
+        held = load_classifier(str(folder / "run")).predict_proba(others.texts).astype(float)
+        return Said(held, arrays["validation_probabilities"], arrays["validation_references"])
 
     return run
 
@@ -161,13 +172,13 @@ def measure(
     rows, others = parts
     began = time.perf_counter()
     if isinstance(way, tuple):
-        probabilities, cuts = trained(way)(rows, others, names, place, seed)
+        said = trained(way)(rows, others, names, place, seed)
     else:
-        probabilities, cuts = cross_fitted(way, rows, others)
+        said = cross_fitted(way, rows, others)
     seconds = time.perf_counter() - began
-    decided = probabilities >= cuts
+    decided = said.held >= choose_thresholds(said.own, said.labels).own
     place.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(place.with_suffix(".npz"), decided=decided, references=others.labels)
+    np.savez_compressed(place.with_suffix(".npz"), decided=decided, references=others.labels, **vars(said))
     whole, draws = (weighted_scores(decided, others.labels, weights)[0]["macro_f1"] for weights in weightings(others))
     low, high = np.percentile(draws, [2.5, 97.5])
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
