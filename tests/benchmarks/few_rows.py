@@ -171,10 +171,8 @@ def measure(
 ) -> str:
     rows, others = parts
     began = time.perf_counter()
-    if isinstance(way, tuple):
-        said = trained(way)(rows, others, names, place, seed)
-    else:
-        said = cross_fitted(way, rows, others)
+    is_run = isinstance(way, tuple)
+    said = trained(way)(rows, others, names, place, seed) if is_run else cross_fitted(way, rows, others)
     seconds = time.perf_counter() - began
     decided = said.held >= choose_thresholds(said.own, said.labels).own
     place.parent.mkdir(parents=True, exist_ok=True)
