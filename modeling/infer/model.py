@@ -32,7 +32,7 @@ _COPY_OF_BACKBONE = ("model_name", "base_model_revision", "one_token")
 """Fields of a configuration that say which copy of the backbone is used, and with which parts."""
 _OWN_CHOICE = frozenset(
     {"architectures", "dtype", "transformers_version"}  # of no effect
-    | {"threshold", "thresholds", "threshold_source", "unreliable_labels"}
+    | {"threshold", "thresholds", "adapted_thresholds", "threshold_source", "unreliable_labels"}
     | {"window_length", "window_overlap", "windows", "embedding_noise", "head_dropout"}
     | {*_COPY_OF_BACKBONE, "quantization"}
 )
@@ -278,7 +278,7 @@ def _accept(config: EmotionConfig, found: EmotionConfig) -> EmotionConfig:
                 f"{name} is {asked!r:.80}, but the package has {own!r:.80}. Remedy: leave {name.strip('_')} out; other "
                 "labels or another form need a new training"
             )
-    read_thresholds(found, config.thresholds)
+    read_thresholds(found, {**config.thresholds, **config.adapted_thresholds})
     return config
 
 

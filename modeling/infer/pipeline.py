@@ -26,7 +26,7 @@ class EmotionPipeline(TextClassificationPipeline):
     """``pipeline("text-classification", model=…, trust_remote_code=True, top_k=None)``: texts → labels with scores.
 
     Scores are sigmoid probabilities, and ``top_k=None`` gives all of them. Their thresholds are in
-    ``model.config.thresholds``. ``truncation`` and ``padding`` change nothing: a text too long for one window is read
+    ``model.config.decision_thresholds``. ``truncation`` and ``padding`` change nothing: a text too long for one window is read
     in several.
     """
 
