@@ -266,13 +266,18 @@ def hide_local_paths(recipe: dict[str, Any]) -> dict[str, Any]:
     return {key: defaults[key] if key in marked("local_path") else value for key, value in recipe.items()}
 
 
+def rows_of_a_fold(rows: int, split: str, folds: int) -> int:
+    """How many of so many training rows a model of a fold is trained on; all of them if there are no folds."""
+    return max(rows * (folds - 1) // folds, 1) if split == CROSS_FIT else rows
+
+
 def planned_epochs(epochs: int, min_steps: int, rows: int, rows_per_step: int) -> int:
     """The epochs of a run: ``epochs``, or as many as give ``min_steps`` optimizer steps.
 
     Args:
         epochs: of the recipe.
         min_steps: of the recipe.
-        rows: training rows after balancing.
+        rows: training rows of a model after balancing; with folds, of a fold's model.
         rows_per_step: of all processes.
     """
     return max(epochs, math.ceil(min_steps / math.ceil(rows / rows_per_step)))

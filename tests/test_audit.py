@@ -182,8 +182,8 @@ def test_labels_without_positives_are_named(planted: Corpus) -> None:
 def test_the_two_reports_fit_together(planted: Corpus) -> None:
     size = sum(len(planted[split]) for split in ("train", "validation", "test"))
     embeddings = np.random.default_rng(0).normal(size=(size, 4)).astype(np.float32)
-    rows = audit_rows(planted, embeddings, real_rows(embeddings[:5], planted["train"].labels))
     report = audit_corpus(planted).report
+    rows = audit_rows(planted, embeddings, real_rows(embeddings[:5], planted["train"].labels), report)
     assert not set(rows) & set(report)
     for split in ("validation", "test"):
         letter_for_letter = rows["splits"][split]["texts_also_in_train"]
@@ -234,30 +234,31 @@ def test_training_rows_come_from_train() -> None:
     other = Split(["x"], ["text 3"], labels[:1])
     corpus = Corpus("c", "", NAMES, {"train": Split(texts, texts, labels), "validation": other, "test": other})
     rows = oversample(real_rows(embeddings[:12], labels), NAMES, "ismote", 0, 12)
-    report = audit_rows(corpus, embeddings, rows)
+    found = audit_corpus(corpus).report
+    report = audit_rows(corpus, embeddings, rows, found)
     assert report["splits"]["test"]["texts_also_in_train"] == 1
     assert report["training_rows"]["synthetic"] == len(rows) - 12
     foreign = rows.parents.copy()
     foreign[-1, 1] = 12
     with pytest.raises(LeakError, match=r"outside the training split \(so in 1 of \d+ rows\)\. Remedy: report a bug"):
-        audit_rows(corpus, embeddings, dataclasses.replace(rows, parents=foreign))
+        audit_rows(corpus, embeddings, dataclasses.replace(rows, parents=foreign), found)
     honest = dataclasses.replace(rows, embeddings=rows.embeddings.copy(), parents=foreign)
     first, second = embeddings[foreign[-1]]
     honest.embeddings[-1] = first + rows.steps[-1] * (second - first)
-    counted = audit_rows(corpus, embeddings, honest, contaminated=True)
+    counted = audit_rows(corpus, embeddings, honest, found, contaminated=True)
     assert counted["training_rows"]["synthetic_with_parent_outside_train"] == 1
     foreign[-1, 1] = 14
     with pytest.raises(LeakError, match="not a row of the corpus"):
-        audit_rows(corpus, embeddings, honest, contaminated=True)
+        audit_rows(corpus, embeddings, honest, found, contaminated=True)
     turned = rows.labels.copy()
     turned[:, [0, 1]] = turned[:, [1, 0]]
     with pytest.raises(LeakError, match="other labels"):
-        audit_rows(corpus, embeddings, dataclasses.replace(rows, labels=turned))
+        audit_rows(corpus, embeddings, dataclasses.replace(rows, labels=turned), found)
     # A child of a test row that claims other parents.
     child = rows.embeddings.copy()
     child[-1] = generator.normal(size=5)
     with pytest.raises(LeakError, match="not what its parents give"):
-        audit_rows(corpus, embeddings, dataclasses.replace(rows, embeddings=child))
+        audit_rows(corpus, embeddings, dataclasses.replace(rows, embeddings=child), found)
 
 
 @pytest.mark.parametrize("rule", choices("mlsmote_labels"))
@@ -270,7 +271,8 @@ def test_labels_that_mlsmote_cannot_have_given(rule: str) -> None:
     other = Split(["x"], ["another"], labels[:1])
     corpus = Corpus("c", "", names, {"train": Split(texts, texts, labels), "validation": other, "test": other})
     rows = oversample(real_rows(embeddings[:60], labels), names, "mlsmote", 0, 60, mlsmote_labels=rule)
-    audit_rows(corpus, embeddings, rows, rule)
+    found = audit_corpus(corpus).report
+    audit_rows(corpus, embeddings, rows, found, rule)
     first, second = (labels[rows.parents[:, side]] for side in (0, 1))
     made = rows.synthetic
 
@@ -278,7 +280,7 @@ def test_labels_that_mlsmote_cannot_have_given(rule: str) -> None:
         foreign = rows.labels.copy()
         foreign[row] = changed
         with pytest.raises(LeakError, match="labels"):
-            audit_rows(corpus, embeddings, dataclasses.replace(rows, labels=foreign), rule)
+            audit_rows(corpus, embeddings, dataclasses.replace(rows, labels=foreign), found, rule)
 
     for row in np.flatnonzero(made)[:20]:
         refused(row, 1 - (first[row] & second[row]))  # has none of the labels that both parents have

@@ -38,7 +38,11 @@ def test_the_tables_of_scores(carded: Path) -> None:
     card, metrics = (carded / "README.md").read_text(encoding="utf-8"), read(carded, "metrics.json")
     tables = tables_of(card)
     assert len(tables) == 9
-    parts = {"test": "test", "test_without_copies": "test, without texts of train"}
+    parts = {
+        "test": "test",
+        "test_without_copies": "test, without texts of train",
+        "bag_of_words": "test, by a bag of words",
+    }
     assert tables["rows", "thresholds", "macro F1", "micro F1", "exact accuracy"] == [
         [rows, words, *(score(metrics[part][policy], name) for name in ("macro_f1", "micro_f1", "exact_accuracy"))]
         for part, rows in parts.items()

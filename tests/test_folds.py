@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from scipy.special import expit
 from hub_release.check.gate import check
 from hub_release.export import export
 from modeling.recipe import Recipe, planned_epochs
+from modeling.rows.tables import CorpusError
 from modeling.thresholds import choose_thresholds
-from tests.conftest import LABELS, tiny_flags
+from tests.conftest import LABELS, tiny_flags, write_corpus
 from training.data.copies import find_copies, group_copies
 from training.data.corpus import Corpus, Split
 from training.data.splits import draw_folds
@@ -117,7 +119,7 @@ def test_a_stopped_run_goes_on_after_its_last_fold(
     with monkeypatch.context() as stopped:
         stopped.setattr(folds, "_score_fold", stop_at_the_third)
         assert main(flags) == 130
-    assert "keeps 2 of 3 folds and no checkpoint yet" in capfd.readouterr().err
+    assert "keeps the finished folds and no checkpoint yet" in capfd.readouterr().err
     monkeypatch.setattr(folds, "_score_fold", lambda *a: scored.append(1) or score(*a))
     assert main([*flags, "--resume"]) == 0
     assert len(scored) == 4
@@ -130,7 +132,11 @@ def test_the_package_passes_its_check_and_says_how_it_was_scored(run: Path, tmp_
     assert check(tmp_path / "package") == []
     card = (tmp_path / "package" / "README.md").read_text(encoding="utf-8")
     assert "trained on every row" in card and "3 models" in card and "test, by a bag of words" in card
-    assert "say nothing about new texts" in card and "tuned on validation" not in card.partition("\n---\n")[2]
+    assert (
+        "say nothing about new texts" in card
+        and "tuned on validation" not in card
+        and "checkpoint was chosen" not in card
+    )
 
 
 def test_null_tests_of_folds_score_at_chance(tiny_backbone: str, tmp_path: Path) -> None:
@@ -161,7 +167,8 @@ def test_what_needs_rows_of_its_own_is_refused(flags: list[str], message: str, t
     seed=st.integers(0, 99),
 )
 def test_copies_share_a_fold(texts: list[str], seed: int) -> None:
-    texts = [*texts, *(f"text {i}" for i in range(4))]
+    near = [f"The parcel came on day {i} and the driver left it in the rain beside the garden gate" for i in range(2)]
+    texts = [*texts, *near, *(f"text {i}" for i in range(4))]
     labels = np.random.default_rng(seed).integers(0, 2, (len(texts), 2)).astype(np.int8)
     fold = draw_folds(Split([*map(str, range(len(texts)))], texts, labels), 3, seed)
     assert set(fold) <= {0, 1, 2}
@@ -194,6 +201,23 @@ def test_a_chain_of_near_copies_does_not_fill_one_fold(caplog: pytest.LogCapture
     assert "80 rows are near copies" in caplog.text
 
 
+def test_a_corpus_with_a_test_split_is_not_trained_on_whole(tiny_backbone: str, tmp_path: Path) -> None:
+    command = parse(flags_of(write_corpus(tmp_path), tiny_backbone, tmp_path / "run"))
+    with pytest.raises(CorpusError, match="trains on every row, but the corpus has train, validation, test"):
+        prepare(command.recipe, Corpora())
+
+
+def test_damaged_or_foreign_folds_are_trained_again(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fold = RunFolder(run).read_arrays("folds.npz")["fold"]
+    assert set(folds.kept_folds(RunFolder(run), fold)) == {"0", "1", "2"}
+    assert folds.kept_folds(RunFolder(run), fold[::-1].copy()) == {} and "folds of other rows" in caplog.text
+    whole = (run / "folds.npz").read_bytes()
+    (tmp_path / "folds.npz").write_bytes(whole[: len(whole) // 2])
+    assert folds.kept_folds(RunFolder(tmp_path), fold) == {} and "cannot be read" in caplog.text
+
+
 def test_few_steps_are_said(caplog: pytest.LogCaptureFixture) -> None:
     from accelerate import PartialState
 
@@ -202,6 +226,8 @@ def test_few_steps_are_said(caplog: pytest.LogCaptureFixture) -> None:
     data: Any = type("Data", (), {"rows": range(80)})
     recipe = Recipe(epochs=2, batch_size=8, gradient_accumulation_steps=1)
     with caplog.at_level("WARNING"):
+        assert fit_epochs(replace(recipe, start_from="goemotions-small"), data, PartialState(cpu=True)).epochs == 2
+        assert not caplog.text  # a start has learned most of it
         assert fit_epochs(recipe, data, PartialState(cpu=True)).epochs == 2
     assert "only 20 steps" in caplog.text and "--min_steps" in caplog.text
 
@@ -232,7 +258,7 @@ def test_a_bag_of_words_of_folds_does_not_know_its_fold() -> None:
     labels[::2] = 1
     split = Split(names, [f"{name} again {name}" for name in names], labels)
     corpus = Corpus("x", "", ("one",), dict.fromkeys(("train", "validation", "test"), split))
-    found = score_bag_of_words(corpus, np.arange(40) % 4, 0)
+    found = score_bag_of_words(corpus, np.arange(40) % 4, None, 0)
     assert found is not None
     decided = found.after["test"].probabilities >= found.cutoffs["test"]["per_label"]
     assert len(set(decided.ravel())) == 1
@@ -241,4 +267,4 @@ def test_a_bag_of_words_of_folds_does_not_know_its_fold() -> None:
 def test_texts_without_words_have_no_bag(tmp_path: Path) -> None:
     split = Split(["1", "2"], ["a", "!"], np.array([[1], [0]], np.int8))
     corpus = Corpus("x", "", ("one",), dict.fromkeys(("train", "validation", "test"), split))
-    assert score_bag_of_words(corpus, None, 0) is None
+    assert score_bag_of_words(corpus, None, None, 0) is None

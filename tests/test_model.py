@@ -285,7 +285,7 @@ path = template_path()
 assert path.is_relative_to(sys.prefix) and "{{ metadata }}" in path.read_text()
 import training
 folder = Path(training.__file__).parent
-assert (folder / "scores/published.yaml").is_file() and len(list(folder.glob("recipes/*.yaml"))) == 8 and len(list(folder.glob("data/starter/*.jsonl"))) == 3
+assert (folder / "scores/published.yaml").is_file() and len(list(folder.glob("recipes/*.yaml"))) == 9 and len(list(folder.glob("data/starter/*.jsonl"))) == 3
 assert sorted(path.stem for path in folder.glob("data/mappings/*.yaml")) == ["brighter", "ekman", "plutchik", "sentiment"]
 assert {str(f).split("/")[0] for f in files("goemotions-mistral")} - {"..", f"goemotions_mistral-{version('goemotions-mistral')}.dist-info"} == {"modeling", "training", "hub_release"}
 assert [e.value for e in entry_points(group="console_scripts", name="hub_release")] == ["hub_release.cli:app"]

@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from modeling.records import SUSPECTS
 from modeling.rows.tables import CorpusError
 from tests.conftest import LABELS, tiny_flags
 from tests.test_folds import WORDS, read
-from training.audit.suspects import find_suspects, read_dropped
+from training.audit.suspects import COLUMNS, find_suspects, read_dropped, write_suspects
 from training.data.corpus import Corpus, Split
 from training.fit.prepare import Corpora, prepare
 from training.options import parse
@@ -66,6 +67,23 @@ def test_planted_labels_come_first(listed: list[dict[str, str]]) -> None:
     assert scores == sorted(scores)
     for row in listed[: 2 * len(WRONG)]:  # the label that a row has, and the one that it lacks
         assert row["text"].split()[1] == row["row"] and {row["given"], row["expected"]} == {"0", "1"}
+
+
+def test_a_list_that_is_there_is_not_replaced(
+    run: Path, listed: list[dict[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / SUSPECTS).read_bytes()
+    assert main(["suspects", str(run)]) == 2 and "may have your changes" in capsys.readouterr().err
+    assert (run / SUSPECTS).read_bytes() == before
+
+
+def test_every_text_survives_the_list(tmp_path: Path) -> None:
+    texts = ["a\rb", "a\nb", '"quoted", text', "=1+1", "plain"]
+    table = pd.DataFrame([(i, text, "joy", 1, 0, 0.1) for i, text in enumerate(texts)], columns=list(COLUMNS))
+    write_suspects(table, tmp_path / "mine.csv")
+    split = Split([*map(str, range(6))], [*texts, "another"], np.ones((6, 1), np.int8))
+    corpus = Corpus("x", "", ("joy",), dict.fromkeys(("train", "validation", "test"), split))
+    assert read_dropped(tmp_path / "mine.csv", corpus).tolist() == [True] * 5 + [False]
 
 
 def test_what_is_listed_is_left_out_of_training_alone(run: Path, listed: list[dict[str, str]], tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from hub_release.card.facts import Facts
 from hub_release.card.origin import weights_license
 from hub_release.card.own import CardDetails
+from modeling.recipe import CROSS_FIT
 from modeling.records import Policy, ScoreName
 
 _RESULT_THRESHOLDS: dict[Policy, str] = {
-    "per_label": "one threshold for each label, tuned on validation",
+    "per_label": "one threshold for each label",
     "fixed": "threshold 0.5 for all labels",
 }
 _METRICS: dict[ScoreName, tuple[str, str, dict[str, str]]] = {
@@ -58,6 +59,11 @@ def build_metadata(facts: Facts) -> ModelCardData:
     )
 
 
+def _tuned_on(facts: Facts) -> str:
+    where = "from the other parts of the rows" if facts.metrics["protocol"] == CROSS_FIT else "tuned on validation"
+    return f", {where}" + ("; the package's own are adapted to other texts" if facts.adaptation else "")
+
+
 def _results(facts: Facts) -> list[EvalResult]:
     dataset, published = facts.dataset, facts.published_test
     revision = facts.config["dataset_revision"]
@@ -77,7 +83,7 @@ def _results(facts: Facts) -> list[EvalResult]:
             metric_type=kind,
             metric_name=name,
             metric_value=round(facts.metrics["test"][policy][key], 3),  # as the card writes it
-            metric_config=thresholds,
+            metric_config=f"{thresholds}{_tuned_on(facts) if policy == 'per_label' else ''}",
             metric_args={**arguments, "threshold_policy": policy},
             verified=False,
         )

@@ -169,6 +169,7 @@ def _audit(audit: Mapping[str, Any]) -> dict[str, Any]:
             for split, other in (("validation", "train"), ("test", "train"), ("validation", "test"))
             for found in [audit["copies"][f"{split}_in_{other}"]]
         ],
+        "left_out": f"{audit['left_out']['rows']:,}" if "left_out" in audit else None,
         "audit_policy": policy["policy"] if policy else None,
         "rows_dropped": f"{policy['rows_dropped']:,}" if policy else None,
         "repeated_texts": f"{repeated['groups']:,}",

@@ -94,7 +94,7 @@ def _adapted(record: AdaptationRecord | None) -> dict[str, str] | None:
     if record is None:
         return None
     counts = {name: f"{record[name]:,}" for name in ("texts", "labeled")}
-    return counts | {"thresholds": ", ".join(f"{name} {cut:.3f}" for name, cut in record["thresholds"].items())}
+    return counts | {"thresholds": ", ".join(f"{name} {cut:.3g}" for name, cut in record["thresholds"].items())}
 
 
 def _scores(facts: Facts) -> dict[str, Any]:

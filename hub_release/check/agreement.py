@@ -12,6 +12,7 @@ from hub_release.check.earlier import figures, is_earlier
 from hub_release.check.scores import (
     OTHER_LABELS,
     adaptation_problems,
+    adapted_problems,
     calibration_problems,
     metrics_problems,
     table_problems,
@@ -24,7 +25,7 @@ from modeling import records
 from modeling.focal import alpha_per_label
 from modeling.infer import EmotionConfig, PackageError, as_package_error, read_json
 from modeling.infer.settings import ModelSettings
-from modeling.recipe import CONTAMINATED, CROSS_FIT, planned_epochs
+from modeling.recipe import CONTAMINATED, CROSS_FIT, planned_epochs, rows_of_a_fold
 from modeling.records import scores_by_split
 
 EXPORT = "run hub_release export again"
@@ -49,7 +50,8 @@ def record_problems(package: Path, config: EmotionConfig) -> list[PackageError]:
 def _contradictions(package: Path, config: EmotionConfig, name: str, compare: Comparison) -> list[PackageError]:
     with as_package_error(name, "or a file that it is made from has unexpected content", EXPORT):
         try:
-            return [PackageError(name, what, EXPORT) for what in compare(package, config)]
+            remedy = "run hub_release adapt again" if name == LAYOUT.adaptation else EXPORT
+            return [PackageError(name, what, remedy) for what in compare(package, config)]
         except FileNotFoundError:  # reported with the layout
             return []
 
@@ -98,7 +100,8 @@ def _planned_epochs(package: Path, recipe: dict[str, Any]) -> int:
         "processes"
     ]
     size = recipe["batch_size"] * micro_batches
-    return planned_epochs(recipe["epochs"], recipe.get("min_steps", 0), counted["real"] + counted["synthetic"], size)
+    rows = rows_of_a_fold(counted["real"] + counted["synthetic"], recipe["split"], recipe.get("folds", 1))
+    return planned_epochs(recipe["epochs"], recipe.get("min_steps", 0), rows, size)
 
 
 def _golden_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
@@ -251,6 +254,7 @@ _RECORDS: tuple[tuple[str, Comparison], ...] = (
     (LAYOUT.environment, _environment_problems),
     (LAYOUT.timing, _timing_problems),
     (LAYOUT.graph_record, _graph_problems),
-    (LAYOUT.config, adaptation_problems),
+    (LAYOUT.config, adapted_problems),
+    (LAYOUT.adaptation, adaptation_problems),
     (LAYOUT.card, _card_problems),
 )

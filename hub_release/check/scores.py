@@ -8,16 +8,18 @@ contradicts the others.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from hub_release.check.earlier import is_earlier
 from hub_release.package import LAYOUT, read_record
 from modeling import records
 from modeling.infer import EmotionConfig
-from modeling.records import POLICIES, Audit, scores_by_split
+from modeling.records import POLICIES, AdaptationRecord, Audit, scores_by_split
 
 OTHER_LABELS = "and config.json list different labels, or in another order"
 _RATIOS = ("precision", "recall", "f1")
@@ -127,6 +129,10 @@ def metrics_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
     frequent_from = read_record(package, records.CONTEXT)["unreliable"]["positives_below"]
     supports = _rows_and_supports(read_record(package, records.AUDIT), config)
     tables = _read_tables(package)
+    for policy, scores in cast(Any, read_record(package, records.METRICS)).get("bag_of_words", {}).items():
+        shares = [share for name, ends in scores["intervals_95"].items() for share in (scores[name], *ends)]
+        if not all(0 <= share <= 1 for share in shares):
+            yield f"has a score of the bag of words that is not from 0 to 1 ({policy})"
     for split, policies in by_split.items():
         for policy, scores in policies.items():
             found = _overall_problems(scores, tables[split, policy], supports[split][0], frequent_from)
@@ -224,20 +230,35 @@ def unreliable_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
         yield f"has unreliable_labels that are not those of {LAYOUT.per_label} and {LAYOUT.context}"
 
 
-def adaptation_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
-    """The adapted thresholds of ``config.json`` against ``adaptation.json``, and that against itself."""
+def adapted_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
+    """Adapted thresholds of ``config.json`` without a record of them, or with code that does not know them."""
+    if not config.adapted_thresholds:
+        return
     if not (package / LAYOUT.adaptation).is_file():
-        if config.adapted_thresholds:
-            yield f"has adapted thresholds, but the package has no {LAYOUT.adaptation}"
+        yield f"has adapted thresholds, but the package has no {LAYOUT.adaptation}"
+    if is_earlier(package):
+        yield f"has adapted thresholds, which the package's {LAYOUT.code} does not know"
+
+
+def adaptation_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
+    """``adaptation.json`` against itself and ``config.json``."""
+    if not (package / LAYOUT.adaptation).is_file():
         return
     found = read_record(package, records.ADAPTATION)
-    if found["thresholds"] != config.adapted_thresholds:
-        yield f"and {LAYOUT.adaptation} have different thresholds"
-    texts, labeled = found["texts"], found["labeled"]
-    if not (texts > 0 and 0 <= labeled <= texts):
-        yield f"belongs to an {LAYOUT.adaptation} with numbers of texts that contradict each other"
+    texts, labeled, positives = found["texts"], found["labeled"], found["positives"]
+    counts = [texts, labeled, *positives.values()]
+    if set(found) != set(AdaptationRecord.__annotations__):
+        yield "has other entries than those that adapt writes"
+    if found["thresholds"] != config.adapted_thresholds or not found["thresholds"]:
+        yield "and config.json have different thresholds"
+    if not all(type(count) is int for count in counts) or not 0 <= labeled <= texts or texts < 1:
+        yield "has numbers of texts that contradict each other"
+    elif bool(positives) != bool(labeled) or not all(0 < count <= labeled for count in positives.values()):
+        yield "has positive rows that its labeled texts cannot have"
     known = {*config.emotion_labels}
-    if not known.issuperset(found["positives"]) or not all(0 < rows <= labeled for rows in found["positives"].values()):
-        yield f"belongs to an {LAYOUT.adaptation} with positive rows that its labeled texts cannot have"
-    if not known.issuperset(found["expected_f1"]) or not all(0 <= f1 <= 1 for f1 in found["expected_f1"].values()):
-        yield f"belongs to an {LAYOUT.adaptation} with an expected F1 that is not from 0 to 1"
+    if not known.issuperset(positives) or not known.issuperset(found["expected_f1"]):
+        yield OTHER_LABELS
+    if not all(0 <= f1 <= 1 for f1 in found["expected_f1"].values()):
+        yield "has an expected F1 that is not from 0 to 1"
+    if not re.fullmatch("[0-9a-f]{64}", found["file_sha256"]):
+        yield "has a hash that is none"

@@ -10,6 +10,8 @@ import typer
 
 from hub_release.commands.console import Json, Package, command, errors, finish
 
+_SHOWN = 10
+
 
 def adapt(
     package: Package,
@@ -24,8 +26,9 @@ def adapt(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Package folder to write; must be new or empty.")],
     text_column: Annotated[str, typer.Option("--text_column", help="Column of the texts.")] = "text",
     label_column: Annotated[
-        str, typer.Option("--label_column", help="Column of the labels; without it, 0/1 columns are read.")
-    ] = "labels",
+        str | None,
+        typer.Option("--label_column", help="Column of the labels; default: labels, or 0/1 columns named as labels."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a copy of a package with thresholds for your texts; weights and probabilities stay as they are.
@@ -40,11 +43,16 @@ def adapt(
 
         found, rows = adapt_package(package, file, output, text_column, label_column)
         lines = [str(found)]
-        lines += [f"{count:,} rows have {label!r}, which the package lacks" for label, count in rows.others.items()]
+        shown = list(rows.others.items())[:_SHOWN]
+        lines += [f"the package lacks {label!r}, which {count:,} of the rows have" for label, count in shown]
         if rows.labels is None:
             lines.append(
-                "No labels: how far these texts are from those that it was trained on is not known. Label 50 of them, and "
-                "run this again"
+                f"The file has no column {label_column or 'labels'!r} and no 0/1 column named as a label, so thresholds were "
+                "only lowered. How often a label occurs in these texts is not known: label 50 of them, and run this again"
+            )
+        else:
+            lines.append(
+                f"{sum(not labels for labels in rows.labels):,} rows count as having none of the package's labels"
             )
         lines.append(f"{output} is written. Next: {command('hub_release', 'check', output)}")
         finish(as_json, "\n".join(lines), package=str(output), labels_lacking=rows.others, **asdict(found))

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hub_release.card.render import write_card
-from hub_release.check.earlier import is_earlier
 from hub_release.check.integrity import hash_problems, unreadable_problems
 from hub_release.package import (
     LAYOUT,
@@ -22,12 +21,13 @@ from hub_release.package import (
     require_free,
     sha256,
 )
+from hub_release.shipped.bundle import bundle
 from modeling.infer import EmotionClassifier, publish, staging
 from modeling.infer.adaptation import Adaptation
 from modeling.records import AdaptationRecord
 from modeling.rows.label_cells import LabelReading, LabelSet
 from modeling.rows.reading import Columns, read_file, table_rows
-from modeling.rows.tables import normal_name
+from modeling.rows.tables import CorpusError, normal_name
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class OtherTexts:
 
 
 def adapt_package(
-    package: Path, file: Path, output: Path, text_column: str = "text", label_column: str = "labels"
+    package: Path, file: Path, output: Path, text_column: str = "text", label_column: str | None = None
 ) -> tuple[Adaptation, OtherTexts]:
     """Write a copy of a package whose thresholds are for the texts of a file, see :meth:`EmotionClassifier.adapt`.
 
@@ -55,24 +55,29 @@ def adapt_package(
         file: texts, with labels or without.
         output: folder to write; must be new or empty.
         text_column: column of the texts.
-        label_column: column with the labels; without it, the 0/1 columns with names of labels.
+        label_column: column with the labels; by default ``labels``, or 0/1 columns with names of labels.
 
     Raises:
-        ReleaseError: there is no package, an earlier version made it, its files do not match its seal, or ``output`` is
-            not free.
-        CorpusError: the file cannot be read.
+        ReleaseError: there is no package, another version made it, it is adapted already, its files do not match its
+            seal, ``output`` is not free, or no threshold would change.
+        CorpusError: the file cannot be read, or has none of the package's labels.
     """
     require_folder(package)
     require_free(output)
     if problems := unreadable_problems(package) or hash_problems(package):
         raise RefusedError(f"{package} cannot be adapted", [printable(problem) for problem in problems])
-    if is_earlier(package):
+    if (package / LAYOUT.code).read_bytes() != bundle().encode():
         raise ReleaseError(
-            f"{package} has an infer.py that does not know adapted thresholds. Remedy: export its run again"
+            f"{package} has the infer.py of another version, which may not know adapted thresholds. Remedy: use "
+            "classifier.adapt in Python, or the hub_release that made the package"
         )
     classifier = EmotionClassifier(package)
+    if classifier.config.adapted_thresholds:
+        raise ReleaseError(f"{package} is adapted already. Remedy: adapt the package that it was made from")
     rows = read_other_texts(file, classifier.labels, text_column, label_column)
     found = classifier.adapt(rows.texts, rows.labels)
+    if not found.thresholds:
+        raise ReleaseError(f"no threshold would change with {file}. Remedy: give texts with labels")
     with staging(output.parent, ".adapt-") as temporary:
         written = temporary / "package"
         for name, path in package_files(package).items():
@@ -86,32 +91,43 @@ def adapt_package(
 
 def _write(package: Path, found: Adaptation, digest: str) -> None:
     config = json.loads((package / LAYOUT.config).read_text(encoding="utf-8"))
-    config["adapted_thresholds"] = config.get("adapted_thresholds", {}) | found.thresholds
+    config["adapted_thresholds"] = found.thresholds
     (package / LAYOUT.config).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     facts = {name: value for name, value in asdict(found).items() if name != "before"}
-    record: AdaptationRecord = {**facts, "thresholds": config["adapted_thresholds"], "file_sha256": digest}  # type: ignore[typeddict-item]  # asdict
+    record: AdaptationRecord = {**facts, "file_sha256": digest}  # type: ignore[typeddict-item]  # asdict
     (package / LAYOUT.adaptation).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_card(package)
 
 
-def read_other_texts(file: Path, labels: Sequence[str], text_column: str, label_column: str) -> OtherTexts:
+def read_other_texts(file: Path, labels: Sequence[str], text_column: str, label_column: str | None) -> OtherTexts:
     """The texts of a file, and their labels if it has a column of labels, or 0/1 columns named as labels.
 
     Raises:
-        CorpusError: the file cannot be read.
+        CorpusError: the file cannot be read, lacks the column that is named, or has labels but none of the package's.
     """
-    columns = Columns(normal_name(text_column), normal_name(label_column))
+    columns = Columns(normal_name(text_column), normal_name(label_column or "labels"))
     table = read_file(file, columns)
+    own = {normal_name(name): name for name in labels}
     if columns.labels in table.rows:
         known = LabelSet(tuple(labels), is_closed=False)
+    elif label_column is not None:
+        there = ", ".join(map(repr, table.rows.columns))
+        raise CorpusError(
+            f"{file}: no column {label_column!r}, only {there}. Remedy: set --label_column to one of these"
+        )
     else:
-        known = LabelSet(tuple(name for name in labels if name in table.rows and name != columns.text))
+        known = LabelSet(tuple(name for name in own if name in table.rows and name != columns.text))
     if not known.names:
         table = table._replace(rows=table.rows.assign(**{columns.labels: [[]] * len(table.rows)}))
         rows = table_rows({"file": table}, LabelSet(()), columns, LabelReading("names", ","))["file"]
         return OtherTexts([row.text for row in rows], None, {})
     rows = table_rows({"file": table}, known, columns, LabelReading())["file"]
-    counts = Counter(label for row in rows for label in row.labels if label not in labels)
-    return OtherTexts(
-        [row.text for row in rows], [[label for label in row.labels if label in labels] for row in rows], dict(counts)
-    )
+    named = [[own[normal_name(label)] for label in row.labels if normal_name(label) in own] for row in rows]
+    others = Counter(label for row in rows for label in row.labels if normal_name(label) not in own)
+    if not any(named):
+        said = ", ".join(repr(label) for label, _ in others.most_common(5)) or "none"
+        raise CorpusError(
+            f"{file}: no row has a label of the package ({', '.join(labels)}); the file has {said}. Remedy: rename the labels, "
+            "or train from the package (start_from)"
+        )
+    return OtherTexts([row.text for row in rows], named, dict(others.most_common()))

@@ -5,20 +5,29 @@ with the highest expected F1. Without labels, the probabilities are taken as the
 on texts of another kind a model is less sure of what it finds, which hides labels far more often than it invents them.
 """
 
+import logging
 import math
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 _SHARED_VARIANCE = np.array([0.25, 4.0])
 """Of the scale and bias that all labels have in common, around 1 and 0."""
 _LABEL_VARIANCE = np.array([0.03, 1.0])
 """Of a label's own scale and bias, around the common ones."""
 _LEAST_SCALE = 0.05
-_LONGEST_STEP, _STEPS = 1.0, 60
+_SMALLEST_STEP, _STEPS = 1e-9, 200
 _CERTAIN = 1e-6
+_FEW_LABELED = 20
+_LEAST_UNLABELED = 100
+"""Of fewer texts without labels, the probabilities say too little."""
+_LEAST_EXPECTED_F1 = 0.1
+"""A label that promises less on texts without labels is too rare in them: any threshold would mostly be wrong."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Adaptation:
         positives: label → rows that have it.
         thresholds: label → its threshold now; only labels whose threshold changed.
         before: label → its threshold before.
-        expected_f1: label → the F1 to expect on such texts, if the recalibrated probabilities are right.
+        expected_f1: label → the F1 to expect of a threshold that changed, if the recalibrated probabilities are right.
     """
 
     texts: int
@@ -43,7 +52,7 @@ class Adaptation:
 
     def __str__(self) -> str:
         about = f"{self.texts:,} texts, {self.labeled:,} of them with labels"
-        lines = [f"{label}: {self.before[label]:.3f} → {value:.3f}" for label, value in self.thresholds.items()]
+        lines = [f"{label}: {self.before[label]:.3g} → {value:.3g}" for label, value in self.thresholds.items()]
         return "\n".join([f"{len(lines)} thresholds changed ({about})", *lines])
 
 
@@ -76,16 +85,27 @@ def fit_scale_and_bias(logits: np.ndarray, targets: np.ndarray, start: np.ndarra
     Returns:
         Scale and bias, float64 [2].
     """
-    inputs, found = np.stack([logits.ravel(), np.ones(logits.size)]), start.astype(np.float64)
+    inputs, wanted = np.stack([logits.ravel(), np.ones(logits.size)]), targets.ravel()
+    found, free = start.astype(np.float64), np.array([True, True])
+
+    def loss(values: np.ndarray) -> float:
+        said = values @ inputs
+        return float((np.logaddexp(0, said) - wanted * said).sum() + ((values - start) ** 2 / variance).sum() / 2)
+
     for _ in range(_STEPS):
         said = 1 / (1 + np.exp(-np.clip(found @ inputs, -50, 50)))
-        gradient = inputs @ (said - targets.ravel()) + (found - start) / variance
+        gradient = inputs @ (said - wanted) + (found - start) / variance
         curvature = (inputs * (said * (1 - said))) @ inputs.T + np.diag(1 / variance)
-        step = np.clip(np.linalg.solve(curvature, gradient), -_LONGEST_STEP, _LONGEST_STEP)
-        found = found - step
-        if np.abs(step).max() < 1e-9:
+        step = np.zeros(2)
+        step[free] = np.linalg.solve(curvature[np.ix_(free, free)], gradient[free])
+        while np.abs(step).max() >= _SMALLEST_STEP and loss(found - step) > loss(found):
+            step /= 2
+        if np.abs(step).max() >= _SMALLEST_STEP:
+            found = found - step
+        elif found[0] < _LEAST_SCALE:  # what is more probable stays so; the bias is fitted again
+            found[0], free = _LEAST_SCALE, np.array([False, True])
+        else:
             break
-    found[0] = max(found[0], _LEAST_SCALE)  # what is more probable stays so
     return found
 
 
@@ -143,27 +163,49 @@ def read_known_labels(names: Sequence[str], number: int, rows: Iterable[Iterable
     table = [None] * number if rows is None else [_names(row, index) for index, row in enumerate(rows)]
     if len(table) != number:
         raise ValueError(f"{number:,} texts have {len(table):,} rows of labels. Remedy: give one for each text")
-    if unknown := sorted({name for row in table for name in row or ()} - set(names)):
+    known = [unicodedata.normalize("NFC", name) for name in names]
+    if unknown := sorted({name for row in table for name in row or ()} - set(known)):
         raise ValueError(
             f"the package does not have the label {unknown[0]!r:.80}. Remedy: use its labels: {', '.join(names)}; other "
             "labels need training, see start_from"
         )
-    labels = np.array([[name in (row or ()) for name in names] for row in table], dtype=np.int8)
+    labels = np.array([[name in (row or ()) for name in known] for row in table], dtype=np.int8)
     is_labeled = np.array([row is not None for row in table])
-    if is_labeled.any() and not labels.any():
-        raise ValueError("no text has a label. Remedy: give texts that have some, or leave labels out")
+    _refuse_too_few(labels, is_labeled)
     return KnownLabels(labels, is_labeled)
 
 
 def _names(row: Any, index: int) -> set[str] | None:
     if row is None:
         return None
-    if isinstance(row, str) or not isinstance(row, Iterable) or not all(isinstance(name, str) for name in row):
+    names: list[Any] = [None] if isinstance(row, str | Mapping) else _listed(row)
+    if not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"the labels of text {index} are {row!r:.80}. Remedy: give a list of names, such as ['joy'], [] for none, or "
             "None if they are not known"
         )
-    return set(row)
+    return {unicodedata.normalize("NFC", name) for name in names}
+
+
+def _listed(row: Any) -> list[Any]:
+    try:
+        return list(row)
+    except TypeError:  # it holds nothing
+        return [None]
+
+
+def _refuse_too_few(labels: np.ndarray, is_labeled: np.ndarray) -> None:
+    number = int(is_labeled.sum())
+    if not number and len(labels) < _LEAST_UNLABELED:
+        raise ValueError(
+            f"{len(labels):,} texts without labels say too little. Remedy: give labels, or at least {_LEAST_UNLABELED} texts"
+        )
+    if number and not labels.any():
+        raise ValueError("no text has a label. Remedy: give texts that have some, or leave labels out")
+    if 0 < number < _FEW_LABELED:
+        logger.warning(
+            "only %d texts have labels: the thresholds are mostly the package's own. Remedy: give 20 or more", number
+        )
 
 
 def adapt_thresholds(
@@ -186,12 +228,14 @@ def adapt_thresholds(
         found[chosen], expected = choose_cuts(parts, known.labels[:, chosen], known.is_labeled)
     else:
         cuts, expected = (np.array(values) for values in zip(*map(expected_f1_cut, parts.T), strict=True))
-        found = np.minimum(found, cuts)
+        lower = np.maximum(cuts, _CERTAIN)
+        found = np.where((lower < before) & (expected >= _LEAST_EXPECTED_F1), lower, before)
+    changed = {names[i]: float(found[i]) for i in chosen if found[i] != before[i]}
     return Adaptation(
         texts=len(probabilities),
         labeled=int(known.is_labeled.sum()),
         positives={names[i]: int(counts[i]) for i in chosen if counts[i]},
-        thresholds={name: float(cut) for name, cut, old in zip(names, found, before, strict=True) if cut != old},
+        thresholds=changed,
         before={name: float(value) for name, value in zip(names, before, strict=True)},
-        expected_f1={names[i]: float(value) for i, value in zip(chosen, expected, strict=True)},
+        expected_f1={names[i]: float(value) for i, value in zip(chosen, expected, strict=True) if names[i] in changed},
     )

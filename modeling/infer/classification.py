@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from tokenizers import Tokenizer
 
-from modeling.infer.adaptation import Adaptation, adapt_thresholds, read_known_labels
+from modeling.infer.adaptation import Adaptation, KnownLabels, adapt_thresholds, read_known_labels
 from modeling.infer.cores import check_threads
 from modeling.infer.decisions import read_flag, read_thresholds, read_top_k
 from modeling.infer.encoders import Encoder, LoadedEncoder, encode_in_batches, load_encoder
@@ -162,12 +162,14 @@ class TextClassifier:
 
         A warning is logged once if most texts seem to be in a language that the training rows do not have.
         """
-        engine = self._engine
-        if engine.tokenizer is None:
-            return None
-        tokens = tokenize(engine.tokenizer, texts, engine.empty_token)
-        self._watch.look(texts, tokens)
+        tokens = self._tokens(texts)
+        if tokens is not None:
+            self._watch.look(texts, tokens)
         return tokens
+
+    def _tokens(self, texts: Sequence[str]) -> list[np.ndarray] | None:
+        engine = self._engine
+        return None if engine.tokenizer is None else tokenize(engine.tokenizer, texts, engine.empty_token)
 
     def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
         """Probability of every label, float32 [N, L], in the order of ``labels``.
@@ -224,7 +226,9 @@ class TextClassifier:
         The probabilities stay as they are. With labels of some of the texts, 50 for example, the thresholds of these
         labels are those with the highest expected F1, after a recalibration that has few numbers to learn. More texts
         without labels (None) make the choice steadier. Without any labels, thresholds are only lowered, where the
-        probabilities say that this finds more.
+        probabilities say that this finds more; that takes 100 texts. Blank texts are left out.
+
+        Classifiers of the same loaded model share its thresholds.
 
         Args:
             texts: the texts.
@@ -232,13 +236,16 @@ class TextClassifier:
                 has keeps its threshold.
 
         Raises:
-            ValueError: there are no texts, another number of rows of labels, an unknown label, or none at all.
+            ValueError: there are no texts, or too few without labels; another number of rows of labels, an unknown
+                label, or none at all.
             TypeError: an item is not a string, or the labels of a text are not names.
         """
         checked = check_texts(texts)
         known = read_known_labels(self.labels, len(checked), labels)
-        before = read_thresholds(self.config, None)
-        found = adapt_thresholds(self.labels, self.predict_proba(checked), before, known)
+        seen = [row for row, text in enumerate(checked) if not is_blank(text)]
+        probabilities = self.predict_proba([checked[row] for row in seen])
+        known = KnownLabels(known.labels[seen], known.is_labeled[seen])
+        found = adapt_thresholds(self.labels, probabilities, read_thresholds(self.config, None), known)
         self.config.adapted_thresholds = {**self.config.adapted_thresholds, **found.thresholds}
         return found
 
@@ -269,7 +276,9 @@ class TextClassifier:
         checked, spans = check_explained(text, label, self.labels, method, steps)
         place = self.labels.index(label)
         if method == "leave-out":
-            found = self.predict_proba(leave_words_out(checked, spans))[:, place]
+            variants = leave_words_out(checked, spans)  # one text, and not so many as a warning would count
+            features = Features(self.embed(variants) if self.config.reads_embedding else None, self._tokens(variants))
+            found = self._engine.probabilities(features, self.batch_size, self.threads)[:, place]
             return explain_without(checked, label, spans, found, self.config)
         shares = self._engine.shares(self.features([checked, ""]), place, steps, self.batch_size, self.threads)
         tokenizer = cast(Tokenizer, self._engine.tokenizer)

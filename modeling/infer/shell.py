@@ -137,8 +137,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.texts and not arguments.input:
         parser.error("no text given: write texts after the command, or use --input FILE")
-    if arguments.explain is not None and (arguments.input or arguments.output):
-        parser.error("--explain shows texts of the command line on the screen: leave --input and --output out")
+    chosen = (arguments.threshold, arguments.top_k, arguments.exclude_unreliable or None)
+    if arguments.explain is not None and (arguments.input or arguments.output or any(x is not None for x in chosen)):
+        parser.error(
+            "--explain shows the words of texts of the command line: leave --input, --output, --threshold, --top_k and "
+            "--exclude_unreliable out"
+        )
     try:
         if arguments.output:
             _refuse_output(arguments.output, arguments.input)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import resource
+import os
 import subprocess
 import sys
 import time
@@ -143,7 +143,11 @@ def trained(flags: Sequence[str]) -> Callable[[Rows, Rows, list[str], Path, int]
         words += ["--remove_checkpoints", "--output_dir", folder / "run"]
         if not RunFolder(folder / "run").is_finished:
             with (folder / "log").open("w") as log:
-                subprocess.run([str(word) for word in words], check=True, stdout=log, stderr=log)
+                process = subprocess.Popen([str(word) for word in words], stdout=log, stderr=log)
+                _, status, usage = os.wait4(process.pid, 0)
+                if status:
+                    raise RuntimeError(f"the run failed: see {folder / 'log'}")
+            (folder / "peak_mib").write_text(str(usage.ru_maxrss // 1024))
         arrays = RunFolder(folder / "run").read_arrays("predictions.npz")
         held = load_classifier(str(folder / "run")).predict_proba(others.texts).astype(float)
         return Said(held, arrays["validation_probabilities"], arrays["validation_references"])
@@ -179,7 +183,7 @@ def measure(
     np.savez_compressed(place.with_suffix(".npz"), decided=decided, references=others.labels, **vars(said))
     whole, draws = (weighted_scores(decided, others.labels, weights)[0]["macro_f1"] for weights in weightings(others))
     low, high = np.percentile(draws, [2.5, 97.5])
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    measured = place / "peak_mib"
     return json.dumps(
         {
             "method": name,
@@ -188,7 +192,7 @@ def measure(
             "macro_f1": round(float(whole[0]), 4),
             "interval_95": [round(float(low), 4), round(float(high), 4)],
             "minutes": round(seconds / 60, 2),
-            "peak_mib": peak // 1024,
+            "peak_mib": int(measured.read_text()) if measured.is_file() else None,
             "cpu": cpu_name(),
         }
     )
@@ -262,7 +266,7 @@ def write_table(folder: Path, chosen: Sequence[str], sizes: Sequence[int], seeds
                 lead, low, high = compare(folder, name, positives, there)
                 cells.append(f"{lead:+.3f} [{low:+.3f}, {high:+.3f}]")
             cells.append(
-                f"{np.mean([line['minutes'] for line in lines]):.1f} min, {max(line['peak_mib'] for line in lines):,} MiB"
+                f"{np.mean([line['minutes'] for line in lines]):.1f} min, {max(line['peak_mib'] or 0 for line in lines):,} MiB"
             )
             sys.stdout.write(f"| {' | '.join(cells)} |\n")
 

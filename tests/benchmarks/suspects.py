@@ -69,7 +69,7 @@ def main() -> None:
                 f"--balance none --neutral_keep 1 --min_steps 400 --remove_checkpoints --output_dir {folder / 'run'}"
             )
             run([*flags.split(), "--labels", *GOEMOTIONS_28])
-        found = find_suspects(RunFolder(folder / "run"))
+        found, _ = find_suspects(RunFolder(folder / "run"))
         first = found["row"].drop_duplicates().tolist()
         precision = {
             f"precision_at_{size}": round(float(np.mean([row in wrong for row in first[:size]])), 3)

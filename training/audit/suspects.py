@@ -30,8 +30,10 @@ _TIMES_RARER = 1e-3
 """A label that this share of the rows has, or fewer, is too rare to say how often it is wrong."""
 
 
-def find_suspects(run: RunFolder) -> pd.DataFrame:
-    """The doubtful labels of a run's rows, the most doubtful first; the columns are :data:`COLUMNS`.
+def find_suspects(run: RunFolder) -> tuple[pd.DataFrame, list[str]]:
+    """The doubtful labels of a run's rows, the most doubtful first, and the labels that are too rare to judge.
+
+    The columns are :data:`COLUMNS`; ``row`` counts from 0 in the order of the file, without rows that were dropped.
 
     ``given`` and ``expected`` are 0 or 1; ``score`` is the probability of what is given.
 
@@ -48,10 +50,10 @@ def find_suspects(run: RunFolder) -> pd.DataFrame:
     probabilities, given = arrays["test_probabilities"], arrays["test_references"]
     lines = map(json.loads, (run.path / SCORED_TEXTS).read_text(encoding="utf-8").splitlines())
     texts = [line["text"] for line in lines if line["split"] == "test"]
-    found = []
+    found, unjudged = [], []
     for label, name in enumerate(labels):
         if not _TIMES_RARER < given[:, label].mean() < 1 - _TIMES_RARER:
-            logger.info("%s: %d rows have it, too few or too many to judge", name, given[:, label].sum())
+            unjudged.append(name)
             continue
         found += [(int(row), label) for row in _doubtful(given[:, label], probabilities[:, label])]
     scores = [_of_the_given(probabilities[at], given[at]) for at in found]
@@ -59,7 +61,7 @@ def find_suspects(run: RunFolder) -> pd.DataFrame:
         (row, texts[row], labels[label], int(given[row, label]), 1 - int(given[row, label]), round(score, 6))
         for (row, label), score in sorted(zip(found, scores, strict=True), key=lambda pair: pair[1])
     ]
-    return pd.DataFrame(table, columns=list(COLUMNS))
+    return pd.DataFrame(table, columns=list(COLUMNS)), unjudged
 
 
 def _of_the_given(probability: float, given: int) -> float:
@@ -73,9 +75,9 @@ def _doubtful(given: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         given: 0/1 [N].
         probabilities: float [N].
     """
-    cleanlab = import_optional("cleanlab.filter", "pip install cleanlab")
+    cleanlab = import_optional("cleanlab.filter", "cleanlab")
     both = np.stack([1 - probabilities, probabilities], axis=1)
-    return np.asarray(cleanlab.find_label_issues(given, both, return_indices_ranked_by="self_confidence"))
+    return np.asarray(cleanlab.find_label_issues(given, both, return_indices_ranked_by="self_confidence", n_jobs=1))
 
 
 def read_dropped(path: Path, corpus: Corpus) -> np.ndarray:
@@ -105,7 +107,14 @@ def read_dropped(path: Path, corpus: Corpus) -> np.ndarray:
         raise CorpusError(
             f"{path}: none of its {len(table):,} rows is a training row. Remedy: give the suspects of these rows"
         )
+    if dropped.all():
+        raise CorpusError(
+            f"{path}: it lists every training row. Remedy: delete the lines of rows that you want to keep"
+        )
     logger.info("%d of %d training rows are left out, listed in %s", dropped.sum(), len(train), path)
+    lost = len(set(listed) - set(train.texts))
+    if lost:
+        logger.warning("%s: %d of its %d texts are in no training row, letter for letter", path, lost, len(listed))
     return dropped
 
 
@@ -120,5 +129,5 @@ def _bad_cells(table: pd.DataFrame, places: Sequence[str], labels: Sequence[str]
 
 
 def write_suspects(table: pd.DataFrame, path: Path) -> None:
-    """Write suspects as CSV."""
-    table.to_csv(path, index=False, quoting=csv.QUOTE_MINIMAL)
+    """Write suspects as CSV; every text is quoted, since csv reads a lone carriage return as the end of a line."""
+    table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)

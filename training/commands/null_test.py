@@ -4,7 +4,7 @@ The recipe is run twice: once with noise in place of the embeddings, once with t
 train says nothing about a test row, so a score above chance can only come from a leak.
 
 Chance is the score of readouts that were never trained: the test embeddings times random directions, one per label,
-with thresholds tuned on validation in the same way. (A random direction of real embeddings correlates with some labels
+calibrated and with thresholds from validation in the same way. (A random direction of real embeddings correlates with some labels
 by accident, and the thresholds use that. Assigning predictions to rows at random would set chance too low.)
 """
 
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from scipy.special import expit
 
 from modeling.recipe import Recipe
 from modeling.records import METRICS, Record
@@ -27,6 +26,7 @@ from training.commands.verbs import NullTestOptions, TrainOptions
 from training.fit.prepare import NULL_TESTS, Corpora, Prepared, prepare
 from training.recipe import RecipeError
 from training.run_folder import RunFolder
+from training.scores.calibration import fit_platt
 from training.scores.scoring import weighted_scores
 
 logger = logging.getLogger(__name__)
@@ -38,18 +38,29 @@ DEVIATIONS = 4
 
 
 def chance_scores(data: Prepared, seed: int, readouts: int = READOUTS) -> np.ndarray:
-    """Test macro F1 of untrained readouts, with thresholds per label from validation, [readouts]."""
+    """Test macro F1 of untrained readouts, [readouts].
+
+    Platt scaling and thresholds by expected F1 come from validation or, after cross-fitting, from the other folds.
+    """
     generator = np.random.default_rng(seed)
     mean, deviation = data.embeddings["train"].mean(axis=0), data.embeddings["train"].std(axis=0) + 1e-9
     inputs = {split: (data.embeddings[split] - mean) / deviation for split in ("validation", "test")}
     references = {split: data.corpus[split].labels for split in inputs}
+    parts: list[tuple[Any, Any]] = [(slice(None), slice(None))]
+    if data.fold is not None:
+        parts = [(data.fold != number, data.fold == number) for number in np.unique(data.fold)]
     once = np.ones((1, len(references["test"])), dtype=np.float32)
     found = []
     for _ in range(readouts):
         directions = generator.standard_normal((len(mean), len(data.corpus.labels))) / np.sqrt(len(mean))
-        said = {split: expit(values @ directions) for split, values in inputs.items()}
-        cutoffs = choose_thresholds(said["validation"], references["validation"]).best  # they are not calibrated
-        whole, _ = weighted_scores(said["test"] >= cutoffs, references["test"], once)
+        logits = {split: values @ directions for split, values in inputs.items()}
+        decided = np.zeros(references["test"].shape, dtype=bool)
+        for tuned, held in parts:
+            calibration = fit_platt(logits["validation"][tuned], references["validation"][tuned])
+            said = calibration(logits["validation"][tuned])
+            cutoffs = choose_thresholds(said, references["validation"][tuned]).own
+            decided[held] = calibration(logits["test"][held]) >= cutoffs
+        whole, _ = weighted_scores(decided, references["test"], once)
         found.append(float(whole["macro_f1"][0]))
     return np.array(found)
 
@@ -108,6 +119,6 @@ def _run(recipe: Recipe, options: NullTestOptions, folder: Path, corpora: Corpor
 def describe_chance() -> str:
     """How chance is computed."""
     return (
-        f"{READOUTS} untrained random readouts of the test inputs, thresholds tuned on validation in the same way; the "
+        f"{READOUTS} untrained random readouts of the test inputs, calibrated, with thresholds by expected F1 in the same way; the "
         f"limit is {DEVIATIONS} standard deviations above their mean"
     )

@@ -120,8 +120,8 @@ def _this_machine(recipe: Recipe, setting: Setting) -> list[str]:
         return [*lines, f"Minutes: not estimated: {error}"]
     return [
         *lines,
-        f"A step takes {trial.seconds:.2f} s (median of {STEPS}). {recipe.epochs} epochs of {trial.rows:,} rows, {trial.steps:,} "
-        f"steps each, with their evaluations: about {trial.minutes:,.1f} min, and the time to encode the texts.",
+        f"A step takes {trial.seconds:.2f} s (median of {STEPS}). {trial.epochs} epochs of {trial.rows:,} rows, {trial.steps:,} "
+        f"steps each{f', for {trial.models} models, {trial.models - 1} of them without a part of the rows' if trial.models > 1 else ', with their evaluations'}: about {trial.minutes:,.1f} min, and the time to encode the texts.",
     ]
 
 

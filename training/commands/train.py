@@ -146,7 +146,7 @@ def describe_kept(recipe: Recipe, options: TrainOptions) -> tuple[str, bool]:
     if run.is_finished:
         return f"the finished run in {run.path} is as it was", options.resume
     checkpoint, _ = run.inspect_checkpoints()
-    folds = f"{len(run.read_arrays(FOLDS))} of {recipe.folds} folds and " if (run.path / FOLDS).is_file() else ""
+    folds = "the finished folds and " if (run.path / FOLDS).is_file() else ""
     return f"{run.path} keeps {folds}{checkpoint.name if checkpoint else 'no checkpoint yet'}", True
 
 

@@ -178,6 +178,8 @@ def oversample(
         BalanceError: a label without positives, or an unknown name in ``only``.
     """
     targets = labels_to_oversample(rows.labels, label_names, method, only)
+    if method == "none":
+        return rows
     generator = np.random.default_rng(seed)
     counts = rows.labels.sum(axis=0, dtype=np.int64)
     goal = target or math.ceil(counts.max() / (ratio or float(np.nanmean(imbalance_ratios(counts)))))

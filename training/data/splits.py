@@ -55,7 +55,16 @@ def stratified(corpus: Corpus, seed: int) -> Corpus:
 
 
 def without_splits(corpus: Corpus) -> Corpus:
-    """All rows in each split, for ``cross-fit``: they are trained on, and scored out of fold."""
+    """All rows in each split, for ``cross-fit``: they are trained on, and scored out of fold.
+
+    Raises:
+        CorpusError: the corpus has splits; its test rows must not be trained on unasked.
+    """
+    if len(corpus.splits) > 1:
+        raise CorpusError(
+            f"{corpus.name}: split cross-fit trains on every row, but the corpus has {', '.join(corpus.splits)}. Remedy: give one "
+            "file, or use --split official"
+        )
     rows = pool(corpus)
     return _resplit(corpus, rows, dict.fromkeys(SPLITS, np.arange(len(rows))))
 
@@ -75,7 +84,8 @@ def draw_folds(rows: Split, folds: int, seed: int) -> np.ndarray:
     too_large = sizes[groups] > len(groups) / folds
     if too_large.any():
         logger.warning(
-            "%d rows are near copies of one another, too many for one of %d folds: the audit counts those in other folds",
+            "%d rows are copies of one another, too many for one of %d folds: equal ones stay together, and the audit counts "
+            "near ones in other folds",
             too_large.sum(),
             folds,
         )
@@ -102,7 +112,9 @@ def _stratify(groups: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> 
     if together.shape[1] == 1:  # the stratifier takes one column for classes
         together = np.concatenate([together, 1 - together], axis=1)
     if len(together) < folds:
-        raise CorpusError(f"{len(together)} different texts cannot be split. Remedy: give at least {folds}")
+        raise CorpusError(
+            f"{len(together)} different texts cannot be split. Remedy: give at least {folds}, or fewer --folds"
+        )
     fold_of = np.empty(len(together), dtype=np.int64)
     drawn = MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed).split(together, together)
     for number, (_, members) in enumerate(drawn):

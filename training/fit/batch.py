@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from modeling.backbones import MISTRAL_SMALL_3_1, SMOLLM2_135M, read_backbone_config
 from modeling.infer import BUNDLED_BACKBONE, ENCODERS, EmotionConfig
 from modeling.memory.plan import GIB, RESERVE, Setting, plan_memory
-from modeling.recipe import Recipe, model_settings, planned_epochs
+from modeling.recipe import Recipe, model_settings, planned_epochs, rows_of_a_fold
 from training.data.taxonomy import build_taxonomy
 from training.fit.build import holds_bfloat16, use_layers
 from training.fit.prepare import Prepared
@@ -126,11 +126,13 @@ def fit_epochs(recipe: Recipe, data: Prepared, state: PartialState) -> Recipe:
         state: the processes.
     """
     size = recipe.batch_size * recipe.gradient_accumulation_steps * state.num_processes
-    epochs = planned_epochs(recipe.epochs, recipe.min_steps, len(data.rows), size)
+    epochs = planned_epochs(
+        recipe.epochs, recipe.min_steps, rows_of_a_fold(len(data.rows), recipe.split, recipe.folds), size
+    )
     if epochs > recipe.epochs:
         logger.info("%d epochs instead of %d: min_steps is %d", epochs, recipe.epochs, recipe.min_steps)
     steps = epochs * math.ceil(len(data.rows) / size)
-    if steps < FEW_STEPS:
+    if steps < FEW_STEPS and not recipe.start_from:
         logger.warning(
             "only %d steps: the model will have learned little. Remedy: for few rows use --recipe adapt, or --min_steps %d",
             steps,

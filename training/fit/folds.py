@@ -10,6 +10,7 @@ import dataclasses
 import gc
 import logging
 from typing import cast
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
+_FOLD = "fold"
+"""Array with the fold of each row."""
+
 
 def out_of_fold_logits(data: Prepared, recipe: Recipe, run: RunFolder, state: PartialState) -> np.ndarray:
     """Logits of every row, float32 [N, L], each by a model that was not trained on the row's fold.
@@ -38,7 +42,7 @@ def out_of_fold_logits(data: Prepared, recipe: Recipe, run: RunFolder, state: Pa
         state: the processes; all of them train, and the main one knows the logits.
     """
     assert data.fold is not None
-    kept = run.read_arrays(FOLDS) if state.is_main_process and (run.path / FOLDS).is_file() else {}
+    kept = kept_folds(run, data.fold) if state.is_main_process else {}
     [done] = broadcast_object_list([len(kept)])
     for number in range(done, recipe.folds):
         held = data.fold == number
@@ -49,11 +53,31 @@ def out_of_fold_logits(data: Prepared, recipe: Recipe, run: RunFolder, state: Pa
         gc.collect()
         if state.is_main_process:
             kept[str(number)] = found
-            run.write_arrays(FOLDS, kept)
+            run.write_arrays(FOLDS, kept | {_FOLD: data.fold})
     logits = np.zeros(data.corpus["train"].labels.shape, dtype=np.float32)
     for name, rows in kept.items():
         logits[data.fold == int(name)] = rows
     return logits
+
+
+def kept_folds(run: RunFolder, fold: np.ndarray) -> dict[str, np.ndarray]:
+    """Logits of the folds that a run has finished; none if the file is damaged, or from folds of other rows.
+
+    Args:
+        run: the run.
+        fold: of each row, int [N].
+    """
+    if not (run.path / FOLDS).is_file():
+        return {}
+    try:
+        kept = run.read_arrays(FOLDS)
+        if np.array_equal(kept.pop(_FOLD), fold):
+            return kept
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        logger.warning("%s cannot be read (%s): the folds are trained again", run.path / FOLDS, error)
+        return {}
+    logger.warning("%s has folds of other rows: they are trained again", run.path / FOLDS)
+    return {}
 
 
 def take_fold(data: Prepared, held: np.ndarray, recipe: Recipe) -> Prepared:

@@ -111,8 +111,8 @@ def finish(
         restore_float32(plain)
     held_out = calibrate(plain, data, out_of_fold, recipe.seed)
     found = build_report(held_out, data, recipe.split, null_test)
-    if recipe.dataset not in ("starter", "goemotions") and recipe.split != CONTAMINATED:
-        baseline = score_bag_of_words(data.corpus, data.fold, recipe.seed)
+    if recipe.dataset not in ("starter", "goemotions") and recipe.split != CONTAMINATED and not null_test:
+        baseline = score_bag_of_words(data.corpus, data.fold, data.left_out, recipe.seed)
         if baseline is not None:
             found.metrics["bag_of_words"], _ = score_policies(
                 baseline.after["test"], baseline.cutoffs["test"], data.corpus.labels, baseline.cutoffs["validation"]

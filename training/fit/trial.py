@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling.infer import BUNDLED_BACKBONE, staging
-from modeling.recipe import CROSS_FIT, Recipe, planned_epochs
+from modeling.recipe import CROSS_FIT, Recipe, planned_epochs, rows_of_a_fold
 from training.data.balance import real_rows
 from training.data.corpus import Corpus
 from training.data.splits import stratified, without_splits
@@ -43,12 +43,16 @@ class Trial:
         seconds: median of a step.
         rows: training rows after balancing.
         steps: steps of an epoch.
-        minutes: of all epochs with their evaluations, without encoding the texts.
+        epochs: how many.
+        models: that are trained; those of folds have fewer rows.
+        minutes: of all of it with the evaluations, without encoding the texts.
     """
 
     seconds: float
     rows: int
     steps: int
+    epochs: int
+    models: int
     minutes: float
 
 
@@ -90,11 +94,12 @@ def time_steps(recipe: Recipe, state: PartialState) -> Trial:
         trainer.add_callback(clock)
         trainer.train()
     seconds = float(np.median(np.diff(clock.times)[_WARM_UP - 1 :]))
-    epochs = planned_epochs(recipe.epochs, recipe.min_steps, rows, size)
+    own = rows_of_a_fold(rows, recipe.split, recipe.folds)
+    epochs = planned_epochs(recipe.epochs, recipe.min_steps, own, size)
     # Of the other folds' rows, as many models as there are folds, and one of all rows.
     models, evaluated = (recipe.folds, 0) if recipe.split == CROSS_FIT else (1, evaluated)
     minutes = models * epochs * (steps + evaluated * _EVALUATION) * seconds / 60
-    return Trial(seconds, rows, steps, minutes)
+    return Trial(seconds, rows, steps, epochs, recipe.folds + 1 if recipe.split == CROSS_FIT else 1, minutes)
 
 
 def _make_up(recipe: Recipe, corpus: Corpus, size: int, generator: np.random.Generator) -> Prepared:

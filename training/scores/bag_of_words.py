@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
-from training.data.corpus import Corpus
+from training.data.corpus import Corpus, Split
 from training.scores.held_out import HeldOut, hold_out, hold_out_folds
 
 logger = logging.getLogger(__name__)
@@ -26,30 +26,41 @@ _MOST_ROWS = 50_000
 _INVERSE_REGULARIZATION = 10.0
 
 
-def score_bag_of_words(corpus: Corpus, fold: np.ndarray | None, seed: int) -> HeldOut | None:
+def score_bag_of_words(
+    corpus: Corpus, fold: np.ndarray | None, left_out: np.ndarray | None, seed: int
+) -> HeldOut | None:
     """What the baseline says of the rows that a model is scored on; None if the corpus is too large, or has no words.
 
     Args:
         corpus: its training rows as they are, before balancing.
         fold: of each row, int [N], if every split has all rows.
+        left_out: bool [N], training rows that are not trained on.
         seed: as for :func:`training.scores.held_out.hold_out`.
     """
     train = corpus["train"]
+    used = np.ones(len(train), bool) if left_out is None else ~left_out
     if len(train) > _MOST_ROWS:
+        logger.info("no bag of words to compare with: more than %d training rows", _MOST_ROWS)
         return None
     try:
         if fold is None:
-            said = fit_bag_of_words(train.texts, train.labels)
+            said = _fit(train, used)
             logits = {split: said(corpus[split].texts) for split in ("validation", "test")}
             return hold_out(logits, {split: corpus[split].labels for split in logits}, seed)
-        found = np.zeros(train.labels.shape)
+        evaluated = corpus["test"]
+        found = np.zeros(evaluated.labels.shape)
         for number in np.unique(fold):
-            held, rest = (train.take(np.flatnonzero(rows)) for rows in (fold == number, fold != number))
-            found[fold == number] = fit_bag_of_words(rest.texts, rest.labels)(held.texts)
-    except ValueError as error:  # texts of stop words or single letters alone
+            held = np.flatnonzero(fold == number)
+            found[held] = _fit(train, used & (fold != number))(evaluated.take(held).texts)
+    except ValueError as error:  # texts of single letters or signs alone
         logger.info("no bag of words to compare with: %s", error)
         return None
-    return hold_out_folds(found, train.labels, fold, seed)
+    return hold_out_folds(found, evaluated.labels, fold, seed)
+
+
+def _fit(train: Split, used: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:
+    rows = train.take(np.flatnonzero(used))
+    return fit_bag_of_words(rows.texts, rows.labels)
 
 
 def fit_bag_of_words(texts: Sequence[str], labels: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:

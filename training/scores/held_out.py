@@ -29,6 +29,7 @@ class HeldOut:
         before: probabilities of validation and test without calibration.
         after: the same, calibrated.
         cutoffs: the thresholds with which each split is scored.
+        cutoffs_before: thresholds for each split without calibration: the best on the rows that tune, [L] or [N, L].
     """
 
     calibration: Calibration
@@ -38,6 +39,7 @@ class HeldOut:
     before: dict[str, Scored]
     after: dict[str, Scored]
     cutoffs: dict[str, Cutoffs]
+    cutoffs_before: dict[str, np.ndarray]
 
 
 def hold_out(logits: dict[str, np.ndarray], references: dict[str, np.ndarray], seed: int) -> HeldOut:
@@ -52,7 +54,9 @@ def hold_out(logits: dict[str, np.ndarray], references: dict[str, np.ndarray], s
     after = {split: Scored(calibration(values), references[split]) for split, values in logits.items()}
     chosen = choose_thresholds(after["validation"].probabilities, references["validation"])
     cutoffs = dict.fromkeys(logits, _cutoffs(chosen))
-    return HeldOut(calibration, choice, losses, chosen, _uncalibrated(logits, references), after, cutoffs)
+    before = {split: Scored(expit(values), references[split]) for split, values in logits.items()}
+    best = choose_thresholds(before["validation"].probabilities, references["validation"]).best
+    return HeldOut(calibration, choice, losses, chosen, before, after, cutoffs, dict.fromkeys(logits, best))
 
 
 def hold_out_folds(logits: np.ndarray, references: np.ndarray, fold: np.ndarray, seed: int) -> HeldOut:
@@ -66,13 +70,14 @@ def hold_out_folds(logits: np.ndarray, references: np.ndarray, fold: np.ndarray,
     """
     everything = {"validation": logits, "test": logits}
     whole = hold_out(everything, dict.fromkeys(everything, references), seed)
-    probabilities = np.zeros(logits.shape)
+    probabilities, before = np.zeros(logits.shape), np.zeros(logits.shape)
     cutoffs = {policy: np.zeros(logits.shape) for policy in POLICIES}
     for number in np.unique(fold):
         held, rest = fold == number, fold != number
         others = {"validation": logits[rest], "test": logits[held]}
         part = hold_out(others, {"validation": references[rest], "test": references[held]}, seed)
         probabilities[held] = part.after["test"].probabilities
+        before[held] = part.cutoffs_before["test"]
         for policy, values in part.cutoffs["test"].items():
             cutoffs[policy][held] = values
     after = whole.after | {"test": Scored(probabilities, references)}
@@ -84,6 +89,7 @@ def hold_out_folds(logits: np.ndarray, references: np.ndarray, fold: np.ndarray,
         whole.before,
         after,
         whole.cutoffs | {"test": cutoffs},
+        whole.cutoffs_before | {"test": before},
     )
 
 
@@ -92,21 +98,16 @@ def _cutoffs(chosen: Thresholds) -> Cutoffs:
     return dict(zip(POLICIES, (*constant, chosen.own), strict=True))
 
 
-def _uncalibrated(logits: dict[str, np.ndarray], references: dict[str, np.ndarray]) -> dict[str, Scored]:
-    return {split: Scored(expit(values), references[split]) for split, values in logits.items()}
-
-
 def describe(found: HeldOut) -> CalibrationRecord:
     """The content of ``calibration.json``.
 
     Per split, before and after: how well probabilities are calibrated, and macro F1 at 0.5 and at each label's own
     threshold. Before calibration these are the best on validation: expected F1 needs calibrated probabilities.
     """
-    uncalibrated = choose_thresholds(found.before["validation"].probabilities, found.before["validation"].references)
     measured: dict[str, dict[str, dict[str, float]]] = {split: {} for split in found.after}
     for when, scored in (("before", found.before), ("after", found.after)):
         for split, rows in scored.items():
-            own = uncalibrated.best if when == "before" else found.cutoffs[split]["per_label"]
+            own = found.cutoffs_before[split] if when == "before" else found.cutoffs[split]["per_label"]
             measured[split][when] = describe_calibration(rows.probabilities, rows.references) | {
                 f"macro_f1_at_{name}": scores(rows.probabilities >= cuts, rows.references)["macro_f1"]
                 for name, cuts in (("0.5", 0.5), ("own_thresholds", own))

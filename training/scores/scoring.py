@@ -148,9 +148,10 @@ def weighted_average_precision(probabilities: np.ndarray, references: np.ndarray
     return result
 
 
-def _interval(draws: np.ndarray) -> list[Any]:
-    """95 % percentile interval over the first axis."""
-    return np.percentile(draws, [2.5, 97.5], axis=0).astype(float).tolist()
+def _interval(draws: np.ndarray, value: Any) -> list[Any]:
+    """95 % percentile interval over the first axis; it holds the value itself, which may be the highest there can be."""
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    return [np.minimum(low, value).astype(float).tolist(), np.maximum(high, value).astype(float).tolist()]
 
 
 # Reports
@@ -207,14 +208,14 @@ def score_policies(
             whole["macro_f1_frequent"] = each["f1"][:, frequent].mean(axis=1)
             draws["macro_f1_frequent"] = each_draws["f1"][:, frequent].mean(axis=1)
         result[policy] = {name: float(value[0]) for name, value in whole.items()}
-        result[policy]["intervals_95"] = {name: _interval(value) for name, value in draws.items()}
+        result[policy]["intervals_95"] = {name: _interval(value, whole[name][0]) for name, value in draws.items()}
         table = pd.DataFrame(
             {"thresholds": policy, "label": labels, "support": support, "threshold": (shown or cutoffs)[policy]}
         )
         columns = {name: (value, each_draws[name]) for name, value in each.items()} | precision
         for name, (value, value_draws) in columns.items():
             table[name] = value[0]
-            table[f"{name}_low"], table[f"{name}_high"] = _interval(value_draws)
+            table[f"{name}_low"], table[f"{name}_high"] = _interval(value_draws, value[0])
         tables.append(table)
     return cast(SplitScores, result), pd.concat(tables, ignore_index=True)
 
@@ -238,9 +239,12 @@ def scores_with_intervals(predictions: np.ndarray, references: np.ndarray, label
     for i, label in enumerate(labels):
         per_label[label] = {"support": int(references[:, i].sum())}
         for name, values in each.items():
-            per_label[label] |= {name: float(values[0, i]), f"{name}_95": _interval(each_draws[name][:, i])}
+            per_label[label] |= {
+                name: float(values[0, i]),
+                f"{name}_95": _interval(each_draws[name][:, i], values[0, i]),
+            }
     names = ("macro_f1", "micro_f1")
-    intervals = {name: _interval(draws[name]) for name in names}
+    intervals = {name: _interval(draws[name], whole[name][0]) for name in names}
     return {**{name: float(whole[name][0]) for name in names}, "intervals_95": intervals, "per_label": per_label}
 
 

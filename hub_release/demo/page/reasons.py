@@ -7,6 +7,9 @@ import gradio as gr
 
 from hub_release.demo.page.results import message
 
+_MAX_READ = 500_000
+"""Characters that are read for an explanation, once for each word, so that nobody waits for long."""
+
 
 def add_reasons(classifier: Any, found: gr.State) -> tuple[gr.Column, gr.Dropdown, gr.HTML]:
     """The control that chooses a label, and its words: hidden until a text is classified.
@@ -17,6 +20,8 @@ def add_reasons(classifier: Any, found: gr.State) -> tuple[gr.Column, gr.Dropdow
     """
 
     def explain(found: tuple[str, list[float]], label: str) -> str:
+        if len(found[0]) * (len(found[0].split()) + 2) > _MAX_READ:
+            return message("The text is too long to leave out each of its words. Remedy: try a shorter one.")
         try:
             return render_words(classifier.explain(found[0], label))
         except ValueError as error:  # the text has too many words
@@ -36,9 +41,11 @@ def render_words(explanation: Any) -> str:
     text, end, rows = "", 0, ""
     for word in explanation.words:
         side, share = "for" if word.contribution > 0 else "against", abs(word.contribution) / strongest
+        text += escape(explanation.text[end : word.start])
         text += (
-            f'{escape(explanation.text[end : word.start])}<mark class="{side}" style="--share:{share:.2f}" '
-            f'title="{word.contribution:+.3f}">{escape(word.text)}</mark>'
+            f'<mark class="{side}" style="--share:{share:.2f}" title="{word.contribution:+.3f}">{escape(word.text)}</mark>'
+            if word.contribution
+            else escape(word.text)
         )
         end = word.end
         rows += f'<tr><th scope="row">{escape(word.text)}</th><td class="figure">{word.contribution:+.3f}</td></tr>'

@@ -97,8 +97,13 @@ _SHARED_VARIANCE = np.array([0.25, 4.0])
 _LABEL_VARIANCE = np.array([0.03, 1.0])
 """Of a label's own scale and bias, around the common ones."""
 _LEAST_SCALE = 0.05
-_LONGEST_STEP, _STEPS = 1.0, 60
+_SMALLEST_STEP, _STEPS = 1e-9, 200
 _CERTAIN = 1e-6
+_FEW_LABELED = 20
+_LEAST_UNLABELED = 100
+"""Of fewer texts without labels, the probabilities say too little."""
+_LEAST_EXPECTED_F1 = 0.1
+"""A label that promises less on texts without labels is too rare in them: any threshold would mostly be wrong."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class Adaptation:
         positives: label → rows that have it.
         thresholds: label → its threshold now; only labels whose threshold changed.
         before: label → its threshold before.
-        expected_f1: label → the F1 to expect on such texts, if the recalibrated probabilities are right.
+        expected_f1: label → the F1 to expect of a threshold that changed, if the recalibrated probabilities are right.
     """
 
     texts: int
@@ -123,7 +128,7 @@ class Adaptation:
 
     def __str__(self) -> str:
         about = f"{self.texts:,} texts, {self.labeled:,} of them with labels"
-        lines = [f"{label}: {self.before[label]:.3f} → {value:.3f}" for label, value in self.thresholds.items()]
+        lines = [f"{label}: {self.before[label]:.3g} → {value:.3g}" for label, value in self.thresholds.items()]
         return "\n".join([f"{len(lines)} thresholds changed ({about})", *lines])
 
 
@@ -156,16 +161,27 @@ def fit_scale_and_bias(logits: np.ndarray, targets: np.ndarray, start: np.ndarra
     Returns:
         Scale and bias, float64 [2].
     """
-    inputs, found = np.stack([logits.ravel(), np.ones(logits.size)]), start.astype(np.float64)
+    inputs, wanted = np.stack([logits.ravel(), np.ones(logits.size)]), targets.ravel()
+    found, free = start.astype(np.float64), np.array([True, True])
+
+    def loss(values: np.ndarray) -> float:
+        said = values @ inputs
+        return float((np.logaddexp(0, said) - wanted * said).sum() + ((values - start) ** 2 / variance).sum() / 2)
+
     for _ in range(_STEPS):
         said = 1 / (1 + np.exp(-np.clip(found @ inputs, -50, 50)))
-        gradient = inputs @ (said - targets.ravel()) + (found - start) / variance
+        gradient = inputs @ (said - wanted) + (found - start) / variance
         curvature = (inputs * (said * (1 - said))) @ inputs.T + np.diag(1 / variance)
-        step = np.clip(np.linalg.solve(curvature, gradient), -_LONGEST_STEP, _LONGEST_STEP)
-        found = found - step
-        if np.abs(step).max() < 1e-9:
+        step = np.zeros(2)
+        step[free] = np.linalg.solve(curvature[np.ix_(free, free)], gradient[free])
+        while np.abs(step).max() >= _SMALLEST_STEP and loss(found - step) > loss(found):
+            step /= 2
+        if np.abs(step).max() >= _SMALLEST_STEP:
+            found = found - step
+        elif found[0] < _LEAST_SCALE:  # what is more probable stays so; the bias is fitted again
+            found[0], free = _LEAST_SCALE, np.array([False, True])
+        else:
             break
-    found[0] = max(found[0], _LEAST_SCALE)  # what is more probable stays so
     return found
 
 
@@ -223,27 +239,49 @@ def read_known_labels(names: Sequence[str], number: int, rows: Iterable[Iterable
     table = [None] * number if rows is None else [_names(row, index) for index, row in enumerate(rows)]
     if len(table) != number:
         raise ValueError(f"{number:,} texts have {len(table):,} rows of labels. Remedy: give one for each text")
-    if unknown := sorted({name for row in table for name in row or ()} - set(names)):
+    known = [unicodedata.normalize("NFC", name) for name in names]
+    if unknown := sorted({name for row in table for name in row or ()} - set(known)):
         raise ValueError(
             f"the package does not have the label {unknown[0]!r:.80}. Remedy: use its labels: {', '.join(names)}; other "
             "labels need training, see start_from"
         )
-    labels = np.array([[name in (row or ()) for name in names] for row in table], dtype=np.int8)
+    labels = np.array([[name in (row or ()) for name in known] for row in table], dtype=np.int8)
     is_labeled = np.array([row is not None for row in table])
-    if is_labeled.any() and not labels.any():
-        raise ValueError("no text has a label. Remedy: give texts that have some, or leave labels out")
+    _refuse_too_few(labels, is_labeled)
     return KnownLabels(labels, is_labeled)
 
 
 def _names(row: Any, index: int) -> set[str] | None:
     if row is None:
         return None
-    if isinstance(row, str) or not isinstance(row, Iterable) or not all(isinstance(name, str) for name in row):
+    names: list[Any] = [None] if isinstance(row, str | Mapping) else _listed(row)
+    if not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"the labels of text {index} are {row!r:.80}. Remedy: give a list of names, such as ['joy'], [] for none, or "
             "None if they are not known"
         )
-    return set(row)
+    return {unicodedata.normalize("NFC", name) for name in names}
+
+
+def _listed(row: Any) -> list[Any]:
+    try:
+        return list(row)
+    except TypeError:  # it holds nothing
+        return [None]
+
+
+def _refuse_too_few(labels: np.ndarray, is_labeled: np.ndarray) -> None:
+    number = int(is_labeled.sum())
+    if not number and len(labels) < _LEAST_UNLABELED:
+        raise ValueError(
+            f"{len(labels):,} texts without labels say too little. Remedy: give labels, or at least {_LEAST_UNLABELED} texts"
+        )
+    if number and not labels.any():
+        raise ValueError("no text has a label. Remedy: give texts that have some, or leave labels out")
+    if 0 < number < _FEW_LABELED:
+        logger.warning(
+            "only %d texts have labels: the thresholds are mostly the package's own. Remedy: give 20 or more", number
+        )
 
 
 def adapt_thresholds(
@@ -266,14 +304,16 @@ def adapt_thresholds(
         found[chosen], expected = choose_cuts(parts, known.labels[:, chosen], known.is_labeled)
     else:
         cuts, expected = (np.array(values) for values in zip(*map(expected_f1_cut, parts.T), strict=True))
-        found = np.minimum(found, cuts)
+        lower = np.maximum(cuts, _CERTAIN)
+        found = np.where((lower < before) & (expected >= _LEAST_EXPECTED_F1), lower, before)
+    changed = {names[i]: float(found[i]) for i in chosen if found[i] != before[i]}
     return Adaptation(
         texts=len(probabilities),
         labeled=int(known.is_labeled.sum()),
         positives={names[i]: int(counts[i]) for i in chosen if counts[i]},
-        thresholds={name: float(cut) for name, cut, old in zip(names, found, before, strict=True) if cut != old},
+        thresholds=changed,
         before={name: float(value) for name, value in zip(names, before, strict=True)},
-        expected_f1={names[i]: float(value) for i, value in zip(chosen, expected, strict=True)},
+        expected_f1={names[i]: float(value) for i, value in zip(chosen, expected, strict=True) if names[i] in changed},
     )
 
 
@@ -2628,12 +2668,14 @@ class TextClassifier:
 
         A warning is logged once if most texts seem to be in a language that the training rows do not have.
         """
-        engine = self._engine
-        if engine.tokenizer is None:
-            return None
-        tokens = tokenize(engine.tokenizer, texts, engine.empty_token)
-        self._watch.look(texts, tokens)
+        tokens = self._tokens(texts)
+        if tokens is not None:
+            self._watch.look(texts, tokens)
         return tokens
+
+    def _tokens(self, texts: Sequence[str]) -> list[np.ndarray] | None:
+        engine = self._engine
+        return None if engine.tokenizer is None else tokenize(engine.tokenizer, texts, engine.empty_token)
 
     def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
         """Probability of every label, float32 [N, L], in the order of ``labels``.
@@ -2690,7 +2732,9 @@ class TextClassifier:
         The probabilities stay as they are. With labels of some of the texts, 50 for example, the thresholds of these
         labels are those with the highest expected F1, after a recalibration that has few numbers to learn. More texts
         without labels (None) make the choice steadier. Without any labels, thresholds are only lowered, where the
-        probabilities say that this finds more.
+        probabilities say that this finds more; that takes 100 texts. Blank texts are left out.
+
+        Classifiers of the same loaded model share its thresholds.
 
         Args:
             texts: the texts.
@@ -2698,13 +2742,16 @@ class TextClassifier:
                 has keeps its threshold.
 
         Raises:
-            ValueError: there are no texts, another number of rows of labels, an unknown label, or none at all.
+            ValueError: there are no texts, or too few without labels; another number of rows of labels, an unknown
+                label, or none at all.
             TypeError: an item is not a string, or the labels of a text are not names.
         """
         checked = check_texts(texts)
         known = read_known_labels(self.labels, len(checked), labels)
-        before = read_thresholds(self.config, None)
-        found = adapt_thresholds(self.labels, self.predict_proba(checked), before, known)
+        seen = [row for row, text in enumerate(checked) if not is_blank(text)]
+        probabilities = self.predict_proba([checked[row] for row in seen])
+        known = KnownLabels(known.labels[seen], known.is_labeled[seen])
+        found = adapt_thresholds(self.labels, probabilities, read_thresholds(self.config, None), known)
         self.config.adapted_thresholds = {**self.config.adapted_thresholds, **found.thresholds}
         return found
 
@@ -2735,7 +2782,9 @@ class TextClassifier:
         checked, spans = check_explained(text, label, self.labels, method, steps)
         place = self.labels.index(label)
         if method == "leave-out":
-            found = self.predict_proba(leave_words_out(checked, spans))[:, place]
+            variants = leave_words_out(checked, spans)  # one text, and not so many as a warning would count
+            features = Features(self.embed(variants) if self.config.reads_embedding else None, self._tokens(variants))
+            found = self._engine.probabilities(features, self.batch_size, self.threads)[:, place]
             return explain_without(checked, label, spans, found, self.config)
         shares = self._engine.shares(self.features([checked, ""]), place, steps, self.batch_size, self.threads)
         tokenizer = cast(Tokenizer, self._engine.tokenizer)
@@ -4772,7 +4821,7 @@ _COPY_OF_BACKBONE = ("model_name", "base_model_revision", "one_token")
 """Fields of a configuration that say which copy of the backbone is used, and with which parts."""
 _OWN_CHOICE = frozenset(
     {"architectures", "dtype", "transformers_version"}  # of no effect
-    | {"threshold", "thresholds", "threshold_source", "unreliable_labels"}
+    | {"threshold", "thresholds", "adapted_thresholds", "threshold_source", "unreliable_labels"}
     | {"window_length", "window_overlap", "windows", "embedding_noise", "head_dropout"}
     | {*_COPY_OF_BACKBONE, "quantization"}
 )
@@ -5018,7 +5067,7 @@ def _accept(config: EmotionConfig, found: EmotionConfig) -> EmotionConfig:
                 f"{name} is {asked!r:.80}, but the package has {own!r:.80}. Remedy: leave {name.strip('_')} out; other "
                 "labels or another form need a new training"
             )
-    read_thresholds(found, config.thresholds)
+    read_thresholds(found, {**config.thresholds, **config.adapted_thresholds})
     return config
 
 
@@ -5354,7 +5403,7 @@ class EmotionPipeline(TextClassificationPipeline):
     """``pipeline("text-classification", model=…, trust_remote_code=True, top_k=None)``: texts → labels with scores.
 
     Scores are sigmoid probabilities, and ``top_k=None`` gives all of them. Their thresholds are in
-    ``model.config.thresholds``. ``truncation`` and ``padding`` change nothing: a text too long for one window is read
+    ``model.config.decision_thresholds``. ``truncation`` and ``padding`` change nothing: a text too long for one window is read
     in several.
     """
 
@@ -5596,8 +5645,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.texts and not arguments.input:
         parser.error("no text given: write texts after the command, or use --input FILE")
-    if arguments.explain is not None and (arguments.input or arguments.output):
-        parser.error("--explain shows texts of the command line on the screen: leave --input and --output out")
+    chosen = (arguments.threshold, arguments.top_k, arguments.exclude_unreliable or None)
+    if arguments.explain is not None and (arguments.input or arguments.output or any(x is not None for x in chosen)):
+        parser.error(
+            "--explain shows the words of texts of the command line: leave --input, --output, --threshold, --top_k and "
+            "--exclude_unreliable out"
+        )
     try:
         if arguments.output:
             _refuse_output(arguments.output, arguments.input)
