@@ -135,7 +135,7 @@ def test_the_package_passes_its_check_and_says_how_it_was_scored(run: Path, tmp_
     assert (
         "say nothing about new texts" in card
         and "tuned on validation" not in card
-        and "checkpoint was chosen" not in card
+        and "best checkpoint was chosen" not in card
     )
 
 
@@ -198,7 +198,7 @@ def test_a_chain_of_near_copies_does_not_fill_one_fold(caplog: pytest.LogCapture
     fold = draw_folds(Split([*map(str, range(80))], texts, labels), 4, 0)
     assert np.bincount(fold).tolist() == [20, 20, 20, 20]
     assert (fold[:40] == fold[40:]).all()  # equal texts still share one
-    assert "80 rows are near copies" in caplog.text
+    assert "80 rows are copies" in caplog.text
 
 
 def test_a_corpus_with_a_test_split_is_not_trained_on_whole(tiny_backbone: str, tmp_path: Path) -> None:

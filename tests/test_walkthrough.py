@@ -139,7 +139,7 @@ def test_every_training_command_of_every_readme_is_one() -> None:
             continue
         text = path.read_text(encoding="utf-8")
         for found in re.findall(r"(?:accelerate launch(?: --\w+(?: \d+)?)*|python) training/run\.py([^`\n]*)", text):
-            words = shlex.split(found.split(" #")[0].replace("…", ""))
+            words = shlex.split(found.split(" #")[0].replace("…", "").replace("you/your-model", "goemotions-small"))
             if "--help" in words or not words or words[0] == "[VERB]":
                 continue
             parse(words)
