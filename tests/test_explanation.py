@@ -299,7 +299,7 @@ def test_the_shell_says_what_is_wrong(package: Path, capsys: pytest.CaptureFixtu
     for label in ("joy", ""):
         with pytest.raises(SystemExit):
             shell.main(["--model", str(package), "--explain", label, "--input", "texts.txt", "a"])
-        assert "leave --input and --output out" in capsys.readouterr().err
+        assert "leave --input, --output, --threshold, --top_k and" in capsys.readouterr().err
 
 
 def test_a_terminal_gets_a_short_explanation_and_no_commands() -> None:
