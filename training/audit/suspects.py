@@ -26,7 +26,7 @@ from training.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("row", "text", "label", "given", "expected", "score")
-_TIMES_RARER = 1e-3
+_RAREST_SHARE = 1e-3
 """A label that this share of the rows has, or fewer, is too rare to say how often it is wrong."""
 
 
@@ -52,7 +52,7 @@ def find_suspects(run: RunFolder) -> tuple[pd.DataFrame, list[str]]:
     texts = [line["text"] for line in lines if line["split"] == "test"]
     found, unjudged = [], []
     for label, name in enumerate(labels):
-        if not _TIMES_RARER < given[:, label].mean() < 1 - _TIMES_RARER:
+        if not _RAREST_SHARE < given[:, label].mean() < 1 - _RAREST_SHARE:
             unjudged.append(name)
             continue
         found += [(int(row), label) for row in _doubtful(given[:, label], probabilities[:, label])]
