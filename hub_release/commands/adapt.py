@@ -36,7 +36,7 @@ def adapt(
     With labels, the threshold of each label that some row has is the one with the highest expected F1. A label that no
     row has keeps its threshold. Without labels, thresholds are only lowered, where that finds more.
 
-    Example: `hub_release adapt goemotions-small tickets.csv packages/tickets`
+    Example: `hub_release adapt goemotions-small comments.csv packages/comments`
     """
     with errors(as_json):
         from hub_release.serving.adapt import adapt_package
@@ -47,7 +47,7 @@ def adapt(
         lines += [f"the package lacks {label!r}, which {count:,} of the rows have" for label, count in shown]
         if rows.labels is None:
             lines.append(
-                f"The file has no column {label_column or 'labels'!r} and no 0/1 column named as a label, so thresholds were "
+                f"The file has no column 'labels' and no 0/1 column named as a label, so thresholds were "
                 "only lowered. How often a label occurs in these texts is not known: label 50 of them, and run this again"
             )
         else:
