@@ -47,7 +47,7 @@ def adapt(
         lines += [f"the package lacks {label!r}, which {count:,} of the rows have" for label, count in shown]
         if rows.labels is None:
             lines.append(
-                f"The file has no column 'labels' and no 0/1 column named as a label, so thresholds were "
+                "The file has no column 'labels' and no 0/1 column named as a label, so thresholds were "
                 "only lowered. How often a label occurs in these texts is not known: label 50 of them, and run this again"
             )
         else:
