@@ -27,6 +27,11 @@ from tests.pictures import drawn_pictures, quick_pictures
 SLOWEST = ["hostile", "trainer", "compare", "tokens", "memory", "distillation", "demo", "package", "verbs", "check"]
 """Files of tests that are run first, so that no process waits long for another at the end."""
 ROOT = Path(__file__).resolve().parent.parent
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")),
+]
+"""For tests that tests/gpu/proofs.py runs on a GPU, by the word ``cuda`` in their names."""
 EMBED_DIM = 12
 LABELS = ("joy", "anger", "fear")
 

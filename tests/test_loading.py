@@ -40,16 +40,12 @@ from modeling.infer import (
     quantization,
 )
 from modeling.recipe import ALL_LINEAR
-from tests.conftest import EMBED_DIM, LABELS, ROOT, tiny_config
+from tests.conftest import DEVICES, EMBED_DIM, LABELS, ROOT, tiny_config
 from training.fit.projection import standardize_projection
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
 HIDDEN = 128
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")),
-]
 FORMS = pytest.mark.parametrize("one_token", [False, True], ids=["whole", "one_token"])
 SKIPPED = ["lm_head", "vision_tower", "multi_modal_projector", "model.language_model.layers.0.mlp"]
 
@@ -190,20 +186,26 @@ def test_a_layer_that_is_not_quantized_is_found(
         load_backbone(str(checkpoints / "plain"), quantization="nf4", one_token=one_token)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("quantization", ["nf4", "8bit"])
-def test_one_token_is_as_near_to_the_quantized_weights_as_the_stock_model(checkpoints: Path, quantization: str) -> None:
+def test_one_token_is_as_near_to_the_quantized_weights_as_the_stock_model(
+    checkpoints: Path, quantization: str, device: str
+) -> None:
     source = str(checkpoints / "plain")
-    whole, one = (load_backbone(source, quantization=quantization, one_token=form) for form in (False, True))
+    whole, one = (
+        load_backbone(source, quantization=quantization, one_token=form, device=device) for form in (False, True)
+    )
     weights = {name: exact_weight(module) for name, module in linear_layers(whole).items()}
     for name, module in linear_layers(one).items():
         torch.testing.assert_close(exact_weight(module), weights[name], rtol=0, atol=0)
-    exact = load_backbone(source)
+    exact = load_backbone(source, device=device)
     for name, module in linear_layers(exact).items():
         module.weight.data = weights[name]
-    expected = run(exact, tokens())
-    stock, ours = ((run(model, tokens()) - expected).abs().mean() for model in (whole, one))
+    expected = run(exact, tokens(device))
+    stock, ours = ((run(model, tokens(device)) - expected).abs().mean() for model in (whole, one))
     assert ours < 1.1 * stock < 0.05 * expected.abs().mean()
-    assert (expected - run(load_backbone(source), tokens())).abs().mean() > ours  # quantization itself changes more
+    plain = load_backbone(source, device=device)
+    assert (expected - run(plain, tokens(device))).abs().mean() > ours  # quantization itself changes more
 
 
 def real_texts() -> list[str]:
@@ -215,7 +217,7 @@ def real_texts() -> list[str]:
         return [json.loads(line)["text"] for line in file]
 
 
-def decide(*models: nn.Module) -> list[torch.Tensor]:
+def decide(*models: nn.Module, device: str = "cpu") -> list[torch.Tensor]:
     """Decisions of 28 random labels on the real texts with each backbone; the last one's mean logits are the cuts."""
     embeddings = load_encoder("use-multilingual-v3")(real_texts())
     assert len(embeddings) in (180, 2000)
@@ -223,28 +225,36 @@ def decide(*models: nn.Module) -> list[torch.Tensor]:
     projection, classifier = build_projection(512, 576), nn.Linear(576, 28)
     standardize_projection(projection, embeddings, token_norm=960.0, seed=0)
     with torch.no_grad():
-        inputs = projection(torch.from_numpy(embeddings))[:, None]
+        inputs = projection(torch.from_numpy(embeddings))[:, None].to(device)
+        classifier.to(device)
         logits = [classifier(torch.cat([run(model, part) for part in inputs.split(512)])[:, 0]) for model in models]
     return [rows > logits[-1].mean(dim=0) for rows in logits]
 
 
-def test_decisions_on_real_texts_with_the_real_backbone() -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_decisions_on_real_texts_with_the_real_backbone(device: str) -> None:
     """The one-token form is at least as close to its exact 4-bit weights as the quantized stock model."""
-    stock, one = (load_backbone(BUNDLED_BACKBONE, quantization="nf4", one_token=form) for form in (False, True))
-    exact = load_backbone(BUNDLED_BACKBONE, one_token=True)
+    stock, one = (
+        load_backbone(BUNDLED_BACKBONE, quantization="nf4", one_token=form, device=device) for form in (False, True)
+    )
+    exact = load_backbone(BUNDLED_BACKBONE, one_token=True, device=device)
     for name, module in linear_layers(exact).items():
         module.weight.data = exact_weight(stock.get_submodule(name))
-    *others, expected = decide(stock, one, exact)
+    *others, expected = decide(stock, one, exact, device=device)
     assert 0.3 < expected.float().mean() < 0.7
     theirs, ours = ((rows != expected).float().mean() for rows in others)
     print(f"decisions other than the exact ones: stock {theirs:.5f}, one token {ours:.5f} of {expected.numel()}")
     assert ours <= theirs < 0.01
 
 
-def test_bfloat16_decisions_on_real_texts_with_the_real_backbone() -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_bfloat16_decisions_on_real_texts_with_the_real_backbone(device: str) -> None:
     """In bfloat16 the classifier's backbone is at least as close to float32 as the stock model."""
-    stock, one = (load_backbone(BUNDLED_BACKBONE, dtype=torch.bfloat16, one_token=form) for form in (False, True))
-    *others, expected = decide(stock, FusedOneTokenMistral(one), load_backbone(BUNDLED_BACKBONE))
+    stock, one = (
+        load_backbone(BUNDLED_BACKBONE, dtype=torch.bfloat16, one_token=form, device=device) for form in (False, True)
+    )
+    exact = load_backbone(BUNDLED_BACKBONE, device=device)
+    *others, expected = decide(stock, FusedOneTokenMistral(one), exact, device=device)
     theirs, ours = ((rows != expected).float().mean() for rows in others)
     print(f"decisions other than in float32: stock {theirs:.5f}, ours {ours:.5f} of {expected.numel()}")
     assert ours <= theirs < 0.02
@@ -308,15 +318,18 @@ def emotion_model(backbone: nn.Module, quantization: str, one_token: bool) -> Em
     return EmotionModel(config, backbone)
 
 
-def gradients_around_an_evaluation(backbone: nn.Module, quantization: str, one_token: bool) -> list[torch.Tensor]:
+def gradients_around_an_evaluation(
+    backbone: nn.Module, quantization: str, one_token: bool, device: str
+) -> list[torch.Tensor]:
     """The gradient of everything that trains, before and after a forward pass without gradients."""
-    model = attach_lora(emotion_model(backbone, quantization, one_token), 4, 8, 0.0)
+    model = attach_lora(emotion_model(backbone, quantization, one_token), 4, 8, 0.0).to(device)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             seed = int.from_bytes(name.encode()[-40:], "big") % 2**31
-            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
-    embeddings = torch.randn(8, EMBED_DIM, generator=torch.Generator().manual_seed(1))
-    targets = (torch.arange(8 * len(LABELS)).view(8, -1) % 2).float()
+            drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+            parameter.data.copy_(0.1 * drawn)
+    embeddings = torch.randn(8, EMBED_DIM, generator=torch.Generator().manual_seed(1)).to(device)
+    targets = (torch.arange(8 * len(LABELS)).view(8, -1) % 2).float().to(device)
     found = []
     for _ in range(2):
         model.zero_grad()
@@ -328,41 +341,46 @@ def gradients_around_an_evaluation(backbone: nn.Module, quantization: str, one_t
     return found
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("quantization", ["nf4", "8bit"])
 @FORMS
 def test_the_gradient_with_lora_is_right_after_an_evaluation(
-    checkpoints: Path, quantization: str, one_token: bool
+    checkpoints: Path, quantization: str, one_token: bool, device: str
 ) -> None:
     source = str(checkpoints / "plain")
-    backbone = load_frozen_backbone(source, None, quantization, "cpu", one_token)
+    backbone = load_frozen_backbone(source, None, quantization, device, one_token)
     weights = {name: exact_weight(module) for name, module in linear_layers(backbone).items()}
-    before, after = gradients_around_an_evaluation(backbone, quantization, one_token)
+    before, after = gradients_around_an_evaluation(backbone, quantization, one_token, device)
     torch.testing.assert_close(after, before, rtol=0, atol=0)
-    exact = load_frozen_backbone(source, None, "none", "cpu", one_token)
+    exact = load_frozen_backbone(source, None, "none", device, one_token)
     for name, module in linear_layers(exact).items():
         module.weight.data = weights[name]
-    expected, _ = gradients_around_an_evaluation(exact, "none", one_token)
+    expected, _ = gradients_around_an_evaluation(exact, "none", one_token, device)
     assert torch.cosine_similarity(before, expected, dim=0) > 0.999
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("quantization", ["nf4", "8bit"])
 @FORMS
-def test_a_package_computes_what_training_did(checkpoints: Path, quantization: str, one_token: bool) -> None:
+def test_a_package_computes_what_training_did(
+    checkpoints: Path, quantization: str, one_token: bool, device: str
+) -> None:
     """Equal to the last bit: PEFT's LoRA layers round differently, and the package's check would allow 1e-4."""
     source = str(checkpoints / "plain")
     names = [name for name in ALL_LINEAR if not (one_token and name in IDLE)]
-    backbone = load_frozen_backbone(source, None, quantization, "cpu", one_token)
-    trained = attach_lora(emotion_model(backbone, quantization, one_token), 4, 8, 0.0)
+    backbone = load_frozen_backbone(source, None, quantization, device, one_token)
+    trained = attach_lora(emotion_model(backbone, quantization, one_token), 4, 8, 0.0).to(device)
     for name, parameter in trained.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.1)
     _, adapter = split_trained_weights(get_peft_model_state_dict(trained))
     config = LoraConfig(r=4, lora_alpha=8, target_modules=names)
-    published = get_peft_model(load_backbone(source, quantization=quantization, one_token=one_token), config)
+    loaded_again = load_backbone(source, quantization=quantization, one_token=one_token, device=device)
+    published = get_peft_model(loaded_again, config)
     loaded = set_peft_model_state_dict(published, adapter)
     assert not loaded.unexpected_keys and len(adapter) == 2 * 2 * len(names)
-    expected = run(trained.get_base_model().backbone, tokens())  # type: ignore[union-attr, arg-type]
-    torch.testing.assert_close(run(published.get_base_model(), tokens()), expected, rtol=0, atol=0)
+    expected = run(trained.get_base_model().backbone, tokens(device))  # type: ignore[union-attr, arg-type]
+    torch.testing.assert_close(run(published.get_base_model(), tokens(device)), expected, rtol=0, atol=0)
 
 
 @pytest.mark.skipif(not bitsandbytes.functional.has_avx512bf16(), reason="this CPU's weights are not repacked")
@@ -373,7 +391,7 @@ def test_without_the_guard_the_gradient_is_wrong(checkpoints: Path, one_token: b
     for module in linear_layers(backbone).values():
         assert not module.support_avx512bf16_for_cpu  # type: ignore[truthy-function]
         module.__dict__["support_avx512bf16_for_cpu"] = True
-    before, after = gradients_around_an_evaluation(backbone.requires_grad_(False), "nf4", one_token)
+    before, after = gradients_around_an_evaluation(backbone.requires_grad_(False), "nf4", one_token, "cpu")
     assert torch.cosine_similarity(before, after, dim=0) < 0.99
 
 

@@ -48,7 +48,7 @@ def test_what_is_not_supported_names_the_remedy(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was trained in Unsloth's environment, on its CPU backend."""
+    """A run that was trained in Unsloth's environment, on a GPU or on its CPU backend."""
     if PYTHON is None:
         pytest.skip("UNSLOTH_PYTHON is not set: make an environment with tests/unsloth_environment.sh")
     base = tmp_path_factory.mktemp("unsloth")
@@ -62,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {
         **{key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"},
         "PYTHONPATH": str(ROOT),
-        "UNSLOTH_FORCE_CPU": "1",
+        **({} if torch.cuda.is_available() else {"UNSLOTH_FORCE_CPU": "1"}),
         "GOEMOTIONS_MISTRAL_CACHE": str(base / "cache"),
     }
     chosen = ["--loader", "unsloth", "--quantization", "nf4", "--one_token", "false", "--learning_rate_lora", "0.02"]
