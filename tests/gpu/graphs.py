@@ -42,7 +42,9 @@ def main() -> None:
     config, features = classifier.config, classifier.features(rows.texts)
     thresholds = [config.thresholds[label] for label in classifier.labels]
     for name in wanted:
-        session = onnxruntime.InferenceSession(package / GRAPH_FILE, providers=[name, "CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            package / GRAPH_FILE, providers=[*dict.fromkeys([name, "CPUExecutionProvider"])]
+        )
         if session.get_providers()[0] != name:
             emit("graphs", "left_out", why=f"{name} cannot be loaded")
             continue
