@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests import HUB_CACHE
+from tests.hosts import Host, join
 from tests.pictures import quick_pictures
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -48,17 +49,26 @@ class Training:
         flags: of the command line.
         cache: the folder of its embeddings, and of ``launch.log``.
         processes: how many train together.
+        hosts: where each of them runs, if not on this machine.
     """
 
-    def __init__(self, flags: list[str], cache: Path, processes: int) -> None:
+    def __init__(self, flags: list[str], cache: Path, processes: int, hosts: Sequence[Host] = ()) -> None:
         with closing(socket.create_server(("127.0.0.1", 0))) as free:
             port = free.getsockname()[1]
         shared = {"GOEMOTIONS_MISTRAL_CACHE": str(cache), "ACCELERATE_USE_CPU": "true"}
         if processes > 1:
-            sizes = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-            shared |= {**sizes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            sizes = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": "1" if hosts else str(processes)}
+            address = hosts[0].address if hosts else "127.0.0.1"
+            shared |= {**sizes, "MASTER_ADDR": address, "MASTER_PORT": str(port)}
         self.processes = [
-            start(_train, flags, cache / "launch.log", shared | _rank(rank, processes)) for rank in range(processes)
+            start(
+                _train,
+                flags,
+                cache / "launch.log",
+                shared | _rank(rank, processes, hosts),
+                hosts[rank].namespace if hosts else "",
+            )
+            for rank in range(processes)
         ]
 
     def wait(self) -> int:
@@ -77,13 +87,17 @@ class Training:
                 os.kill(process.pid, signal.SIGKILL)
 
 
-def _rank(rank: int, processes: int) -> dict[str, str]:
+def _rank(rank: int, processes: int, hosts: Sequence[Host]) -> dict[str, str]:
+    if hosts:
+        return {"RANK": str(rank), "LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": hosts[rank].interface}
     return {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
 
 
-def _train(flags: list[str], log: Path, environment: dict[str, str]) -> None:
+def _train(flags: list[str], log: Path, environment: dict[str, str], namespace: str) -> None:
     from training.run import main
 
+    if namespace:
+        join(namespace)
     print_to(log)
     os.environ.update(environment)
     sys.argv = ["training/run.py", *flags]

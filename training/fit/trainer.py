@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -179,14 +179,17 @@ class FocalTrainer(Trainer):
         """The micro-batches of a step and their label decisions, over all processes.
 
         With several processes, accelerate fills the last micro-batch of an epoch with rows already seen; they get the
-        label that both the count and the loss ignore.
+        label that both the count and the loss ignore. How many they are is counted here: accelerate does not know it in
+        an epoch that a resumed run continues.
         """
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        loader = self.accelerator.gradient_state
-        if not loader.end_of_dataloader or loader.remainder <= 0:
+        if not self.accelerator.gradient_state.end_of_dataloader or self.args.world_size == 1:
             return batches, num_items
         own = len(batches[-1]["labels"])
-        batches[-1]["labels"][max(loader.remainder - self.args.process_index * own, 0) :] = IGNORED_LABEL
+        new = len(cast(FeatureDataset, self.train_dataset)) % (own * self.args.world_size)
+        if not new:
+            return batches, num_items
+        batches[-1]["labels"][max(new - self.args.process_index * own, 0) :] = IGNORED_LABEL
         return batches, self._get_num_items_in_batch(batches, device)
 
 
