@@ -93,6 +93,7 @@ def load_frozen_backbone(
     one_token: bool = False,
     dtype: torch.dtype = torch.float32,
     num_hidden_layers: int | None = None,
+    bnb_4bit_quant_storage: str = "uint8",
 ) -> nn.Module:
     """Load a frozen backbone; see :func:`holds_matrices_alone` for what is bfloat16.
 
@@ -103,7 +104,16 @@ def load_frozen_backbone(
         raise RuntimeError("Unsloth has patched transformers in this process. Remedy: use a process for each loader")
     held = holds_matrices_alone(dtype, quantization, one_token)
     loaded = torch.float32 if held else dtype
-    backbone = load_backbone(name, revision, quantization, loaded, device, one_token, num_hidden_layers)
+    backbone = load_backbone(
+        name,
+        revision,
+        quantization,
+        loaded,
+        device,
+        one_token,
+        num_hidden_layers,
+        bnb_4bit_quant_storage=bnb_4bit_quant_storage,
+    )
     if held:
         hold_bfloat16(backbone)
     return backbone.requires_grad_(False)

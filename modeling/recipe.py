@@ -162,6 +162,12 @@ class Recipe(ModelSettings):
     num_hidden_layers: int = setting(
         0, "number of backbone layers to use, from the first; 0 uses all", "model", least=0
     )
+    bnb_4bit_quant_storage: Literal["uint8", "bfloat16"] = setting(
+        "uint8",
+        "type of the tensors that 4-bit weights are packed in; FSDP shards them only in bfloat16, which changes no value",
+        "model",
+        on_card=False,
+    )
     loader: Literal["transformers", "unsloth"] = setting(
         "transformers", "library that loads the backbone; unsloth needs its own environment", "model"
     )

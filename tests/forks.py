@@ -42,6 +42,31 @@ def print_to(log: Path) -> None:
     os.dup2(file, 1), os.dup2(file, 2)
 
 
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+"""What ``accelerate launch`` makes of training/accelerate/fsdp2.yaml."""
+
+
+def shard_on_cpus() -> None:
+    """Let accelerate shard here: it does so only on accelerators, although FSDP2 itself works on CPUs with gloo."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    make = PartialState.__init__
+
+    def initialize(self: PartialState, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **options)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = initialize  # type: ignore[method-assign]
+
+
 class Training:
     """A run of ``training/run.py`` in forked processes, with the environment that ``accelerate launch`` gives them.
 
@@ -50,9 +75,12 @@ class Training:
         cache: the folder of its embeddings, and of ``launch.log``.
         processes: how many train together.
         hosts: where each of them runs, if not on this machine.
+        sharded: does each hold a part of the weights, by FSDP2?
     """
 
-    def __init__(self, flags: list[str], cache: Path, processes: int, hosts: Sequence[Host] = ()) -> None:
+    def __init__(
+        self, flags: list[str], cache: Path, processes: int, hosts: Sequence[Host] = (), sharded: bool = False
+    ) -> None:
         with closing(socket.create_server(("127.0.0.1", 0))) as free:
             port = free.getsockname()[1]
         shared = {"GOEMOTIONS_MISTRAL_CACHE": str(cache), "ACCELERATE_USE_CPU": "true"}
@@ -60,6 +88,8 @@ class Training:
             sizes = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": "1" if hosts else str(processes)}
             address = hosts[0].address if hosts else "127.0.0.1"
             shared |= {**sizes, "MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        if sharded:
+            shared |= FSDP2
         self.processes = [
             start(
                 _train,
@@ -100,6 +130,8 @@ def _train(flags: list[str], log: Path, environment: dict[str, str], namespace: 
         join(namespace)
     print_to(log)
     os.environ.update(environment)
+    if environment.keys() >= FSDP2.keys():
+        shard_on_cpus()
     sys.argv = ["training/run.py", *flags]
     code = 1
     try:

@@ -79,7 +79,9 @@ def test_two_hosts_train_what_one_process_does(alone: dict[str, torch.Tensor], t
     equal(alone, weights_of(together), exactly=False)
 
 
-def test_a_host_is_killed_and_both_resume(cache: Path, together: Path, flags: list[str], hosts: tuple[Host, Host]) -> None:
+def test_a_host_is_killed_and_both_resume(
+    cache: Path, together: Path, flags: list[str], hosts: tuple[Host, Host]
+) -> None:
     run = cache / "killed"
     command = [*flags, *CUT, "--output_dir", str(run), "--checkpoint_minutes", "1e-9", "--save_total_limit", "99"]
     training = Training(command, cache, 2, hosts)

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from modeling.infer import find_damage, publish, staging
 from modeling.machine import cpu_name
 from modeling.recipe import FIELDS, Recipe, free_on_resume
-from modeling.records import AUDIT, FOLDS, MODEL, RECIPE, RESULTS, TIMING, Environment, Record
+from modeling.records import AUDIT, ENVIRONMENT, FOLDS, MODEL, RECIPE, RESULTS, TIMING, Environment, Record
 from modeling.rows.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,11 @@ PACKAGES = [
 
 class RunFolderError(InputError, RuntimeError):
     """The folder cannot take this run; the message names the remedy."""
+
+
+def rows_of_step(recipe: Mapping[str, Any], processes: int) -> int:
+    """Rows of an optimizer step, of all processes; an accumulation of 0 only cuts the step of a process."""
+    return int(recipe["batch_size"] * max(recipe["gradient_accumulation_steps"], 1) * processes)
 
 
 class RunFolder:
@@ -120,13 +125,29 @@ class RunFolder:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.checkpoints.mkdir(exist_ok=True)
 
-    def refuse_other_recipe(self, fields: Mapping[str, Any]) -> None:
+    def refuse_other_recipe(self, fields: Mapping[str, Any], processes: int | None = None) -> None:
         """Refuse to resume with settings other than the run's.
+
+        Another number of processes may continue it, if a step keeps its rows.
+
+        Args:
+            fields: the settings of the recipe.
+            processes: how many continue the run; None if that is not known yet.
 
         Raises:
             RunFolderError: the settings differ; the message names them.
         """
         stored, free = self.read_recipe(), free_on_resume()
+        before = self._processes()
+        if processes and before and processes != before:
+            rows, wanted = rows_of_step(fields, processes), rows_of_step(stored, before)
+            if rows != wanted:
+                raise RunFolderError(
+                    f"--resume with steps of {rows:,} rows, but those of {self.path} have {wanted:,}, by {before} processes. "
+                    f"Remedy: with {processes} of them, give a --batch_size and --gradient_accumulation_steps whose product is "
+                    f"{wanted / processes:g}, or use --overwrite to train again"
+                )
+            free = [*free, "batch_size", "gradient_accumulation_steps"]
         # A field that the run's version did not have cannot differ.
         other = sorted(key for key in fields if key in stored and key not in free and stored[key] != fields[key])
         if other:
@@ -134,6 +155,10 @@ class RunFolder:
                 f"--resume with settings that differ from {self.path}: {', '.join(other)}. Remedy: give the same "
                 "recipe and flags, or use --overwrite to train again"
             )
+
+    def _processes(self) -> int | None:
+        """How many processes trained the run last; None if it is not recorded."""
+        return self.read(ENVIRONMENT)["processes"] if (self.path / ENVIRONMENT).is_file() else None
 
     def inputs_sha256(self) -> dict[str, str]:
         """Fingerprints of splits, teachers and start as the run read them; empty if none are recorded."""

@@ -25,6 +25,7 @@ from training.fit.emissions import start_tracking, stop_tracking
 from training.fit.folds import out_of_fold_logits
 from training.fit.prepare import Corpora, Prepared, prepare
 from training.fit.results import finish, warning_of
+from training.fit.sharding import fit_checkpoints, gather_weights, load_weights, refuse_unshardable, sharded_by
 from training.fit.start import find_start, record_start, refuse_other_settings
 from training.run_folder import RunFolder, RunFolderError, describe_environment
 from training.scores.plots import plot_label_frequencies
@@ -55,9 +56,10 @@ def _train(
 ) -> None:
     opened, tracker = time.perf_counter(), start_tracking(options.co2_country if state.is_main_process else None)
     with state.main_process_first():
+        refuse_unshardable(recipe)
         refuse_other_settings(recipe)
         if state.is_main_process:
-            refuse_to_replace(run, recipe, options, corpora)
+            refuse_to_replace(run, recipe, options, corpora, state.num_processes)
         log_to(run, state)
         if recipe.head == "mlp":
             logger.info(
@@ -76,13 +78,18 @@ def _train(
         run.clear(checkpoints=options.overwrite)
         describe_run(run, recipe, data, describe_environment(recipe.seed, state.num_processes, fitted.bf16))
         checkpoint = [find_checkpoint(run) if options.resume else None]
+        if trainer is not None and checkpoint[0]:
+            fit_checkpoints(run, trainer)
     [resumed] = broadcast_object_list(checkpoint)
     out_of_fold = None
     if trainer is None:  # the folds' models before this one: two at once could fill the memory
         out_of_fold = out_of_fold_logits(data, fitted, run, state)
         trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
     trainer.train(resume_from_checkpoint=resumed)
+    weights = gather_weights(trainer) if sharded_by() else None
     if state.is_main_process:
+        if weights is not None:
+            trainer.model = load_weights(build_model(fitted, data, state), weights)
         timing: TrainingTime = {
             "seconds_of_preparation": round(started - opened, 1),
             "seconds_of_training": round(time.perf_counter() - started, 1),
@@ -108,7 +115,7 @@ def hash_inputs(recipe: Recipe, corpora: Corpora) -> dict[str, str]:
     return corpora.rows(recipe).fingerprints() | fingerprints(recipe.teachers) | start | left_out
 
 
-def refuse_to_replace(run: RunFolder, recipe: Recipe, options: TrainOptions, corpora: Corpora) -> None:
+def refuse_to_replace(run: RunFolder, recipe: Recipe, options: TrainOptions, corpora: Corpora, processes: int) -> None:
     """Refuse a folder with a run that this command must not replace or cannot continue.
 
     Raises:
@@ -119,7 +126,7 @@ def refuse_to_replace(run: RunFolder, recipe: Recipe, options: TrainOptions, cor
         raise RunFolderError(f"start_from: {run.path} is this run's own folder. Remedy: use another --output_dir")
     try:
         if options.resume and (run.path / RECIPE).exists():
-            run.refuse_other_recipe(dataclasses.asdict(recipe))
+            run.refuse_other_recipe(dataclasses.asdict(recipe), processes)
         run.refuse_finished(options.resume, options.overwrite)
     except RunFolderError:
         corpora.rows(recipe)

@@ -33,6 +33,7 @@ from modeling.recipe import CROSS_FIT, Recipe, model_settings
 from modeling.rows.errors import first_line
 from training.fit.prepare import Prepared
 from training.fit.projection import standardize_projection
+from training.fit.sharding import prepare_sharding, sharded_by
 from training.fit.start import take_over
 from training.fit.trainer import CheckpointByTime, FeatureDataset, FocalTrainer, SealedCheckpoints
 from training.recipe import RecipeError
@@ -69,7 +70,7 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
         take_over(trained, recipe.start_from, data.corpus.labels)
     if recipe.torch_compile:
         _compile(model)
-    elif recipe.fused_layers and holds_bfloat16(recipe, config) and state.device.type == "cpu":
+    elif recipe.fused_layers and holds_bfloat16(recipe, config) and state.device.type == "cpu" and not sharded_by():
         kept = "they are: one function needs one-token input and plain LoRA on all matrices"
         logger.info("layers train as %s", "one function each" if fuse_layers(model.backbone) else kept)
     logger.info("%s", count_parameters(trained))
@@ -97,6 +98,7 @@ def _load_backbone(recipe: Recipe, config: EmotionConfig, state: PartialState) -
         config.reads_one_token,
         torch.bfloat16 if holds_bfloat16(recipe, config) else torch.float32,
         config.num_hidden_layers,
+        recipe.bnb_4bit_quant_storage,
     )
 
 
@@ -210,6 +212,8 @@ def build_trainer(
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )
+    if sharded_by():
+        prepare_sharding(model)
     rows, labels, validation = data.rows, data.corpus.labels, data.features("validation")
     by_length = np.argsort(-validation.lengths, kind="stable")  # so that batches need little padding
     callbacks: list[TrainerCallback] = [SealedCheckpoints(run, recipe.save_total_limit)]

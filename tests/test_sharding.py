@@ -1,0 +1,175 @@
+"""Sharded training: FSDP2 over gloo gives what one whole model gives, and its checkpoints continue in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from transformers import MistralModel
+
+from hub_release.export import export
+from modeling.backbones import load_frozen_backbone
+from modeling.infer import EmotionClassifier
+from tests.conftest import ROOT, tiny_config, tiny_flags, write_corpus
+from tests.forks import FSDP2, Training
+from tests.test_trainer import cut_off, weights_of
+from training.fit.sharding import prepare_sharding, refuse_unshardable
+from training.options import parse
+from training.recipe import RecipeError
+
+pytestmark = pytest.mark.usefixtures("pixels")
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharding")
+    write_corpus(folder / "corpus", rows=58)
+    return folder
+
+
+def flags_of(base: Path, backbone: str | Path, reads: str, run: Path, processes: int) -> list[str]:
+    """A checkpoint after each of twelve steps of 16 rows."""
+    flags = tiny_flags(base / "corpus", backbone, run)
+    flags += ["--head_dropout", "0", "--embedding_noise", "0", "--balance", "none", "--input", reads]
+    return [*flags, "--batch_size", str(16 // processes), "--checkpoint_minutes", "1e-9", "--save_total_limit", "99"]
+
+
+def train(
+    base: Path, backbone: str | Path, reads: str, run: Path, processes: int, *more: str, sharded: bool = True
+) -> None:
+    command = [*flags_of(base, backbone, reads, run, processes), *more]
+    done = Training(command, base, processes, sharded=sharded and processes > 1).wait()
+    assert done == 0, (base / "launch.log").read_text(encoding="utf-8")[-3000:]
+
+
+@pytest.fixture(scope="module", params=["embedding", "tokens"])
+def runs(base: Path, tiny_backbone: str, request: pytest.FixtureRequest) -> dict[str, Path]:
+    """The same run in one process, and sharded over two."""
+    found = {name: base / f"{request.param}-{name}" for name in ("whole", "sharded")}
+    for (_, run), processes in zip(found.items(), (1, 2), strict=True):
+        train(base, tiny_backbone, request.param, run, processes)
+    return found
+
+
+def apart(first: Path, second: Path) -> float:
+    """The greatest difference between the weights of two runs."""
+    one, two = weights_of(first), weights_of(second)
+    assert one.keys() == two.keys() and len(one) > 20
+    return max(float((one[name] - two[name]).abs().max()) for name in one)
+
+
+def test_sharded_training_gives_the_weights_of_one_model(runs: dict[str, Path]) -> None:
+    assert apart(runs["whole"], runs["sharded"]) < 1e-5
+    saved = torch.load(runs["sharded"] / "checkpoints" / "checkpoint-4" / "optimizer.bin", weights_only=True)
+    assert len(saved["state"]) == len(weights_of(runs["whole"]))  # whole, not a part of each
+
+
+def test_the_exported_package_is_the_same(runs: dict[str, Path], tmp_path: Path) -> None:
+    found = {}
+    for name, run in runs.items():
+        export(run, tmp_path / name)
+        found[name] = EmotionClassifier(tmp_path / name).predict_proba(["a sunny cake", "a dark cellar"])
+    np.testing.assert_allclose(found["sharded"], found["whole"], rtol=0, atol=1e-5)
+    files = [{path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")} for name in runs]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("before", ["whole", "sharded"])
+def test_a_checkpoint_continues_in_the_other_form(
+    base: Path, runs: dict[str, Path], before: str, tiny_backbone: str, tmp_path: Path
+) -> None:
+    """From the middle of the second epoch, with the best checkpoint before it."""
+    reads, cut = runs[before].name.split("-")[0], tmp_path / "cut"
+    cut_off(runs[before], cut, last=6, steps=STEPS)
+    processes = {"whole": 2, "sharded": 1}[before]
+    as_before = ["--batch_size", str(8 * processes)]  # of a process, which would change the rows of a step
+    with pytest.raises(
+        AssertionError, match=r"steps of (8|32) rows, but those of .* have 16, by [12] processes. Remedy"
+    ):
+        train(base, tiny_backbone, reads, cut, processes, "--resume", *as_before)
+    train(base, tiny_backbone, reads, cut, processes, "--resume")
+    log = (cut / "train.log").read_text(encoding="utf-8").split("resuming from")[1]
+    assert "checkpoint-6" in log.splitlines()[0] and "checkpoint-6 was converted" in log
+    assert apart(runs["whole"], cut) < 1e-5
+
+
+def test_four_bit_weights_are_sharded(base: Path, tmp_path: Path) -> None:
+    config = tiny_config()
+    config.hidden_size, config.intermediate_size, config.head_dim = 128, 256, 32
+    MistralModel(config).save_pretrained(tmp_path / "backbone")
+    quantized = ["--quantization", "nf4", "--bnb_4bit_quant_storage", "bfloat16"]
+    for name in ("whole", "sharded"):  # both in two processes: 4-bit layers round otherwise for other batches
+        sharded = name == "sharded"
+        train(base, tmp_path / "backbone", "embedding", tmp_path / name, 2, *quantized, sharded=sharded)
+    assert apart(tmp_path / "whole", tmp_path / "sharded") < 1e-5
+    # What accelerate says of weights that it leaves whole.
+    assert "Excluding from FSDP2 sharding" not in (base / "launch.log").read_text(encoding="utf-8")
+
+
+REFUSED = {
+    "head": ["--head", "mlp"],
+    "bnb_4bit_quant_storage": ["--quantization", "nf4"],
+    "quantization": ["--quantization", "8bit"],
+    "loader": [
+        "--loader",
+        "unsloth",
+        "--quantization",
+        "nf4",
+        "--one_token",
+        "false",
+        "--bnb_4bit_quant_storage",
+        "bfloat16",
+    ],
+    "optim": ["--optim", "adamw_bnb_8bit"],
+    "split": ["--recipe", "adapt", "--dataset", "starter"],
+}
+
+
+@pytest.mark.parametrize("setting", REFUSED)
+def test_what_cannot_be_sharded_is_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = parse(REFUSED[setting]).recipe
+    refuse_unshardable(recipe)  # nobody asked to shard
+    for engine, key in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        with monkeypatch.context() as patch:
+            patch.setenv(key, "true")
+            with pytest.raises(RecipeError, match=rf"^{setting}: .* does not go with {engine}: .*Remedy: "):
+                refuse_unshardable(recipe)
+
+
+def test_weights_that_were_quantized_before_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config()
+    config.hidden_size, config.intermediate_size, config.head_dim = 128, 256, 32
+    MistralModel(config).save_pretrained(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RecipeError, match=r"packed in torch\.uint8, which FSDP cannot shard. Remedy: "):
+        prepare_sharding(load_frozen_backbone(str(tmp_path), None, "nf4", "cpu"))
+    prepare_sharding(load_frozen_backbone(str(tmp_path), None, "nf4", "cpu", bnb_4bit_quant_storage="bfloat16"))
+
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "ddp_two_hosts": {"distributed_type": "MULTI_GPU", "num_machines": 2, "num_processes": 16},
+    "fsdp2": {"distributed_type": "FSDP", "num_processes": 8},
+    "fsdp_qlora": {"distributed_type": "FSDP", "num_processes": 2},
+    "deepspeed_zero3": {"distributed_type": "DEEPSPEED", "num_processes": 8},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_accelerate_reads_its_configurations(name: str) -> None:
+    found = load_config_from_file(str(ROOT / "training" / "accelerate" / f"{name}.yaml"))
+    for key, value in CONFIGURATIONS[name].items():
+        assert getattr(found, key) == value
+    if found.fsdp_config:
+        names = {f"FSDP_{key.removeprefix('fsdp_').upper()}": str(value) for key, value in found.fsdp_config.items()}
+        for key, value in FSDP2.items():
+            assert key == "ACCELERATE_USE_FSDP" or names[key].lower() == value.lower(), key
+
+
+def test_every_configuration_is_tested() -> None:
+    files = {path.stem for path in (ROOT / "training" / "accelerate").glob("*.yaml")}
+    assert files == set(CONFIGURATIONS)

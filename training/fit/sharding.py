@@ -1,0 +1,169 @@
+"""Sharded training: each process holds a part of every weight, gradient and optimizer state (FSDP2, or DeepSpeed ZeRO-3).
+
+Accelerate shards, as its configuration says (training/accelerate). Here is what a run needs besides: what cannot be
+sharded is refused, the trained weights come together again, and a checkpoint of sharded processes continues in a single
+one, and the reverse.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from modeling.adapters import learning_rate_groups
+from modeling.infer import publish, seal, staging
+from modeling.recipe import CROSS_FIT, Recipe
+from modeling.records import ADAPTER_WEIGHTS
+from training.fit.trainer import FocalTrainer
+from training.recipe import RecipeError
+from training.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+LAYERS = ("MistralDecoderLayer", "OneTokenLayer")
+"""Classes of the layers that are sharded each for itself."""
+SHARDED_MODEL, SHARDED_OPTIMIZER, PLAIN_OPTIMIZER = "pytorch_model_fsdp.bin", "optimizer.bin", "optimizer.pt"
+"""Files of a checkpoint, as accelerate and transformers name them."""
+
+
+def sharded_by() -> str:
+    """What accelerate was asked to shard with: ``FSDP``, ``DeepSpeed``, or empty."""
+    wanted = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+    return next((name for name, key in wanted.items() if os.environ.get(key, "false").lower() == "true"), "")
+
+
+def refuse_unshardable(recipe: Recipe) -> None:
+    """Refuse a recipe whose weights or states would stay whole on every process, or whose steps need a whole model.
+
+    Raises:
+        RecipeError: the message names the setting.
+    """
+    if not (engine := sharded_by()):
+        return
+    reasons = {
+        "head": (recipe.head == "mlp", "a baseline without a backbone has little to shard", "train it without it"),
+        "bnb_4bit_quant_storage": (
+            recipe.quantization == "nf4" and recipe.bnb_4bit_quant_storage == "uint8",
+            "only floating-point weights are sharded, so every process would hold all 4-bit ones",
+            "use bnb_4bit_quant_storage bfloat16",
+        ),
+        "quantization": (recipe.quantization == "8bit", "8-bit weights cannot be sharded", "use nf4 or none"),
+        "loader": (recipe.loader == "unsloth", "Unsloth's layers cannot be sharded", "use loader transformers"),
+        "optim": ("bnb" in recipe.optim, "the states of an 8-bit optimizer cannot be sharded", "use optim adamw_torch"),
+        "split": (
+            recipe.split == CROSS_FIT,
+            "each fold is scored by a whole model, and its backbone would be loaded anew for each",
+            "use split stratified, or train without it",
+        ),
+    }
+    for name, (refused, why, remedy) in reasons.items():
+        if refused:
+            raise RecipeError(f"{name}: {getattr(recipe, name)} does not go with {engine}: {why}. Remedy: {remedy}")
+
+
+def prepare_sharding(model: nn.Module) -> None:
+    """Tell accelerate the classes of the model's layers, so that a configuration need not.
+
+    Raises:
+        RecipeError: the checkpoint was quantized before, into tensors that cannot be sharded.
+    """
+    packed = [weight for weight in model.parameters() if type(weight).__name__ == "Params4bit"]
+    if any(not weight.is_floating_point() for weight in packed):
+        raise RecipeError(
+            f"model_name: the checkpoint's 4-bit weights are packed in {packed[0].dtype}, which {sharded_by()} cannot "
+            "shard. Remedy: use a checkpoint in full precision"
+        )
+    there, asked = {type(module).__name__ for module in model.modules()}, cast(Any, model)
+    asked._no_split_modules = [name for name in LAYERS if name in there]
+    if "OneTokenLayer" in there:  # accelerate asks for the table of tokens, and a model without one refuses
+        asked.get_input_embeddings = lambda: None
+
+
+def gather_weights(trainer: FocalTrainer) -> dict[str, torch.Tensor]:
+    """The trained weights, whole, on the main process's CPU; empty on the others. Every process must ask for them.
+
+    The names are those of the model that :func:`training.fit.build.build_model` builds.
+    """
+    if trainer.is_deepspeed_enabled:
+        return cast(dict[str, torch.Tensor], trainer.accelerator.get_state_dict(trainer.model_wrapped))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    return cast(dict[str, torch.Tensor], get_model_state_dict(cast(nn.Module, trainer.model), options=options))
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A whole model with trained weights, in place."""
+    trained = {_saved_name(name): weights[name] for name in _trained_names(model)}
+    set_peft_model_state_dict(cast(PeftModel, model), trained)
+    return model
+
+
+def fit_checkpoints(run: RunFolder, trainer: FocalTrainer) -> None:
+    """Convert a run's checkpoints, if they are from sharded processes and this one is not, or the reverse.
+
+    The main process does it, before training resumes. A checkpoint is replaced once its new form is complete.
+
+    Args:
+        run: the run.
+        trainer: has the model before it is sharded.
+    """
+    sharded = bool(sharded_by())
+    for checkpoint in sorted(run.checkpoints.glob("checkpoint-*")):
+        if (checkpoint / SHARDED_MODEL).exists() == sharded:
+            continue
+        with staging(run.path, ".writing-") as folder:
+            converted = folder / checkpoint.name
+            shutil.copytree(checkpoint, converted)
+            (_to_sharded if sharded else _to_plain)(converted, cast(PeftModel, trainer.model))
+            seal(converted)
+            checkpoint.rename(folder / "before")
+            publish(converted, checkpoint)
+        logger.info("%s was converted for %s", checkpoint.name, "sharded processes" if sharded else "a single process")
+
+
+def _to_sharded(checkpoint: Path, model: PeftModel) -> None:
+    weights = load_file(checkpoint / Path(ADAPTER_WEIGHTS).name)
+    torch.save({name: weights[_saved_name(name)] for name in _trained_names(model)}, checkpoint / SHARDED_MODEL)
+    plain = torch.load(checkpoint / PLAIN_OPTIMIZER, weights_only=True)
+    names = [name for group in _grouped_names(model) for name in group]
+    groups = [{**group, "params": [names[index] for index in group["params"]]} for group in plain["param_groups"]]
+    state = {names[index]: values for index, values in plain["state"].items()}
+    torch.save({"state": state, "param_groups": groups}, checkpoint / SHARDED_OPTIMIZER)
+    (checkpoint / PLAIN_OPTIMIZER).unlink()
+
+
+def _to_plain(checkpoint: Path, model: PeftModel) -> None:
+    sharded = torch.load(checkpoint / SHARDED_OPTIMIZER, weights_only=True)
+    settings = {name: group for group in sharded["param_groups"] for name in group["params"]}
+    grouped = _grouped_names(model)
+    places = {name: index for index, name in enumerate(name for group in grouped for name in group)}
+    groups = [{**settings[group[0]], "params": [places[name] for name in group]} for group in grouped]
+    state = {places[name]: values for name, values in sharded["state"].items()}
+    torch.save({"state": state, "param_groups": groups}, checkpoint / PLAIN_OPTIMIZER)
+    for name in (SHARDED_OPTIMIZER, SHARDED_MODEL):
+        (checkpoint / name).unlink()
+
+
+def _grouped_names(model: PeftModel) -> list[list[str]]:
+    """Names of the trained weights, in the order in which the optimizer has them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = learning_rate_groups(model, 0.0, 0.0, 0.0, 0.0)
+    return [[names[id(parameter)] for parameter in cast(list[nn.Parameter], group["params"])] for group in groups]
+
+
+def _trained_names(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _saved_name(name: str) -> str:
+    """A trained weight's name in PEFT's files."""
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
