@@ -49,7 +49,7 @@ FSDP2 = {
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
 }
-"""What ``accelerate launch`` makes of training/accelerate/fsdp2.yaml."""
+"""What ``accelerate launch`` makes of training/accelerate_configs/fsdp2.yaml."""
 
 
 def shard_on_cpus() -> None:

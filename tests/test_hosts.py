@@ -108,7 +108,7 @@ def test_the_launcher_on_two_hosts(
     processes = []
     for rank, host in enumerate(hosts):
         command = ["ip", "netns", "exec", host.namespace, sys.executable, "-m", "accelerate.commands.launch"]
-        command += ["--config_file", "training/accelerate/ddp_two_hosts.yaml", "--machine_rank", str(rank)]
+        command += ["--config_file", "training/accelerate_configs/ddp_two_hosts.yaml", "--machine_rank", str(rank)]
         command += ["--num_processes", "2", "--main_process_ip", hosts[0].address, "--main_process_port", "29511"]
         environment = os.environ | {"GLOO_SOCKET_IFNAME": host.interface, "GOEMOTIONS_MISTRAL_CACHE": str(cache)}
         command += ["training/run.py", *flags, *CUT, "--output_dir", str(run)]

@@ -14,12 +14,16 @@ from transformers import MistralModel
 from hub_release.export import export
 from modeling.backbones import load_frozen_backbone
 from modeling.infer import EmotionClassifier
+from modeling.memory.plan import plan_memory
+from modeling.memory.shards import FETCHED, shard
 from tests.conftest import ROOT, tiny_config, tiny_flags, write_corpus
 from tests.forks import FSDP2, Training
 from tests.test_trainer import cut_off, weights_of
-from training.fit.sharding import prepare_sharding, refuse_unshardable
+from training.fit.batch import read_setting
+from training.fit.sharding import prepare_sharding, refuse_unshardable, sharded_by
 from training.options import parse
 from training.recipe import RecipeError
+from training.run import main
 
 pytestmark = pytest.mark.usefixtures("pixels")
 STEPS = 12
@@ -133,12 +137,39 @@ REFUSED = {
 @pytest.mark.parametrize("setting", REFUSED)
 def test_what_cannot_be_sharded_is_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = parse(REFUSED[setting]).recipe
-    refuse_unshardable(recipe)  # nobody asked to shard
+    refuse_unshardable(recipe, sharded_by())  # nobody asked to shard
     for engine, key in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
         with monkeypatch.context() as patch:
             patch.setenv(key, "true")
             with pytest.raises(RecipeError, match=rf"^{setting}: .* does not go with {engine}: .*Remedy: "):
-                refuse_unshardable(recipe)
+                refuse_unshardable(recipe, sharded_by())
+
+
+def test_the_plan_of_a_rank(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the 24B in 4-bit: a process holds its share of weights and states, and some layers as they are needed."""
+    flags = ["--recipe", "mistral_24b_tokens", "--bnb_4bit_quant_storage", "bfloat16", "--optim", "adamw_torch"]
+    setting = read_setting(parse(flags).recipe)
+    plan = plan_memory(setting)
+    shards = {ranks: shard(plan, ranks, 40) for ranks in (1, 2, 8)}
+    for moment, parts in plan.training.items():
+        whole = shards[1][moment]
+        assert {name: size for name, size in whole.items() if name != FETCHED} == parts
+        for ranks in (2, 8):
+            mine = shards[ranks][moment]
+            assert mine["workspace"] == parts["workspace"] and mine.get("activations") == parts.get("activations")
+            for name in ("quantized matrices", "optimizer states"):
+                assert parts[name] <= ranks * mine[name] < parts[name] + ranks
+    step = plan.training["step"]
+    one_layer = (step["quantized matrices"] + step["adapters"]) // 40
+    assert shards[8]["step"][FETCHED] == one_layer + max(one_layer, 131_072 * 5_120 * 2)
+    assert sum(shards[8]["step"].values()) < 0.5 * sum(step.values())
+    monkeypatch.setattr("training.commands.plan.savings", lambda _: {"the recipe as it stands": setting})
+    monkeypatch.setattr("training.commands.plan.plan_memory", lambda _: plan)
+    assert main(["plan", *flags, "--ranks", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert "a step/8" in printed and FETCHED in printed and "of 8 GPUs that shard it by FSDP2" in printed
+    assert main(["plan", "--recipe", "mistral_24b_tokens", "--ranks", "2"]) == 2
+    assert "bnb_4bit_quant_storage: uint8 does not go with FSDP" in capsys.readouterr().err
 
 
 def test_weights_that_were_quantized_before_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +192,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_accelerate_reads_its_configurations(name: str) -> None:
-    found = load_config_from_file(str(ROOT / "training" / "accelerate" / f"{name}.yaml"))
+    found = load_config_from_file(str(ROOT / "training" / "accelerate_configs" / f"{name}.yaml"))
     for key, value in CONFIGURATIONS[name].items():
         assert getattr(found, key) == value
     if found.fsdp_config:
@@ -171,5 +202,5 @@ def test_accelerate_reads_its_configurations(name: str) -> None:
 
 
 def test_every_configuration_is_tested() -> None:
-    files = {path.stem for path in (ROOT / "training" / "accelerate").glob("*.yaml")}
+    files = {path.stem for path in (ROOT / "training" / "accelerate_configs").glob("*.yaml")}
     assert files == set(CONFIGURATIONS)

@@ -94,7 +94,7 @@ def run(command: Command[Any]) -> int:
         case "plan":
             from training.commands.plan import describe_plan
 
-            sys.stdout.write(describe_plan(recipe) + "\n")
+            sys.stdout.write(describe_plan(recipe, options.ranks) + "\n")
             return 0
         case "compare-runs":
             from training.commands.compare import compare_runs

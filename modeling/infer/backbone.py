@@ -63,8 +63,7 @@ def load_backbone(
         one_token: load an :class:`OneTokenMistral`.
         num_hidden_layers: number of layers to load, from the first; None loads all.
         expected: settings that the checkpoint's configuration must have; compared before any weights are downloaded.
-        bnb_4bit_quant_storage: type of the tensors that 4-bit weights are packed in, ``uint8`` or ``bfloat16``; those of an
-            already quantized checkpoint keep theirs.
+        bnb_4bit_quant_storage: type of the tensors into which 4-bit weights are packed, if they are not yet.
 
     Raises:
         ImportError: quantization needs bitsandbytes.

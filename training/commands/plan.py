@@ -21,9 +21,11 @@ from modeling.memory.plan import (
     plan_memory,
     smallest_gpu,
 )
+from modeling.memory.shards import FETCHED, shard
 from modeling.recipe import Recipe
 from modeling.rows.errors import InputError
 from training.fit.batch import free_memory, read_setting
+from training.fit.sharding import refuse_unshardable
 from training.fit.trial import STEPS, is_at_hand, time_steps
 from training.options import override
 from training.recipe import RecipeError
@@ -55,8 +57,15 @@ _PARTS = {
     "optimizer states": "optimizer states",
     "activations": "activations kept for the backward pass",
     "workspace": "workspace: the largest temporaries",
+    FETCHED: FETCHED,
 }
 """Parts in the order of the table, which is for a GPU, and their names there."""
+
+
+_SHARDS = (
+    "/{0}: training on one of {0} GPUs that shard it by FSDP2, as computed from the other columns, not measured. Before\n"
+    "training each process loads the whole backbone, and after it the main one holds what inference does."
+)
 
 
 def savings(recipe: Recipe) -> dict[str, Setting]:
@@ -87,12 +96,19 @@ def savings(recipe: Recipe) -> dict[str, Setting]:
     return found
 
 
-def describe_plan(recipe: Recipe) -> str:
+def describe_plan(recipe: Recipe, ranks: int = 1) -> str:
     """The plan as text: its parts, and what each saving is worth.
 
+    Args:
+        recipe: the recipe.
+        ranks: processes that shard the training by FSDP2; 1 for none.
+
     Raises:
-        RecipeError: the shapes of the backbone cannot be read, or the plan does not know the optimizer.
+        RecipeError: the shapes of the backbone cannot be read, the plan does not know the optimizer, or the recipe cannot
+            be sharded.
     """
+    if ranks > 1:
+        refuse_unshardable(recipe, "FSDP")
     # What :func:`fit_batch` tries first.
     recipe = dataclasses.replace(recipe, gradient_accumulation_steps=recipe.gradient_accumulation_steps or 1)
     try:
@@ -101,7 +117,7 @@ def describe_plan(recipe: Recipe) -> str:
         raise RecipeError(str(error)) from None
     plan = next(iter(plans.values()))
     here = _this_machine(recipe, read_setting(recipe))
-    return "\n".join([*_parts_table(recipe, plan), "", *_savings_table(plans), *_references(recipe), "", *here])
+    return "\n".join([*_parts_table(recipe, plan, ranks), "", *_savings_table(plans), *_references(recipe), "", *here])
 
 
 def _this_machine(recipe: Recipe, setting: Setting) -> list[str]:
@@ -125,18 +141,22 @@ def _this_machine(recipe: Recipe, setting: Setting) -> list[str]:
     ]
 
 
-def _parts_table(recipe: Recipe, plan: MemoryPlan) -> list[str]:
-    columns = [*plan.training.values(), plan.inference]
+def _parts_table(recipe: Recipe, plan: MemoryPlan, ranks: int) -> list[str]:
+    columns, heads = [*plan.training.values(), plan.inference], ["a step", "optimizer", "scoring", "inference"]
+    if ranks > 1:
+        layers = (read_setting(recipe).config.backbone_config or {})["num_hidden_layers"]
+        columns += shard(plan, ranks, layers).values()
+        heads += [f"{head}/{ranks}" for head in ("a step", "optim.", "scoring")]
     backbone = (
         f"{recipe.model_name}, quantization {recipe.quantization}" if recipe.head == "backbone" else "no backbone"
     )
     rows = f"{recipe.batch_size} rows x {recipe.gradient_accumulation_steps}"
     scored = evaluation_rows(recipe.input != "embedding")
-    heads = ("a step", "optimizer", "scoring", "inference")
     lines = [
         f"Memory of {backbone}, in MiB on one GPU.",
         f"Training: a step of {rows}, then the optimizer's, then scoring {scored} rows at once. Inference: a package,",
         f"{INFERENCE_ROWS} rows at once. {_what_is_read(recipe)}",
+        *([_SHARDS.format(ranks)] if ranks > 1 else []),
         "",
         f"{'':<40}{'parameters':>15}" + "".join(f"{head:>11}" for head in heads),
     ]

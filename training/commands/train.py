@@ -56,7 +56,7 @@ def _train(
 ) -> None:
     opened, tracker = time.perf_counter(), start_tracking(options.co2_country if state.is_main_process else None)
     with state.main_process_first():
-        refuse_unshardable(recipe)
+        refuse_unshardable(recipe, sharded_by())
         refuse_other_settings(recipe)
         if state.is_main_process:
             refuse_to_replace(run, recipe, options, corpora, state.num_processes)

@@ -22,6 +22,13 @@ class RecipeOptions:
 
 
 @dataclass
+class PlanOptions(RecipeOptions):
+    """Which recipe, and how many processes share it."""
+
+    ranks: int = _option(1, "also plan one of so many processes that shard the training by FSDP2 (training/accelerate_configs)")
+
+
+@dataclass
 class TrackedOptions(RecipeOptions):
     """Which recipe, and whether its emissions are estimated."""
 
@@ -144,7 +151,7 @@ VERBS: dict[str, Verb[Any]] = {
     "compare-runs": Verb("compare finished runs by paired bootstrap", CompareRunsOptions, False, "runs"),
     "null-test": Verb("train on noise and on shuffled labels; fail if a score is above chance", NullTestOptions),
     "plan": Verb(
-        "print the memory that a recipe needs, which GPU is enough, and the minutes on this machine", RecipeOptions
+        "print the memory that a recipe needs, which GPU is enough, and the minutes on this machine", PlanOptions
     ),
     "evaluate": Verb("score a package or a run on a labeled file", EvaluateOptions, False, "model"),
     "suspects": Verb(

@@ -1,6 +1,6 @@
 """Sharded training: each process holds a part of every weight, gradient and optimizer state (FSDP2, or DeepSpeed ZeRO-3).
 
-Accelerate shards, as its configuration says (training/accelerate). Here is what a run needs besides: what cannot be
+Accelerate shards, as its configuration says (training/accelerate_configs). Here is what a run needs besides: what cannot be
 sharded is refused, the trained weights come together again, and a checkpoint of sharded processes continues in a single
 one, and the reverse.
 """
@@ -42,13 +42,17 @@ def sharded_by() -> str:
     return next((name for name, key in wanted.items() if os.environ.get(key, "false").lower() == "true"), "")
 
 
-def refuse_unshardable(recipe: Recipe) -> None:
+def refuse_unshardable(recipe: Recipe, engine: str) -> None:
     """Refuse a recipe whose weights or states would stay whole on every process, or whose steps need a whole model.
+
+    Args:
+        recipe: the recipe.
+        engine: what shards, see :func:`sharded_by`; nothing is refused if it is empty.
 
     Raises:
         RecipeError: the message names the setting.
     """
-    if not (engine := sharded_by()):
+    if not engine:
         return
     reasons = {
         "head": (recipe.head == "mlp", "a baseline without a backbone has little to shard", "train it without it"),

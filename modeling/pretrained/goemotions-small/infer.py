@@ -4329,6 +4329,7 @@ def load_backbone(
     one_token: bool = False,
     num_hidden_layers: int | None = None,
     expected: Mapping[str, Any] = MappingProxyType({}),
+    bnb_4bit_quant_storage: str = "uint8",
 ) -> PreTrainedModel:
     """Load the language model ``name`` without its output layer, in ``dtype`` or quantized.
 
@@ -4345,6 +4346,7 @@ def load_backbone(
         one_token: load an :class:`OneTokenMistral`.
         num_hidden_layers: number of layers to load, from the first; None loads all.
         expected: settings that the checkpoint's configuration must have; compared before any weights are downloaded.
+        bnb_4bit_quant_storage: type of the tensors into which 4-bit weights are packed, if they are not yet.
 
     Raises:
         ImportError: quantization needs bitsandbytes.
@@ -4374,7 +4376,8 @@ def load_backbone(
         if baked:
             config.quantization_config = settings
         else:
-            options["quantization_config"] = BitsAndBytesConfig(**settings)
+            storage = {"bnb_4bit_quant_storage": bnb_4bit_quant_storage} if quantization == "nf4" else {}
+            options["quantization_config"] = BitsAndBytesConfig(**settings, **storage)
         options |= {"dtype": torch.bfloat16, "device_map": {"": device}}
     model, loaded = kind.from_pretrained(
         source,
