@@ -88,18 +88,18 @@ def load_backbone(
     bits = {"nf4": 4, "8bit": 8}.get(quantization, 8 * dtype.itemsize)
     prepare_backbone(name, kind, config, bits, device)
     baked = getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None)
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision}
     if settings := quantization_options(name, baked, quantization):
         if baked:
             config.quantization_config = settings
         else:
-            storage = {"bnb_4bit_quant_storage": bnb_4bit_quant_storage} if quantization == "nf4" else {}
-            options["quantization_config"] = BitsAndBytesConfig(**settings, **storage)
+            options["quantization_config"] = BitsAndBytesConfig(
+                **settings, bnb_4bit_quant_storage=bnb_4bit_quant_storage
+            )
         options |= {"dtype": torch.bfloat16, "device_map": {"": device}}
     model, loaded = kind.from_pretrained(
         source,
         config=config,
-        revision=revision,
         trust_remote_code=False,
         key_mapping={LANGUAGE_MODEL: ""},
         output_loading_info=True,
