@@ -85,8 +85,7 @@ def load_backbone(
         raise ValueError(
             f"{name} has architecture {config.model_type}, not mistral. Remedy: use one_token false, and all layers"
         )
-    bits = {"nf4": 4, "8bit": 8}.get(quantization, 8 * dtype.itemsize)
-    prepare_backbone(name, kind, config, bits, device)
+    prepare_backbone(name, kind, config, {"nf4": 4, "8bit": 8}.get(quantization, 8 * dtype.itemsize), device)
     baked = getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None)
     options: dict[str, Any] = {"dtype": dtype, "revision": revision}
     if settings := quantization_options(name, baked, quantization):
