@@ -15,6 +15,8 @@ MIN_ROWS = 30
 """Positive rows, and negative rows, that a label needs in both splits. With fewer, chance looks like a permutation."""
 MIN_GAIN = 0.05
 """Lowest gain in correlation per label: in a large split even the smallest difference is beyond chance."""
+MOST_ROWS = 50_000
+"""Rows of a split that are looked at, at most, drawn at random: more would find no swap that these do not."""
 FALSE_ALARMS = 1e-3
 """Probability, per cycle length, that labels in the right order are suspected."""
 
@@ -61,6 +63,8 @@ def suspect_labels(
         other_labels: multi-hot [M, L].
         names: the L label names.
     """
+    train_embeddings, train_labels = _sample(train_embeddings, train_labels)
+    other_embeddings, other_labels = _sample(other_embeddings, other_labels)
     common = np.flatnonzero(_is_common(train_labels) & _is_common(other_labels))
     if len(common) < 2:
         return []
@@ -80,6 +84,14 @@ def suspect_labels(
             meaning = {names[common[columns[label]]]: names[common[label]] for label in cycle}
             found.append(SuspectLabels(meaning, gain, sigmas))
     return found
+
+
+def _sample(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows drawn at random, if there are more than :data:`MOST_ROWS`."""
+    if len(labels) <= MOST_ROWS:
+        return embeddings, labels
+    chosen = np.sort(np.random.default_rng(0).choice(len(labels), MOST_ROWS, replace=False))
+    return embeddings[chosen], labels[chosen]
 
 
 def _is_common(labels: np.ndarray) -> np.ndarray:

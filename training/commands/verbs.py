@@ -25,7 +25,9 @@ class RecipeOptions:
 class PlanOptions(RecipeOptions):
     """Which recipe, and how many processes share it."""
 
-    ranks: int = _option(1, "also plan one of so many processes that shard the training by FSDP2 (training/accelerate_configs)")
+    ranks: int = _option(
+        1, "also plan one of so many processes that shard the training by FSDP2 (training/accelerate_configs)"
+    )
 
 
 @dataclass

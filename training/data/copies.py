@@ -11,11 +11,11 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import tee
+from functools import cache, lru_cache
+from itertools import islice
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
+from datasketch import MinHash
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -28,6 +28,10 @@ MIN_SHINGLES = 30
 """Shorter texts are copies only if they are equal: many people write "thanks for the laugh"."""
 BANDS, BAND_ROWS = 24, 4
 """A pair is proposed with probability 1 − (1 − J⁴)²⁴: 0.998 at the threshold, above 0.999999 from J = 0.82."""
+
+_SKETCHED_AT_ONCE, _KEPT_SHINGLES = 2_048, 4_096
+_MIX = np.random.default_rng(0).integers(2**63, size=BAND_ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+"""Odd factors that make one hash of a band's values."""
 
 
 @dataclass(frozen=True)
@@ -149,26 +153,56 @@ def _near_pairs(forms: Sequence[str], references: Sequence[str]) -> Iterator[tup
     """All pairs of near copies, with their similarity."""
     # The smaller side is indexed; the other is read once and not kept.
     few, many = sorted((forms, references), key=len)
-    index = MinHashLSH(num_perm=BANDS * BAND_ROWS, params=(BANDS, BAND_ROWS))
-    known: dict[str, set[str]] = {}
-    for text, shingles, sketch in _sketches(few):
-        index.insert(text, sketch, check_duplication=False)
-        known[text] = shingles
-    for text, shingles, sketch in _sketches(many):
-        for other in index.query(sketch):
-            similarity = _jaccard(shingles, known[other])
-            if similarity >= NEAR:
-                yield (other, text, similarity) if few is forms else (text, other, similarity)
+    index = _Bands(few)
+    cut = lru_cache(maxsize=_KEPT_SHINGLES)(_shingles)
+    for texts, hashes in _hash_bands(many):
+        for row, others in sorted(index.propose(hashes).items()):
+            text = texts[row]
+            for other in sorted(others):
+                similarity = _jaccard(_shingles(text), cut(index.texts[other]))
+                if similarity >= NEAR:
+                    pair = (index.texts[other], text) if few is forms else (text, index.texts[other])
+                    yield *pair, similarity
 
 
-def _sketches(texts: Iterable[str]) -> Iterator[tuple[str, set[str], MinHash]]:
-    """Each text that is long enough, its shingles and their MinHash."""
-    cut = ((text, {text[start : start + SHINGLE] for start in range(len(text) - SHINGLE + 1)}) for text in texts)
-    long, hashed = tee((text, shingles) for text, shingles in cut if len(shingles) >= MIN_SHINGLES)
-    values = ([shingle.encode("utf-8", "surrogatepass") for shingle in shingles] for _, shingles in hashed)
-    sketches = MinHash.generator(values, num_perm=BANDS * BAND_ROWS, hashfunc=zlib.crc32)
-    for (text, shingles), sketch in zip(long, sketches, strict=True):
-        yield text, shingles, sketch
+class _Bands:
+    """Texts by the hashes of their bands, in arrays: for each band, all hashes in order, and whose they are.
+
+    datasketch's own index takes some kilobytes for each text.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        parts = list(_hash_bands(texts))
+        self.texts = [text for part, _ in parts for text in part]
+        hashes = np.concatenate([np.zeros((0, BANDS), np.uint64), *(found for _, found in parts)])
+        self.order = np.argsort(hashes, axis=0, kind="stable")
+        self.hashes = np.take_along_axis(hashes, self.order, axis=0)
+
+    def propose(self, hashes: np.ndarray) -> dict[int, set[int]]:
+        """For each row of other texts' hashes, uint64 [N, BANDS], the texts that share a band with it."""
+        found: dict[int, set[int]] = {}
+        for band in range(BANDS):
+            known = self.hashes[:, band]
+            starts = np.searchsorted(known, hashes[:, band], side="left")
+            ends = np.searchsorted(known, hashes[:, band], side="right")
+            for row in np.flatnonzero(ends > starts).tolist():
+                found.setdefault(row, set()).update(self.order[starts[row] : ends[row], band].tolist())
+        return found
+
+
+def _hash_bands(texts: Iterable[str]) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Batches of the texts that are long enough, and a hash of each of their bands, uint64 [N, BANDS]."""
+    long = (text for text in texts if len(text) >= SHINGLE and len(_shingles(text)) >= MIN_SHINGLES)
+    while batch := list(islice(long, _SKETCHED_AT_ONCE)):
+        values = ([shingle.encode("utf-8", "surrogatepass") for shingle in _shingles(text)] for text in batch)
+        sketches = MinHash.generator(values, num_perm=BANDS * BAND_ROWS, hashfunc=zlib.crc32)
+        rows = np.array([sketch.hashvalues for sketch in sketches], dtype=np.uint64).reshape(-1, BANDS, BAND_ROWS)
+        # Modulo 2⁶⁴; bands that differ have the same hash so seldom that the similarity decides soon enough.
+        yield batch, (rows * _MIX).sum(axis=-1)
+
+
+def _shingles(text: str) -> set[str]:
+    return {text[start : start + SHINGLE] for start in range(len(text) - SHINGLE + 1)}
 
 
 def _jaccard(a: set[str], b: set[str]) -> float:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
+import os
 import re
 import sqlite3
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -17,11 +20,13 @@ from modeling.infer import CacheError, LoadedEncoder, encode_in_batches, require
 
 logger = logging.getLogger(__name__)
 
+MAPPED_BYTES = 2**28
+"""From this size on embeddings lie in a file: the system holds of it what it has room for."""
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def encode(texts: Sequence[str], encoder: LoadedEncoder, folder: Path) -> np.ndarray:
-    """Embeddings of ``texts``, float32 [N, E], in order.
+    """Embeddings of ``texts``, float32 [N, E], in order; many of them lie in a file that the system maps into memory.
 
     Texts that are not in the cache are encoded in batches, each committed before the next. So a stopped run loses one
     batch, and several processes may share the file. Each embedding is verified by its hash, and made again if that
@@ -32,46 +37,83 @@ def encode(texts: Sequence[str], encoder: LoadedEncoder, folder: Path) -> np.nda
     """
     slug = re.sub(r"[^\w.-]+", "_", f"{encoder.name}-{encoder.version}")
     path = folder / f"{slug}.sqlite"
-    keys = [hashlib.sha256(text.encode()).digest() for text in texts]
-    wanted = dict(zip(keys, texts, strict=True))
     try:
-        known = _encode(wanted, encoder, path)
+        return _encode(texts, encoder, path)
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
             raise CacheError(folder, f"cannot be used ({path.name}: {error})") from error
         logger.warning("%s is damaged (%s); all its embeddings are made again", path, error)
         for part in (path, path.with_name(f"{path.name}-journal")):
             part.unlink(missing_ok=True)
-        known = _encode(wanted, encoder, path)
-    return np.stack([known[key] for key in keys])
+        return _encode(texts, encoder, path)
 
 
-def _encode(texts: Mapping[bytes, str], encoder: LoadedEncoder, path: Path) -> dict[bytes, np.ndarray]:
-    """Embeddings of texts, by the keys of the texts; what the file lacks is encoded and added to it."""
-    known = _read(path, list(texts))
-    missing = {key: text for key, text in texts.items() if key not in known}
+class _Vectors:
+    """Embeddings of N texts, filled row by row; their width is known with the first.
+
+    Args:
+        keys: of the texts, [N].
+        folder: for the file that holds many of them.
+    """
+
+    def __init__(self, keys: Sequence[bytes], folder: Path) -> None:
+        self.keys, self.folder = keys, folder
+        self.rows: np.ndarray | None = None
+        self.missing: dict[bytes, list[int]] = {}
+
+    def fill(self, places: Iterable[int], vectors: Mapping[bytes, np.ndarray]) -> None:
+        """Fill rows from embeddings by key; a row whose key has none is missing."""
+        for place in places:
+            vector = vectors.get(self.keys[place])
+            if vector is None:
+                self.missing.setdefault(self.keys[place], []).append(place)
+                continue
+            if self.rows is None:
+                self.rows = _allocate((len(self.keys), len(vector)), self.folder)
+            self.rows[place] = vector
+
+
+def _allocate(shape: tuple[int, int], folder: Path) -> np.ndarray:
+    """A float32 array; a large one in a file without a name, which is gone with the process."""
+    if 4 * shape[0] * shape[1] < MAPPED_BYTES:
+        return np.empty(shape, dtype=np.float32)
+    place = folder if os.access(folder, os.W_OK) else None  # of a cache that is only read, elsewhere
+    with tempfile.TemporaryFile(dir=place) as file:
+        return np.asarray(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
+
+
+def _encode(texts: Sequence[str], encoder: LoadedEncoder, path: Path) -> np.ndarray:
+    """Embeddings of texts, [N, E]; what the file lacks is encoded and added to it."""
+    found = _Vectors([hashlib.sha256(text.encode()).digest() for text in texts], path.parent)
+    _read(path, found)
+    missing = found.missing
     if not missing:
         logger.info("%s: encoded nothing, all %d texts are cached", encoder.name, len(texts))
-        return known
+        return np.zeros((0, 0), np.float32) if found.rows is None else found.rows
     require_writable(path.parent)
-    cached, started, pending = len(known), time.perf_counter(), list(missing)
+    started, pending = time.perf_counter(), list(missing)
+    cached = len(set(found.keys)) - len(missing)
     with closing(_open(path)) as database:
         database.execute(
             "CREATE TABLE IF NOT EXISTS embeddings (text_sha256 BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID"
         )
         # A table of its own: earlier versions wrote embeddings without a hash, and may share the file.
         database.execute("CREATE TABLE IF NOT EXISTS hashes (text_sha256 BLOB PRIMARY KEY, sha256 BLOB) WITHOUT ROWID")
-        for batch in encode_in_batches(encoder, list(missing.values())):
-            batch_keys, pending = pending[: len(batch)], pending[len(batch) :]
-            rows = [(key, row.tobytes()) for key, row in zip(batch_keys, batch, strict=True)]
+        start = 0
+        for batch in encode_in_batches(encoder, [texts[places[0]] for places in missing.values()]):
+            keys = pending[start : start + len(batch)]
+            start += len(batch)
+            rows = [(key, row.tobytes()) for key, row in zip(keys, batch, strict=True)]
             with database:
                 database.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", rows)
                 hashes = ((key, _hash(key, vector)) for key, vector in rows)
                 database.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?)", hashes)
-            known.update(zip(batch_keys, batch, strict=True))
+            places = itertools.chain.from_iterable(missing[key] for key in keys)
+            found.fill(places, dict(zip(keys, batch, strict=True)))
     rate = len(missing) / (time.perf_counter() - started)
     logger.info("%s: encoded %d texts, %.0f texts/s; %d cached", encoder.name, len(missing), rate, cached)
-    return known
+    assert found.rows is not None
+    return found.rows
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -82,25 +124,26 @@ def _hash(key: bytes, vector: bytes) -> bytes:
     return hashlib.sha256(key + vector).digest()
 
 
-def _read(path: Path, keys: Sequence[bytes], chunk: int = 500) -> dict[bytes, np.ndarray]:
-    """The embeddings that are in the file and match their hash, by key."""
-    found: dict[bytes, np.ndarray] = {}
+def _read(path: Path, found: _Vectors, chunk: int = 500) -> None:
+    """Fill in the embeddings that are in the file and match their hash."""
+    number, damaged = len(found.keys), 0
     if not path.is_file():
-        return found
-    damaged = 0
+        found.fill(range(number), {})
+        return
     with closing(_open(path)) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
         if not tables >= {"embeddings", "hashes"}:
-            return found
-        for start in range(0, len(keys), chunk):
-            part = keys[start : start + chunk]
+            found.fill(range(number), {})
+            return
+        for start in range(0, number, chunk):
+            part, known = found.keys[start : start + chunk], {}
             places = ",".join("?" * len(part))
             query = f"SELECT * FROM embeddings JOIN hashes USING (text_sha256) WHERE text_sha256 IN ({places})"
             for key, vector, sha256 in database.execute(query, part):
                 if _hash(key, vector) == sha256:
-                    found[key] = np.frombuffer(vector, dtype=np.float32)
+                    known[key] = np.frombuffer(vector, dtype=np.float32)
                 else:
                     damaged += 1
+            found.fill(range(start, start + len(part)), known)
     if damaged:
         logger.warning("%s: %d embeddings are not as they were written; they are made again", path, damaged)
-    return found

@@ -1,0 +1,155 @@
+"""Time and memory of each stage of a training against the number of rows.
+
+    OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/many_rows.py [PICTURE] [ROWS …]
+
+Rows are drawn from the words of the starter corpus, with its labels; a tenth more are validation, and a tenth test. A
+tiny Mistral reads embeddings of 512 numbers and words; the embeddings are made by a function that hashes words, in place
+of an encoder, whose time is its own (tests/benchmarks/encoder.py) and whose memory does not depend on the rows. Each
+number of rows is a process of its own. Prints one JSON line for each stage: seconds, the peak of resident memory, and how
+much of it is anonymous (the rest are pages of files, which the system takes back when it needs them).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROWS = (10_000, 100_000, 1_000_000)
+LABELS = ("joy", "anger", "fear", "sadness", "surprise", "love")
+STEPS = 20
+"""Optimizer steps that are timed; a step does not depend on the number of rows."""
+
+
+def status(field: str) -> int:
+    """A field of the process's memory, in MiB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+@contextmanager
+def stage(name: str, rows: int) -> Iterator[None]:
+    """Measure what is done within."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    started = time.perf_counter()
+    yield
+    seconds = round(time.perf_counter() - started, 2)
+    memory = {"peak_mib": status("VmHWM"), "anonymous_mib_after": status("RssAnon")}
+    print(json.dumps({"figure": "many_rows", "stage": name, "rows": rows, "seconds": seconds, **memory}), flush=True)
+
+
+def write_rows(folder: Path, rows: int) -> None:
+    """Three files of generated rows."""
+    starter = Path(__file__).parents[2] / "training" / "data" / "starter" / "train.jsonl"
+    words = " ".join(json.loads(line)["text"] for line in starter.read_text(encoding="utf-8").splitlines()).split()
+    generator = np.random.default_rng(0)
+    for split, number in (("train", rows), ("validation", rows // 10), ("test", rows // 10)):
+        with (folder / f"{split}.csv").open("w", encoding="utf-8") as file:
+            file.write("text,labels\n")
+            for _ in range(number):
+                text = " ".join(
+                    words[place] for place in generator.integers(len(words), size=generator.integers(4, 30))
+                )
+                label = LABELS[generator.integers(len(LABELS))]
+                file.write(f'"{text.replace(chr(34), "")}",{label}\n')
+
+
+def hash_words(texts: list[str]) -> np.ndarray:
+    """Embeddings, float32 [N, 512]: each word adds 1 where its hash says."""
+    found = np.zeros((len(texts), 512), np.float32)
+    for row, text in enumerate(texts):
+        for word in text.split():
+            found[row, zlib.crc32(word.encode()) % 512] += 1
+    return found
+
+
+def measure(rows: int, folder: Path) -> None:
+    """The stages of a training, one after the other, as :mod:`training.commands.train` has them."""
+    import torch
+    from accelerate import PartialState
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
+
+    from modeling.infer import LoadedEncoder, encoders
+    from training.commands import train as stages
+    from training.fit import prepare as preparing
+    from training.fit.build import build_model, build_trainer
+    from training.options import parse
+    from training.run_folder import RunFolder
+
+    write_rows(folder, rows)
+    encoders.ENCODERS["minilm"] = encoders.EncoderSource(
+        lambda name, threads: LoadedEncoder(name, "hashed words", hash_words), 512, ""
+    )
+    shapes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 4_096}
+    backbone = folder / "backbone"
+    MistralModel(MistralConfig(**shapes, num_attention_heads=4, num_key_value_heads=2)).save_pretrained(backbone)
+    vocabulary = {"<unk>": 0} | {f"{number}": number for number in range(1, 4_096)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(backbone)
+    flags = (
+        f"--recipe goemotions_tokens --dataset files --data_dir {folder} --labels {' '.join(LABELS)} --encoder minilm "
+    )
+    flags += f"--model_name {backbone} --num_hidden_layers 2 --bf16 false --lora_rank 4 --output_dir {folder / 'run'}"
+    recipe = parse(flags.split()).recipe
+    corpora, run, state = stages.Corpora(), RunFolder(str(folder / "run")), PartialState(cpu=True)
+    with stage("read", rows):
+        corpora.rows(recipe)
+    for name in ("audit_corpus", "encode", "balance", "audit_rows", "read_words", "_suspects"):
+        wrap(preparing, name, rows)
+    with stage("prepare, all", rows):
+        data = preparing.prepare(recipe, corpora)
+    with stage("build", rows):
+        trainer = build_trainer(build_model(recipe, data, state), recipe, data, run)
+    trainer.args.max_steps, trainer.args.eval_strategy, trainer.args.save_strategy = STEPS, "no", "no"
+    trainer.args.load_best_model_at_end = False
+    with stage(f"{STEPS} steps", rows):
+        trainer.train()
+    torch.set_num_threads(1)
+
+
+def wrap(module: Any, name: str, rows: int) -> None:
+    """Measure each call of a function of a module."""
+    function = getattr(module, name)
+
+    def measured(*arguments: Any, **options: Any) -> Any:
+        with stage(name.strip("_"), rows):
+            return function(*arguments, **options)
+
+    setattr(module, name, measured)
+
+
+def main() -> None:
+    picture = next((Path(word) for word in sys.argv[1:] if word.endswith(".png")), None)
+    chosen = [int(word) for word in sys.argv[1:] if word.isdecimal()] or list(ROWS)
+    for rows in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            process = multiprocessing.get_context("spawn").Process(target=run, args=(rows, folder))
+            process.start()
+            process.join()
+            if process.exitcode:
+                sys.exit(process.exitcode)
+    if picture:
+        raise SystemExit("give the lines to plot.py")
+
+
+def run(rows: int, folder: str) -> None:
+    """A process of its own, with a cache of its own."""
+    import os
+
+    os.environ["GOEMOTIONS_MISTRAL_CACHE"] = f"{folder}/cache"
+    measure(rows, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
