@@ -225,7 +225,9 @@ def test_a_smaller_split_counts_its_rows_without_label() -> None:
 # Training rows
 
 
-def test_training_rows_come_from_train() -> None:
+@pytest.mark.parametrize("at_once", [4_096, 5])
+def test_training_rows_come_from_train(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.audit.rows._ROWS_AT_ONCE", at_once)
     generator = np.random.default_rng(2)
     labels = (generator.random((12, 3)) < 0.4).astype(np.int8)
     labels[0] = 1
@@ -309,7 +311,9 @@ SHARES = [0.3, 0.2, 0.15, 0.1, 0.1, 0.01]
 SIX = ("joy", "anger", "fear", "love", "pride", "grief")
 
 
-def test_permuted_labels_are_found() -> None:
+@pytest.mark.parametrize("most", [50_000, 600])
+def test_permuted_labels_are_found(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.audit.label_order.MOST_ROWS", most)
     train, (embeddings, labels) = labeled(1, 2_000, SHARES), labeled(7, 800, SHARES)
     assert suspect_labels(*train, embeddings, labels, SIX) == []
     swapped = labels[:, [1, 0, 2, 3, 4, 5]]

@@ -296,6 +296,23 @@ def test_damage_to_cached_embeddings_changes_nothing(tmp_path: Path, how: str, s
         np.testing.assert_array_equal(encode(texts, encoder, tmp_path), expected)
 
 
+def test_many_embeddings_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the cache is only read, with texts that come twice, and after a part of them was damaged."""
+    texts, encoder = [f"text {number % 700}" for number in range(1_200)], LoadedEncoder("fake", "1", fake_encoder)
+    expected = fake_encoder(texts)
+    monkeypatch.setattr("training.data.encoding.MAPPED_BYTES", 0)
+    for _ in range(2):
+        found = encode(texts, encoder, tmp_path)
+        np.testing.assert_array_equal(found, expected)
+        assert type(found) is np.ndarray and isinstance(found.base, np.memmap)
+    with sqlite3.connect(tmp_path / "fake-1.sqlite") as database:
+        database.execute("UPDATE embeddings SET vector = ? WHERE text_sha256 < ?", (bytes(48), b"\x40"))
+    np.testing.assert_array_equal(encode(texts, encoder, tmp_path), expected)
+    monkeypatch.setattr("training.data.encoding.os.access", lambda *_: False)
+    np.testing.assert_array_equal(encode(texts, encoder, tmp_path), expected)
+    assert {path.name for path in tmp_path.iterdir()} == {"fake-1.sqlite"}  # the file has no name
+
+
 def test_embeddings_of_an_earlier_version_have_no_hash_and_are_made_again(tmp_path: Path) -> None:
     encoder, key = LoadedEncoder("fake", "1", fake_encoder), hashlib.sha256(b"text").digest()
     with sqlite3.connect(tmp_path / "fake-1.sqlite") as database:

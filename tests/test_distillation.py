@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import PartialState
 from safetensors.torch import load_file
 from scipy.special import expit
 
@@ -55,7 +57,7 @@ def flags(teachers: list[str], tiny_backbone: str, tmp_path: Path) -> list[str]:
 
 def test_targets_are_half_labels_and_half_the_teachers_predictions(teachers: list[str], flags: list[str]) -> None:
     recipe = parse(flags).recipe
-    data = distill(prepare(recipe, Corpora()), recipe)
+    data = distill(prepare(recipe, Corpora()), recipe, PartialState(cpu=True))
     texts, labels = data.training_texts(), data.rows.labels
     assert len(texts) == len(labels) > 48  # includes copied rows
     assert data.targets is not None
@@ -70,13 +72,13 @@ def test_targets_are_half_labels_and_half_the_teachers_predictions(teachers: lis
 def test_what_was_said_is_read_again(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = parse(flags).recipe
     data = prepare(recipe, Corpora())
-    before = distill(data, recipe).targets
+    before = distill(data, recipe, PartialState(cpu=True)).targets
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("a teacher was asked again")
 
     monkeypatch.setattr(distillation, "load_classifier", refuse)
-    np.testing.assert_array_equal(distill(data, recipe).targets, before)
+    np.testing.assert_array_equal(distill(data, recipe, PartialState(cpu=True)).targets, before)
 
 
 def test_bfloat16_says_nearly_the_same(teachers: list[str]) -> None:
@@ -168,7 +170,8 @@ def test_a_grid_trains_again_where_a_teacher_changed(
 
 
 def test_two_processes_hear_the_same_as_one(flags: list[str], tmp_path: Path) -> None:
-    weights = []
+    """And each encodes a half of the texts, and asks the teachers about a half."""
+    weights, encoded = [], []
     for processes, rows in ((1, 16), (2, 8)):
         cache = tmp_path / f"{processes}"
         cache.mkdir()
@@ -176,6 +179,9 @@ def test_two_processes_hear_the_same_as_one(flags: list[str], tmp_path: Path) ->
         done = launch([*flags, *more, "--output_dir", str(cache / "run")], cache, processes)
         assert done == 0, (cache / "launch.log").read_text()[-3000:]
         weights.append(load_file(cache / "run" / "model" / "model.safetensors"))
+        log = (cache / "run" / "train.log").read_text(encoding="utf-8")
+        encoded.append([int(number) for number in re.findall(r": encoded (\d+) texts", log)])
+    assert len(encoded[0]) == 4 and encoded[1] == [-(-number // 2) for number in encoded[0]]
     for name in weights[0]:
         torch.testing.assert_close(weights[1][name], weights[0][name], rtol=1e-3, atol=1e-5)
 

@@ -23,7 +23,7 @@ from training.fit.build import build_model, build_trainer, fit_precision
 from training.fit.distillation import distill, fingerprints
 from training.fit.emissions import start_tracking, stop_tracking
 from training.fit.folds import out_of_fold_logits
-from training.fit.prepare import Corpora, Prepared, prepare
+from training.fit.prepare import Corpora, Prepared, encode_share, prepare
 from training.fit.results import finish, warning_of
 from training.fit.sharding import fit_checkpoints, gather_weights, load_weights, refuse_unshardable, sharded_by
 from training.fit.start import find_start, record_start, refuse_other_settings
@@ -68,8 +68,12 @@ def _train(
             )
         if state.is_main_process and options.resume:
             run.refuse_other_inputs(hash_inputs(recipe, corpora))
-        fitted = fit_precision(recipe)
-        data = distill(record_start(prepare(recipe, corpora, null_test), recipe), fitted)
+        corpora.rows(recipe)
+    fitted = fit_precision(recipe)
+    encode_share(recipe, corpora, state)
+    with state.main_process_first():  # what remains is fast, and the main process says what is wrong
+        data = record_start(prepare(recipe, corpora, null_test), recipe)
+    data = distill(data, fitted, state)
     started = time.perf_counter()
     fitted = fit_epochs(fit_batch(fitted, state), data, state)
     checkpoint: list[str | None] = [None]

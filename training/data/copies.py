@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -29,7 +29,9 @@ MIN_SHINGLES = 30
 BANDS, BAND_ROWS = 24, 4
 """A pair is proposed with probability 1 − (1 − J⁴)²⁴: 0.998 at the threshold, above 0.999999 from J = 0.82."""
 
-_SKETCHED_AT_ONCE, _KEPT_SHINGLES = 2_048, 4_096
+_SKETCHED_AT_ONCE = 2_048
+_LEAST_SHARED = 0.45
+"""Share of equal values in the MinHashes of a pair that is looked at: that of near copies is 0.7 or more, ± 0.047."""
 _MIX = np.random.default_rng(0).integers(2**63, size=BAND_ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 """Odd factors that make one hash of a band's values."""
 
@@ -153,52 +155,63 @@ def _near_pairs(forms: Sequence[str], references: Sequence[str]) -> Iterator[tup
     """All pairs of near copies, with their similarity."""
     # The smaller side is indexed; the other is read once and not kept.
     few, many = sorted((forms, references), key=len)
-    index = _Bands(few)
-    cut = lru_cache(maxsize=_KEPT_SHINGLES)(_shingles)
-    for texts, hashes in _hash_bands(many):
-        for row, others in sorted(index.propose(hashes).items()):
-            text = texts[row]
-            for other in sorted(others):
-                similarity = _jaccard(_shingles(text), cut(index.texts[other]))
-                if similarity >= NEAR:
-                    pair = (index.texts[other], text) if few is forms else (text, index.texts[other])
-                    yield *pair, similarity
+    index = _Sketches(few)
+    for texts, values in _sketch(many):
+        for row, place in index.propose(values):
+            text, other = texts[row], index.texts[place]
+            similarity = _jaccard(_shingles(text), _shingles(other))
+            if similarity >= NEAR:
+                yield (other, text, similarity) if few is forms else (text, other, similarity)
 
 
-class _Bands:
-    """Texts by the hashes of their bands, in arrays: for each band, all hashes in order, and whose they are.
+class _Sketches:
+    """Texts and their MinHashes; for each band, the hashes of all texts in order, and whose they are.
 
-    datasketch's own index takes some kilobytes for each text.
+    In arrays: datasketch's own index takes some kilobytes for each text.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        parts = list(_hash_bands(texts))
+        parts = list(_sketch(texts))
         self.texts = [text for part, _ in parts for text in part]
-        hashes = np.concatenate([np.zeros((0, BANDS), np.uint64), *(found for _, found in parts)])
+        self.values = np.concatenate([np.zeros((0, BANDS * BAND_ROWS), np.uint32), *(found for _, found in parts)])
+        hashes = _hash_bands(self.values)
         self.order = np.argsort(hashes, axis=0, kind="stable")
         self.hashes = np.take_along_axis(hashes, self.order, axis=0)
 
-    def propose(self, hashes: np.ndarray) -> dict[int, set[int]]:
-        """For each row of other texts' hashes, uint64 [N, BANDS], the texts that share a band with it."""
-        found: dict[int, set[int]] = {}
+    def propose(self, values: np.ndarray) -> list[tuple[int, int]]:
+        """Pairs that may be near copies: a row of other texts' MinHashes, and the place of a text.
+
+        They share a band, and so many single values that a near copy has fewer with a probability of 1e-7 at most.
+        """
+        hashes, pairs = _hash_bands(values), []
         for band in range(BANDS):
-            known = self.hashes[:, band]
-            starts = np.searchsorted(known, hashes[:, band], side="left")
-            ends = np.searchsorted(known, hashes[:, band], side="right")
-            for row in np.flatnonzero(ends > starts).tolist():
-                found.setdefault(row, set()).update(self.order[starts[row] : ends[row], band].tolist())
-        return found
+            starts, ends = (np.searchsorted(self.hashes[:, band], hashes[:, band], side) for side in ("left", "right"))
+            counts = ends - starts
+            rows = np.repeat(np.arange(len(values)), counts)
+            within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+            pairs.append(np.stack([rows, self.order[np.repeat(starts, counts) + within, band]]))
+        rows, places = np.unique(np.concatenate(pairs, axis=1), axis=1)
+        shared = np.zeros(len(rows))
+        for start in range(0, len(rows), _SKETCHED_AT_ONCE):
+            part = slice(start, start + _SKETCHED_AT_ONCE)
+            shared[part] = (values[rows[part]] == self.values[places[part]]).mean(axis=1)
+        likely = shared >= _LEAST_SHARED
+        return list(zip(rows[likely].tolist(), places[likely].tolist(), strict=True))
 
 
-def _hash_bands(texts: Iterable[str]) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Batches of the texts that are long enough, and a hash of each of their bands, uint64 [N, BANDS]."""
-    long = (text for text in texts if len(text) >= SHINGLE and len(_shingles(text)) >= MIN_SHINGLES)
+def _sketch(texts: Iterable[str]) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Batches of the texts that are long enough, and their MinHashes, uint32 [N, BANDS * BAND_ROWS]."""
+    cut = ((text, _shingles(text)) for text in texts)
+    long = ((text, shingles) for text, shingles in cut if len(shingles) >= MIN_SHINGLES)
     while batch := list(islice(long, _SKETCHED_AT_ONCE)):
-        values = ([shingle.encode("utf-8", "surrogatepass") for shingle in _shingles(text)] for text in batch)
+        values = ([shingle.encode("utf-8", "surrogatepass") for shingle in shingles] for _, shingles in batch)
         sketches = MinHash.generator(values, num_perm=BANDS * BAND_ROWS, hashfunc=zlib.crc32)
-        rows = np.array([sketch.hashvalues for sketch in sketches], dtype=np.uint64).reshape(-1, BANDS, BAND_ROWS)
-        # Modulo 2⁶⁴; bands that differ have the same hash so seldom that the similarity decides soon enough.
-        yield batch, (rows * _MIX).sum(axis=-1)
+        yield [text for text, _ in batch], np.array([sketch.hashvalues for sketch in sketches], dtype=np.uint32)
+
+
+def _hash_bands(values: np.ndarray) -> np.ndarray:
+    """A hash of each band of MinHashes, uint64 [N, BANDS]; bands that differ seldom have the same."""
+    return np.asarray((values.reshape(-1, BANDS, BAND_ROWS).astype(np.uint64) * _MIX).sum(axis=-1))
 
 
 def _shingles(text: str) -> set[str]:

@@ -13,6 +13,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from scipy.special import expit
 
@@ -30,10 +31,16 @@ from training.trained import fingerprint, load_classifier, model_of
 logger = logging.getLogger(__name__)
 
 
-def distill(data: Prepared, recipe: Recipe) -> Prepared:
+def distill(data: Prepared, recipe: Recipe, state: PartialState) -> Prepared:
     """The data with soft targets: half the labels, half the sigmoid of the mean logits of ``recipe.teachers``.
 
-    A teacher's logits are cached on disk, so that resumed runs, grids and other processes reuse them.
+    A teacher's logits are cached on disk, so that resumed runs, grids and other processes reuse them; several processes
+    ask it for a share each.
+
+    Args:
+        data: the data.
+        recipe: names the teachers.
+        state: the processes.
 
     Raises:
         RecipeError: a teacher cannot be loaded, or was not trained on the same splits and labels.
@@ -45,7 +52,11 @@ def distill(data: Prepared, recipe: Recipe) -> Prepared:
     known, dtype = fingerprints(recipe.teachers), torch.bfloat16 if recipe.bf16 else torch.float32
     texts, logits = data.training_texts(), []
     for teacher, sha256 in zip(recipe.teachers, known.values(), strict=True):
-        logits.append(_read(teacher, f"{sha256}-{str(dtype).removeprefix('torch.')}", dtype, texts))
+        version = f"{sha256}-{str(dtype).removeprefix('torch.')}"
+        if state.num_processes > 1:
+            _read(teacher, version, dtype, sorted(set(texts))[state.process_index :: state.num_processes])
+            state.wait_for_everyone()
+        logits.append(_read(teacher, version, dtype, texts))
         gc.collect()
         torch.cuda.empty_cache()  # or the plan of the student's step would count it as taken
     targets = (data.rows.labels + expit(np.mean(logits, axis=0))) / 2

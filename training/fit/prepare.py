@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from modeling.backbones import read_backbone_config, read_tokenizer
-from modeling.infer import ENCODERS, CacheError, Features, cache_folder, load_encoder, tokenize
+from modeling.infer import ENCODERS, CacheError, Features, LoadedEncoder, cache_folder, load_encoder, tokenize
 from modeling.recipe import CONTAMINATED, CROSS_FIT, Recipe, marked
 from modeling.records import Audit
 from modeling.rows.errors import first_line
@@ -287,6 +288,32 @@ class Corpora:
         return self._encoded[1]
 
 
+def encode_share(recipe: Recipe, corpora: Corpora, state: PartialState) -> None:
+    """Encode a process's share of the corpus into the cache, while the others encode theirs; nothing if it is alone.
+
+    Raises:
+        CorpusError: bad data.
+        RecipeError: the encoder cannot be loaded.
+    """
+    if state.num_processes == 1:
+        return
+    texts = sorted({text for split in corpora.rows(recipe).splits.values() for text in split.texts})
+    with state.main_process_first():  # which says what is wrong with it
+        encoder = _load_encoder(recipe)
+    encode(texts[state.process_index :: state.num_processes], encoder, cache_folder() / "embeddings")
+    state.wait_for_everyone()
+
+
+def _load_encoder(recipe: Recipe) -> LoadedEncoder:
+    try:
+        return load_encoder(recipe.encoder)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RecipeError(
+            f"encoder: {recipe.encoder!r} cannot be loaded ({first_line(error)}). Remedy: use one of "
+            f"{', '.join(ENCODERS)}, or sentence-transformers/<Hub id or folder> of an existing model"
+        ) from error
+
+
 def _encode_corpus(corpus: Corpus, recipe: Recipe) -> EncodedCorpus:
     fold = None
     if recipe.split == "stratified":
@@ -307,13 +334,7 @@ def _encode_corpus(corpus: Corpus, recipe: Recipe) -> EncodedCorpus:
     logger.info("corpus %s, %d labels: %s", corpus.name, len(corpus.labels), sizes)
     # Before the texts are encoded, which may take long.
     labels_to_oversample(corpus["train"].labels, corpus.labels, recipe.balance, recipe.balance_labels)
-    try:
-        encoder = load_encoder(recipe.encoder)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RecipeError(
-            f"encoder: {recipe.encoder!r} cannot be loaded ({first_line(error)}). Remedy: use one of "
-            f"{', '.join(ENCODERS)}, or sentence-transformers/<Hub id or folder> of an existing model"
-        ) from error
+    encoder = _load_encoder(recipe)
     texts = [text for split in SPLITS for text in corpus[split].texts]
     vectors = encode(texts, encoder, cache_folder() / "embeddings")
     return EncodedCorpus(corpus, vectors, encoder.version, audit, fold)
