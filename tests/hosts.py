@@ -31,8 +31,10 @@ class Host:
 
 
 def can_make_hosts() -> bool:
-    """Is this root, on a Linux that has iproute2 and namespaces?"""
-    return os.name == "posix" and os.geteuid() == 0 and bool(shutil.which("ip")) and Path("/proc/self/ns/net").exists()
+    """Is this root, on a Linux with iproute2, and may it make network namespaces? In a container it often may not."""
+    if os.name != "posix" or os.geteuid() or not shutil.which("ip") or not shutil.which("unshare"):
+        return False
+    return subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode == 0
 
 
 @contextmanager

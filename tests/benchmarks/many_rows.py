@@ -1,18 +1,21 @@
 """Time and memory of each stage of a training against the number of rows.
 
-    OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/many_rows.py [PICTURE] [ROWS …]
+    OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/many_rows.py [ROWS …]
+    python tests/benchmarks/many_rows.py PICTURE LINES …
 
 Rows are drawn from the words of the starter corpus, with its labels; a tenth more are validation, and a tenth test. A
 tiny Mistral reads embeddings of 512 numbers and words; the embeddings are made by a function that hashes words, in place
 of an encoder, whose time is its own (tests/benchmarks/encoder.py) and whose memory does not depend on the rows. Each
 number of rows is a process of its own. Prints one JSON line for each stage: seconds, the peak of resident memory, and how
-much of it is anonymous (the rest are pages of files, which the system takes back when it needs them).
+much of it is anonymous (the rest are pages of files, which the system takes back when it needs them). The second form
+draws such lines.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -74,7 +77,6 @@ def hash_words(texts: list[str]) -> np.ndarray:
 
 def measure(rows: int, folder: Path) -> None:
     """The stages of a training, one after the other, as :mod:`training.commands.train` has them."""
-    import torch
     from accelerate import PartialState
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
@@ -107,15 +109,13 @@ def measure(rows: int, folder: Path) -> None:
         corpora.rows(recipe)
     for name in ("audit_corpus", "encode", "balance", "audit_rows", "read_words", "_suspects"):
         wrap(preparing, name, rows)
-    with stage("prepare, all", rows):
-        data = preparing.prepare(recipe, corpora)
+    data = preparing.prepare(recipe, corpora)
     with stage("build", rows):
         trainer = build_trainer(build_model(recipe, data, state), recipe, data, run)
     trainer.args.max_steps, trainer.args.eval_strategy, trainer.args.save_strategy = STEPS, "no", "no"
     trainer.args.load_best_model_at_end = False
     with stage(f"{STEPS} steps", rows):
         trainer.train()
-    torch.set_num_threads(1)
 
 
 def wrap(module: Any, name: str, rows: int) -> None:
@@ -130,23 +130,39 @@ def wrap(module: Any, name: str, rows: int) -> None:
 
 
 def main() -> None:
-    picture = next((Path(word) for word in sys.argv[1:] if word.endswith(".png")), None)
-    chosen = [int(word) for word in sys.argv[1:] if word.isdecimal()] or list(ROWS)
-    for rows in chosen:
+    if sys.argv[1:] and sys.argv[1].endswith(".png"):
+        lines = [line for name in sys.argv[2:] for line in Path(name).read_text(encoding="utf-8").splitlines()]
+        draw(Path(sys.argv[1]), [json.loads(line) for line in lines if line.startswith('{"figure"')])
+        return
+    for rows in map(int, sys.argv[1:] or ROWS):
         with tempfile.TemporaryDirectory() as folder:
             process = multiprocessing.get_context("spawn").Process(target=run, args=(rows, folder))
             process.start()
             process.join()
             if process.exitcode:
                 sys.exit(process.exitcode)
-    if picture:
-        raise SystemExit("give the lines to plot.py")
+
+
+def draw(picture: Path, lines: list[dict[str, Any]]) -> None:
+    """Seconds and peak memory of each stage against the number of rows."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    for panel, (field, title) in zip(panels, (("seconds", "seconds"), ("peak_mib", "peak memory, MiB")), strict=True):
+        for name in dict.fromkeys(line["stage"] for line in lines):
+            own = sorted((line["rows"], max(line[field], 0.01)) for line in lines if line["stage"] == name)
+            panel.loglog(*zip(*own, strict=True), "o-", label=name)
+        panel.set_xlabel("training rows")
+        panel.set_title(title)
+    panels[0].legend(fontsize="small")
+    figure.savefig(picture, dpi=110)
 
 
 def run(rows: int, folder: str) -> None:
     """A process of its own, with a cache of its own."""
-    import os
-
     os.environ["GOEMOTIONS_MISTRAL_CACHE"] = f"{folder}/cache"
     measure(rows, Path(folder))
 
