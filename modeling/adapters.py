@@ -139,7 +139,8 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     """Count parameters; a byte of 4-bit weights counts as two parameters."""
     trainable = total = 0
     for parameter in model.parameters():
-        number = parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
+        four_bit = type(parameter).__name__ == "Params4bit"  # packed in bytes, or in other types
+        number = 2 * parameter.nbytes if four_bit else parameter.numel()
         total += number
         trainable += number if parameter.requires_grad else 0
     return ParameterCount(trainable, total)

@@ -220,7 +220,7 @@ def real_texts() -> list[str]:
 def decide(*models: nn.Module, device: str = "cpu") -> list[torch.Tensor]:
     """Decisions of 28 random labels on the real texts with each backbone; the last one's mean logits are the cuts."""
     embeddings = load_encoder("use-multilingual-v3")(real_texts())
-    assert len(embeddings) in (180, 2000)
+    assert len(embeddings) > 50
     torch.manual_seed(0)
     projection, classifier = build_projection(512, 576), nn.Linear(576, 28)
     standardize_projection(projection, embeddings, token_norm=960.0, seed=0)

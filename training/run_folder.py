@@ -142,10 +142,15 @@ class RunFolder:
         if processes and before and processes != before:
             rows, wanted = rows_of_step(fields, processes), rows_of_step(stored, before)
             if rows != wanted:
+                product = f"with {processes}, give a --batch_size and --gradient_accumulation_steps whose product is "
+                remedy = (
+                    f"use a number of processes that divides {wanted}"
+                    if wanted % processes
+                    else (f"{product}{wanted // processes}")
+                )
                 raise RunFolderError(
-                    f"--resume with steps of {rows:,} rows, but those of {self.path} have {wanted:,}, by {before} processes. "
-                    f"Remedy: with {processes} of them, give a --batch_size and --gradient_accumulation_steps whose product is "
-                    f"{wanted / processes:g}, or use --overwrite to train again"
+                    f"--resume with steps of {rows:,} rows, but those of {self.path} have {wanted:,} (processes: {before}). "
+                    f"Remedy: {remedy}, or use --overwrite to train again"
                 )
             free = [*free, "batch_size", "gradient_accumulation_steps"]
         # A field that the run's version did not have cannot differ.

@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -79,10 +79,16 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def seal(folder: Path) -> None:
-    """Write the hashes of all files of a folder, last; when this returns, all of them are on the disk."""
+def seal(folder: Path, without: Sequence[str] = ()) -> None:
+    """Write the hashes of a folder's files, last; when this returns, all of them are on the disk.
+
+    Args:
+        folder: the folder.
+        without: names of files that may go.
+    """
     written = folder / f".{SEAL}"
-    files = [path for path in folder.rglob("*") if path.is_file() and path not in (folder / SEAL, written)]
+    left_out = {folder / name for name in (SEAL, written.name, *without)}
+    files = [path for path in folder.rglob("*") if path.is_file() and path not in left_out]
     lines = sorted(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
     written.write_text("".join(lines), encoding="utf-8")
     for path in (*folder.rglob("*"), folder.parent):

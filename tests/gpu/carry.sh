@@ -18,8 +18,8 @@ platforms=()
 for glibc in 17 24 27 28; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
 python3 -m pip install --quiet --no-deps --no-compile --only-binary=:all: --python-version "$python_version" \
   --implementation cp --platform manylinux2014_x86_64 "${platforms[@]}" --target "$site" --upgrade "${packages[@]}"
-# bitsandbytes has a library for each version of CUDA; one is enough, and the CPU's.
-find "$site/bitsandbytes" -name 'libbitsandbytes_*.so' ! -name '*cuda130*' ! -name '*cpu*' -delete
+# bitsandbytes has a library for each version of CUDA; one is enough (CUDA=129 for PyTorch with CUDA 12), and the CPU's.
+find "$site/bitsandbytes" -name 'libbitsandbytes_*.so' ! -name "*cuda${CUDA:-130}*" ! -name '*cpu*' -delete
 rm -rf "$folder/pieces"
 mkdir -p "$folder/pieces"
 tar -C "$folder" -cJf - site | split --bytes="${mebibytes}M" - "$folder/pieces/"

@@ -28,7 +28,10 @@ def main() -> None:
     report = OUT / "proofs.xml"
     files = ["tests/test_loading.py", "tests/test_one_token.py"]
     tests = [*files, "-k", "cuda", "-n", "0", f"--junitxml={report}", "-p", "no:cacheprovider"]
+    report.unlink(missing_ok=True)
     code = subprocess.run([sys.executable, "-m", "pytest", *tests]).returncode
+    if not report.is_file():
+        sys.exit(f"pytest ended with exit code {code} before it wrote a report")
     for case in ET.parse(report).getroot().iter("testcase"):
         problem = next(iter(case), None)
         emit("proofs", "test", name=case.get("name"), result="passed" if problem is None else problem.tag)

@@ -16,7 +16,7 @@ MIN_ROWS = 30
 MIN_GAIN = 0.05
 """Lowest gain in correlation per label: in a large split even the smallest difference is beyond chance."""
 MOST_ROWS = 50_000
-"""Rows of a split that are looked at, at most, drawn at random: more would find no swap that these do not."""
+"""Rows of a split that are looked at, at most, drawn at random; labels that are rare among these are not checked."""
 FALSE_ALARMS = 1e-3
 """Probability, per cycle length, that labels in the right order are suspected."""
 

@@ -63,8 +63,8 @@ _PARTS = {
 
 
 _SHARDS = (
-    "/{0}: training on one of {0} GPUs that shard it by FSDP2, as computed from the other columns, not measured. Before\n"
-    "training each process loads the whole backbone, and after it the main one holds what inference does."
+    "/{0}: one of {0} GPUs that shard the training by FSDP2, as computed from the other columns, not measured. Before\n"
+    "training each GPU loads the whole backbone, and after it the main one scores the whole model (column scoring)."
 )
 
 
@@ -107,6 +107,8 @@ def describe_plan(recipe: Recipe, ranks: int = 1) -> str:
         RecipeError: the shapes of the backbone cannot be read, the plan does not know the optimizer, or the recipe cannot
             be sharded.
     """
+    if ranks < 1:
+        raise RecipeError(f"--ranks is {ranks}. Remedy: use 1 (no sharding) or more")
     if ranks > 1:
         refuse_unshardable(recipe, "FSDP")
     # What :func:`fit_batch` tries first.
@@ -144,9 +146,9 @@ def _this_machine(recipe: Recipe, setting: Setting) -> list[str]:
 def _parts_table(recipe: Recipe, plan: MemoryPlan, ranks: int) -> list[str]:
     columns, heads = [*plan.training.values(), plan.inference], ["a step", "optimizer", "scoring", "inference"]
     if ranks > 1:
-        layers = (read_setting(recipe).config.backbone_config or {})["num_hidden_layers"]
+        layers = (read_setting(recipe).config.backbone_config or {}).get("num_hidden_layers", 1)
         columns += shard(plan, ranks, layers).values()
-        heads += [f"{head}/{ranks}" for head in ("a step", "optim.", "scoring")]
+        heads += [f"{head}/{ranks}" for head in ("a step", "optim.")]
     backbone = (
         f"{recipe.model_name}, quantization {recipe.quantization}" if recipe.head == "backbone" else "no backbone"
     )

@@ -25,7 +25,15 @@ from training.fit.emissions import start_tracking, stop_tracking
 from training.fit.folds import out_of_fold_logits
 from training.fit.prepare import Corpora, Prepared, encode_share, prepare
 from training.fit.results import finish, warning_of
-from training.fit.sharding import fit_checkpoints, gather_weights, load_weights, refuse_unshardable, sharded_by
+from training.fit.sharding import (
+    fit_checkpoints,
+    gather_weights,
+    load_weights,
+    refuse_other_engine,
+    refuse_unshardable,
+    release,
+    sharded_by,
+)
 from training.fit.start import find_start, record_start, refuse_other_settings
 from training.run_folder import RunFolder, RunFolderError, describe_environment
 from training.scores.plots import plot_label_frequencies
@@ -68,10 +76,10 @@ def _train(
             )
         if state.is_main_process and options.resume:
             run.refuse_other_inputs(hash_inputs(recipe, corpora))
-        corpora.rows(recipe)
+        corpora.checked(recipe)
     fitted = fit_precision(recipe)
     encode_share(recipe, corpora, state)
-    with state.main_process_first():  # what remains is fast, and the main process says what is wrong
+    with state.main_process_first():  # which says what is wrong
         data = record_start(prepare(recipe, corpora, null_test), recipe)
     data = distill(data, fitted, state)
     started = time.perf_counter()
@@ -89,10 +97,12 @@ def _train(
     if trainer is None:  # the folds' models before this one: two at once could fill the memory
         out_of_fold = out_of_fold_logits(data, fitted, run, state)
         trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
+    refuse_other_engine(trainer)
     trainer.train(resume_from_checkpoint=resumed)
     weights = gather_weights(trainer) if sharded_by() else None
     if state.is_main_process:
         if weights is not None:
+            release(trainer)
             trainer.model = load_weights(build_model(fitted, data, state), weights)
         timing: TrainingTime = {
             "seconds_of_preparation": round(started - opened, 1),
@@ -151,7 +161,7 @@ def describe_kept(recipe: Recipe, options: TrainOptions) -> tuple[str, bool]:
     """What a stopped run has kept, and whether ``--resume`` continues it."""
     run = RunFolder(str(options.output_dir))
     try:
-        run.refuse_other_recipe(dataclasses.asdict(recipe))
+        run.refuse_other_recipe(dataclasses.asdict(recipe), PartialState().num_processes)
     except (OSError, RunFolderError):
         return "nothing was trained yet", False
     if run.is_finished:

@@ -29,7 +29,7 @@ MIN_SHINGLES = 30
 BANDS, BAND_ROWS = 24, 4
 """A pair is proposed with probability 1 − (1 − J⁴)²⁴: 0.998 at the threshold, above 0.999999 from J = 0.82."""
 
-_SKETCHED_AT_ONCE = 2_048
+_SKETCHED_AT_ONCE, _PAIRS_AT_ONCE = 2_048, 2**20
 _LEAST_SHARED = 0.45
 """Share of equal values in the MinHashes of a pair that is looked at: that of near copies is 0.7 or more, ± 0.047."""
 _MIX = np.random.default_rng(0).integers(2**63, size=BAND_ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
@@ -178,25 +178,31 @@ class _Sketches:
         self.order = np.argsort(hashes, axis=0, kind="stable")
         self.hashes = np.take_along_axis(hashes, self.order, axis=0)
 
-    def propose(self, values: np.ndarray) -> list[tuple[int, int]]:
+    def propose(self, values: np.ndarray) -> Iterator[tuple[int, int]]:
         """Pairs that may be near copies: a row of other texts' MinHashes, and the place of a text.
 
-        They share a band, and so many single values that a near copy has fewer with a probability of 1e-7 at most.
+        They share a band, and so many single values that a near copy has fewer with a probability of 3e-7 at most.
         """
-        hashes, pairs = _hash_bands(values), []
-        for band in range(BANDS):
-            starts, ends = (np.searchsorted(self.hashes[:, band], hashes[:, band], side) for side in ("left", "right"))
-            counts = ends - starts
-            rows = np.repeat(np.arange(len(values)), counts)
-            within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-            pairs.append(np.stack([rows, self.order[np.repeat(starts, counts) + within, band]]))
-        rows, places = np.unique(np.concatenate(pairs, axis=1), axis=1)
-        shared = np.zeros(len(rows))
-        for start in range(0, len(rows), _SKETCHED_AT_ONCE):
-            part = slice(start, start + _SKETCHED_AT_ONCE)
-            shared[part] = (values[rows[part]] == self.values[places[part]]).mean(axis=1)
-        likely = shared >= _LEAST_SHARED
-        return list(zip(rows[likely].tolist(), places[likely].tolist(), strict=True))
+        hashes, bands = _hash_bands(values), range(BANDS)
+        starts, ends = (
+            np.stack([np.searchsorted(self.hashes[:, band], hashes[:, band], side) for band in bands], axis=1)
+            for side in ("left", "right")
+        )
+        counts = ends - starts
+        # Texts from one template share bands with each other: some rows at a time have as many pairs as fit.
+        pieces = np.cumsum(counts.sum(axis=1)) // _PAIRS_AT_ONCE
+        for piece in np.unique(pieces):
+            rows = np.flatnonzero(pieces == piece)
+            row, band = np.repeat(np.indices((len(rows), BANDS)).reshape(2, -1), counts[rows].ravel(), axis=1)
+            within = np.arange(len(row)) - np.repeat(
+                np.cumsum(counts[rows]) - counts[rows].ravel(), counts[rows].ravel()
+            )
+            place = self.order[starts[rows][row, band] + within, band]
+            keys = np.unique(rows[row] * len(self.texts) + place)
+            for start in range(0, len(keys), _SKETCHED_AT_ONCE):
+                row, place = np.divmod(keys[start : start + _SKETCHED_AT_ONCE], len(self.texts))
+                likely = (values[row] == self.values[place]).mean(axis=1) >= _LEAST_SHARED
+                yield from zip(row[likely].tolist(), place[likely].tolist(), strict=True)
 
 
 def _sketch(texts: Iterable[str]) -> Iterator[tuple[list[str], np.ndarray]]:

@@ -79,6 +79,8 @@ def _allocate(shape: tuple[int, int], folder: Path) -> np.ndarray:
         return np.empty(shape, dtype=np.float32)
     place = folder if os.access(folder, os.W_OK) else None  # of a cache that is only read, elsewhere
     with tempfile.TemporaryFile(dir=place) as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a fault of the memory later
+            os.posix_fallocate(file.fileno(), 0, 4 * shape[0] * shape[1])
         return np.asarray(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
 
 

@@ -15,11 +15,13 @@ from accelerate.utils import gather_object
 
 from modeling.backbones import MISTRAL_SMALL_3_1, SMOLLM2_135M, read_backbone_config
 from modeling.infer import BUNDLED_BACKBONE, ENCODERS, EmotionConfig
-from modeling.memory.plan import GIB, RESERVE, Setting, plan_memory
+from modeling.memory.plan import GIB, RESERVE, MemoryPlan, Setting, plan_memory
+from modeling.memory.shards import shard
 from modeling.recipe import Recipe, model_settings, planned_epochs, rows_of_a_fold
 from training.data.taxonomy import build_taxonomy
 from training.fit.build import holds_bfloat16, use_layers
 from training.fit.prepare import Prepared
+from training.fit.sharding import sharded_by
 from training.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
@@ -105,7 +107,7 @@ def fit_batch(recipe: Recipe, state: PartialState) -> Recipe:
             plan = plan_memory(dataclasses.replace(read_setting(cut), device=state.device.type))
         except ValueError as error:
             raise RecipeError(f"{error}; or give gradient_accumulation_steps a number") from None
-        needed[steps] = plan.training_peak + RESERVE
+        needed[steps] = _peak(plan, cut, state) + RESERVE
         if needed[steps] <= free:
             tried = "; ".join(f"{rows // n} x {n} needs {size / GIB:.2f}" for n, size in needed.items())
             logger.info("a step of %d x %d rows: %.2f GiB free; %s", cut.batch_size, steps, free / GIB, tried)
@@ -115,6 +117,14 @@ def fit_batch(recipe: Recipe, state: PartialState) -> Recipe:
         "gradient_checkpointing true, quantization nf4 or a smaller backbone, or gradient_accumulation_steps "
         f"{rows} and batch_size 1 to try anyway"
     )
+
+
+def _peak(plan: MemoryPlan, recipe: Recipe, state: PartialState) -> int:
+    """Bytes that a process needs, alone or as one of those that shard the training."""
+    if not sharded_by():
+        return plan.training_peak
+    layers = (read_setting(recipe).config.backbone_config or {}).get("num_hidden_layers", 1)
+    return max(sum(parts.values()) for parts in shard(plan, state.num_processes, layers).values())
 
 
 def fit_epochs(recipe: Recipe, data: Prepared, state: PartialState) -> Recipe:

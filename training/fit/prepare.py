@@ -36,6 +36,21 @@ NULL_TESTS = ("noise", "labels")
 
 
 @dataclass(frozen=True)
+class CheckedCorpus:
+    """A corpus with its splits.
+
+    Attributes:
+        corpus: the splits.
+        audit: copies across splits, label noise, labels without rows.
+        fold: int [N] of each row, where every split has all N rows.
+    """
+
+    corpus: Corpus
+    audit: CorpusAudit
+    fold: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class EncodedCorpus:
     """A corpus with its splits.
 
@@ -257,6 +272,7 @@ class Corpora:
 
     def __init__(self) -> None:
         self._rows: dict[tuple[Any, ...], Corpus] = {}
+        self._checked: tuple[tuple[Any, ...], CheckedCorpus] | None = None
         self._encoded: tuple[tuple[Any, ...], EncodedCorpus] | None = None
 
     def rows(self, recipe: Recipe) -> Corpus:
@@ -271,20 +287,41 @@ class Corpora:
             self._rows[key] = load_corpus(**settings)
         return self._rows[key]
 
-    def encoded(self, recipe: Recipe) -> EncodedCorpus:
-        """The corpus with its splits, embeddings and audit.
+    def checked(self, recipe: Recipe) -> CheckedCorpus:
+        """The corpus with its splits and audit, before its texts are encoded, which may take long.
 
         Raises:
             CorpusError: bad data.
-            RecipeError: the encoder cannot be loaded.
+            BalanceError: a label that cannot be oversampled.
             LeakError: train has a copy of an evaluation row, and the policy is ``fail``.
         """
         corpus = self.rows(recipe)
         drawn = (recipe.split, recipe.split_seed, recipe.folds) if recipe.split in ("stratified", CROSS_FIT) else ()
-        key = (id(corpus), *drawn, recipe.audit_policy, recipe.encoder)
+        key = (id(corpus), *drawn, recipe.audit_policy)
+        if self._checked is None or self._checked[0] != key:
+            self._checked = self._encoded = None  # two at once could fill the memory
+            self._checked = (key, _check_corpus(corpus, recipe))
+        checked = self._checked[1]
+        labels_to_oversample(
+            checked.corpus["train"].labels, checked.corpus.labels, recipe.balance, recipe.balance_labels
+        )
+        return checked
+
+    def encoded(self, recipe: Recipe) -> EncodedCorpus:
+        """The checked corpus with its embeddings.
+
+        Raises:
+            RecipeError: the encoder cannot be loaded. See also :meth:`checked`.
+        """
+        checked = self.checked(recipe)
+        key = (id(checked), recipe.encoder)
         if self._encoded is None or self._encoded[0] != key:
-            self._encoded = None  # two at once could fill the memory
-            self._encoded = (key, _encode_corpus(corpus, recipe))
+            self._encoded = None
+            encoder = _load_encoder(recipe)
+            texts = [text for split in SPLITS for text in checked.corpus[split].texts]
+            vectors = encode(texts, encoder, cache_folder() / "embeddings")
+            found = EncodedCorpus(checked.corpus, vectors, encoder.version, checked.audit, checked.fold)
+            self._encoded = (key, found)
         return self._encoded[1]
 
 
@@ -297,7 +334,7 @@ def encode_share(recipe: Recipe, corpora: Corpora, state: PartialState) -> None:
     """
     if state.num_processes == 1:
         return
-    texts = sorted({text for split in corpora.rows(recipe).splits.values() for text in split.texts})
+    texts = sorted({text for split in corpora.checked(recipe).corpus.splits.values() for text in split.texts})
     with state.main_process_first():  # which says what is wrong with it
         encoder = _load_encoder(recipe)
     encode(texts[state.process_index :: state.num_processes], encoder, cache_folder() / "embeddings")
@@ -314,7 +351,7 @@ def _load_encoder(recipe: Recipe) -> LoadedEncoder:
         ) from error
 
 
-def _encode_corpus(corpus: Corpus, recipe: Recipe) -> EncodedCorpus:
+def _check_corpus(corpus: Corpus, recipe: Recipe) -> CheckedCorpus:
     fold = None
     if recipe.split == "stratified":
         corpus = stratified(corpus, recipe.split_seed)
@@ -332,12 +369,7 @@ def _encode_corpus(corpus: Corpus, recipe: Recipe) -> EncodedCorpus:
     audit.report["audit_policy"] = {**policy, "copies_before": before} if dropped else policy
     sizes = ", ".join(f"{split} {len(corpus[split]):,}" for split in SPLITS)
     logger.info("corpus %s, %d labels: %s", corpus.name, len(corpus.labels), sizes)
-    # Before the texts are encoded, which may take long.
-    labels_to_oversample(corpus["train"].labels, corpus.labels, recipe.balance, recipe.balance_labels)
-    encoder = _load_encoder(recipe)
-    texts = [text for split in SPLITS for text in corpus[split].texts]
-    vectors = encode(texts, encoder, cache_folder() / "embeddings")
-    return EncodedCorpus(corpus, vectors, encoder.version, audit, fold)
+    return CheckedCorpus(corpus, audit, fold)
 
 
 def _shuffle_labels(corpus: Corpus, splits: Iterable[str], seed: int) -> Corpus:

@@ -7,9 +7,9 @@ one, and the reverse.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,12 @@ LAYERS = ("MistralDecoderLayer", "OneTokenLayer")
 """Classes of the layers that are sharded each for itself."""
 SHARDED_MODEL, SHARDED_OPTIMIZER, PLAIN_OPTIMIZER = "pytorch_model_fsdp.bin", "optimizer.bin", "optimizer.pt"
 """Files of a checkpoint, as accelerate and transformers name them."""
+_FSDP_SETTINGS = {
+    "FSDP_VERSION": ("2", "1"),
+    "FSDP_STATE_DICT_TYPE": ("full_state_dict", "sharded_state_dict"),
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": ("false", "false"),
+}
+"""What accelerate tells its processes → the value that works here, and the one that it has by itself."""
 
 
 def sharded_by() -> str:
@@ -73,6 +79,12 @@ def refuse_unshardable(recipe: Recipe, engine: str) -> None:
     for name, (refused, why, remedy) in reasons.items():
         if refused:
             raise RecipeError(f"{name}: {getattr(recipe, name)} does not go with {engine}: {why}. Remedy: {remedy}")
+    for key, (wanted, default) in (_FSDP_SETTINGS if sharded_by() == "FSDP" else {}).items():
+        if (found := os.environ.get(key, default).lower()) != wanted:
+            raise RecipeError(
+                f"accelerate's configuration: {key.lower()} is {found}, and only {wanted} works here. Remedy: use "
+                "training/accelerate_configs/fsdp2.yaml, or change it"
+            )
 
 
 def prepare_sharding(model: nn.Module) -> None:
@@ -93,6 +105,20 @@ def prepare_sharding(model: nn.Module) -> None:
         asked.get_input_embeddings = lambda: None
 
 
+def refuse_other_engine(trainer: FocalTrainer) -> None:
+    """Refuse a run that was to be sharded and is not: accelerate shards on GPUs alone, and says nothing elsewhere.
+
+    Raises:
+        RecipeError: the message names the remedy.
+    """
+    found = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed" if trainer.is_deepspeed_enabled else ""
+    if found != sharded_by():
+        raise RecipeError(
+            f"accelerate was asked for {sharded_by() or 'no sharding'}, and does {found or 'none'}: it needs GPUs, and more "
+            "than one process. Remedy: use a configuration for several GPUs, or accelerate launch --multi_gpu"
+        )
+
+
 def gather_weights(trainer: FocalTrainer) -> dict[str, torch.Tensor]:
     """The trained weights, whole, on the main process's CPU; empty on the others. Every process must ask for them.
 
@@ -104,6 +130,15 @@ def gather_weights(trainer: FocalTrainer) -> dict[str, torch.Tensor]:
     return cast(dict[str, torch.Tensor], get_model_state_dict(cast(nn.Module, trainer.model), options=options))
 
 
+def release(trainer: FocalTrainer) -> None:
+    """Let go of a process's part of the model and of the optimizer, before the whole model is loaded."""
+    trainer.accelerator.free_memory()
+    for held in ("model", "model_wrapped", "optimizer", "lr_scheduler"):
+        setattr(trainer, held, None)
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
     """A whole model with trained weights, in place."""
     trained = {_saved_name(name): weights[name] for name in _trained_names(model)}
@@ -112,49 +147,69 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Mo
 
 
 def fit_checkpoints(run: RunFolder, trainer: FocalTrainer) -> None:
-    """Convert a run's checkpoints, if they are from sharded processes and this one is not, or the reverse.
+    """Convert a run's checkpoints, if they are from sharded processes and these are not, or the reverse.
 
-    The main process does it, before training resumes. A checkpoint is replaced once its new form is complete.
+    The main process does it, before training resumes. What a checkpoint has stays until it also has the other form; it
+    may be stopped at any time.
 
     Args:
         run: the run.
         trainer: has the model before it is sharded.
     """
-    sharded = bool(sharded_by())
+    if sharded_by() == "DeepSpeed":
+        return
+    sharded, model = bool(sharded_by()), cast(PeftModel, trainer.model)
     for checkpoint in sorted(run.checkpoints.glob("checkpoint-*")):
-        if (checkpoint / SHARDED_MODEL).exists() == sharded:
+        if (checkpoint / (SHARDED_OPTIMIZER if sharded else PLAIN_OPTIMIZER)).exists():
+            _drop_other_form(checkpoint, sharded)
             continue
-        with staging(run.path, ".writing-") as folder:
-            converted = folder / checkpoint.name
-            shutil.copytree(checkpoint, converted)
-            (_to_sharded if sharded else _to_plain)(converted, cast(PeftModel, trainer.model))
-            seal(converted)
-            checkpoint.rename(folder / "before")
-            publish(converted, checkpoint)
-        logger.info("%s was converted for %s", checkpoint.name, "sharded processes" if sharded else "a single process")
+        if sharded:
+            _write(checkpoint / SHARDED_MODEL, _sharded_model(checkpoint, model))
+            _write(checkpoint / SHARDED_OPTIMIZER, _sharded_optimizer(checkpoint, model))
+        else:
+            _write(checkpoint / PLAIN_OPTIMIZER, _plain_optimizer(checkpoint, model))
+        _drop_other_form(checkpoint, sharded)
+        logger.info(
+            "%s was converted for %s processes", checkpoint.name, "sharded" if sharded else "whole models in its"
+        )
 
 
-def _to_sharded(checkpoint: Path, model: PeftModel) -> None:
+def _write(path: Path, content: Any) -> None:
+    """A file that is there whole or not at all."""
+    with staging(path.parent.parent, ".writing-") as folder:
+        torch.save(content, folder / path.name)
+        publish(folder / path.name, path)
+
+
+def _drop_other_form(checkpoint: Path, sharded: bool) -> None:
+    """Delete what only the other form reads; the seal lists what is left before it goes."""
+    others = [checkpoint / PLAIN_OPTIMIZER] if sharded else [checkpoint / SHARDED_MODEL, checkpoint / SHARDED_OPTIMIZER]
+    if not any(path.exists() for path in others):
+        return
+    seal(checkpoint, [path.name for path in others])
+    for path in others:
+        path.unlink(missing_ok=True)
+
+
+def _sharded_model(checkpoint: Path, model: PeftModel) -> dict[str, torch.Tensor]:
     weights = load_file(checkpoint / Path(ADAPTER_WEIGHTS).name)
-    torch.save({name: weights[_saved_name(name)] for name in _trained_names(model)}, checkpoint / SHARDED_MODEL)
+    return {name: weights[_saved_name(name)] for name in _trained_names(model)}
+
+
+def _sharded_optimizer(checkpoint: Path, model: PeftModel) -> dict[str, Any]:
     plain = torch.load(checkpoint / PLAIN_OPTIMIZER, weights_only=True)
     names = [name for group in _grouped_names(model) for name in group]
     groups = [{**group, "params": [names[index] for index in group["params"]]} for group in plain["param_groups"]]
-    state = {names[index]: values for index, values in plain["state"].items()}
-    torch.save({"state": state, "param_groups": groups}, checkpoint / SHARDED_OPTIMIZER)
-    (checkpoint / PLAIN_OPTIMIZER).unlink()
+    return {"state": {names[index]: values for index, values in plain["state"].items()}, "param_groups": groups}
 
 
-def _to_plain(checkpoint: Path, model: PeftModel) -> None:
+def _plain_optimizer(checkpoint: Path, model: PeftModel) -> dict[str, Any]:
     sharded = torch.load(checkpoint / SHARDED_OPTIMIZER, weights_only=True)
     settings = {name: group for group in sharded["param_groups"] for name in group["params"]}
     grouped = _grouped_names(model)
     places = {name: index for index, name in enumerate(name for group in grouped for name in group)}
     groups = [{**settings[group[0]], "params": [places[name] for name in group]} for group in grouped]
-    state = {places[name]: values for name, values in sharded["state"].items()}
-    torch.save({"state": state, "param_groups": groups}, checkpoint / PLAIN_OPTIMIZER)
-    for name in (SHARDED_OPTIMIZER, SHARDED_MODEL):
-        (checkpoint / name).unlink()
+    return {"state": {places[name]: values for name, values in sharded["state"].items()}, "param_groups": groups}
 
 
 def _grouped_names(model: PeftModel) -> list[list[str]]:
