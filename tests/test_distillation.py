@@ -24,9 +24,10 @@ from tests.conftest import tiny_flags, write_corpus
 from tests.test_trainer import launch
 from training.commands.evaluate import load_classifier
 from training.commands.train import hash_inputs
+from training.data.corpora import Corpora
 from training.fit import distillation
 from training.fit.distillation import distill
-from training.fit.prepare import Corpora, prepare
+from training.fit.prepare import prepare
 from training.options import parse
 from training.recipe import RecipeError
 from training.run import main

@@ -24,8 +24,9 @@ from modeling.infer import EmotionClassifier
 from tests import HUB_CACHE
 from tests.conftest import ROOT, tiny_flags, write_corpus
 from tests.hub_server import TestHub
+from training.data.corpora import Corpora
 from training.fit.build import build_model
-from training.fit.prepare import Corpora, prepare
+from training.fit.prepare import prepare
 from training.fit.start import INHERITED
 from training.options import override, parse
 from training.recipe import RecipeError

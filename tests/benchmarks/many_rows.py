@@ -83,6 +83,7 @@ def measure(rows: int, folder: Path) -> None:
 
     from modeling.infer import LoadedEncoder, encoders
     from training.commands import train as stages
+    from training.data import corpora as checking
     from training.fit import prepare as preparing
     from training.fit.build import build_model, build_trainer
     from training.options import parse
@@ -107,8 +108,12 @@ def measure(rows: int, folder: Path) -> None:
     corpora, run, state = stages.Corpora(), RunFolder(str(folder / "run")), PartialState(cpu=True)
     with stage("read", rows):
         corpora.rows(recipe)
-    for name in ("audit_corpus", "encode", "balance", "audit_rows", "read_words", "_suspects"):
-        wrap(preparing, name, rows)
+    for module, names in (
+        (checking, ("audit_corpus", "encode")),
+        (preparing, ("balance", "audit_rows", "read_words", "_suspects")),
+    ):
+        for name in names:
+            wrap(module, name, rows)
     data = preparing.prepare(recipe, corpora)
     with stage("build", rows):
         trainer = build_trainer(build_model(recipe, data, state), recipe, data, run)

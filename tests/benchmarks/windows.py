@@ -25,8 +25,8 @@ from timing import emit
 
 from modeling.infer import EmotionClassifier, Features, LoadedEncoder, cut_into_windows, pool_windows, predict_logits
 from modeling.recipe import choices
+from training.data.corpora import Corpora
 from training.data.corpus import Split
-from training.fit.prepare import Corpora
 from training.options import parse
 from training.scores.scoring import scores
 from training.trained import load_classifier

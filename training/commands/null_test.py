@@ -23,7 +23,8 @@ from modeling.records import METRICS, Record
 from modeling.thresholds import choose_thresholds
 from training.commands.train import train
 from training.commands.verbs import NullTestOptions, TrainOptions
-from training.fit.prepare import NULL_TESTS, Corpora, Prepared, prepare
+from training.data.corpora import Corpora
+from training.fit.prepare import NULL_TESTS, Prepared, prepare
 from training.recipe import RecipeError
 from training.run_folder import RunFolder
 from training.scores.calibration import fit_platt

@@ -18,12 +18,13 @@ from modeling.infer.quiet import join_library_logs
 from modeling.recipe import CROSS_FIT, Recipe
 from modeling.records import AUDIT, ENVIRONMENT, FOLDS, LABEL_FREQUENCIES_PLOT, LOG, RECIPE, Environment, TrainingTime
 from training.commands.verbs import TrainOptions
+from training.data.corpora import Corpora, encode_share
 from training.fit.batch import fit_batch, fit_epochs
 from training.fit.build import build_model, build_trainer, fit_precision
 from training.fit.distillation import distill, fingerprints
 from training.fit.emissions import start_tracking, stop_tracking
 from training.fit.folds import out_of_fold_logits
-from training.fit.prepare import Corpora, Prepared, encode_share, prepare
+from training.fit.prepare import Prepared, prepare
 from training.fit.results import finish, warning_of
 from training.fit.sharding import (
     fit_checkpoints,

@@ -21,11 +21,12 @@ from transformers.trainer_utils import IntervalStrategy
 from modeling.infer import BUNDLED_BACKBONE, staging
 from modeling.recipe import CROSS_FIT, Recipe, planned_epochs, rows_of_a_fold
 from training.data.balance import real_rows
+from training.data.corpora import Corpora
 from training.data.corpus import Corpus
 from training.data.splits import stratified, without_splits
 from training.fit.batch import encoder_width, fit_batch
 from training.fit.build import build_model, build_trainer, fit_precision
-from training.fit.prepare import Corpora, Prepared, balance, read_words
+from training.fit.prepare import Prepared, balance, read_words
 from training.run_folder import RunFolder
 
 STEPS = 8
