@@ -24,7 +24,7 @@ from tests.conftest import tiny_flags, write_corpus
 from tests.test_trainer import launch
 from training.commands.evaluate import load_classifier
 from training.commands.train import hash_inputs
-from training.data.corpora import Corpora
+from training.corpora import Corpora
 from training.fit import distillation
 from training.fit.distillation import distill
 from training.fit.prepare import prepare

@@ -18,8 +18,8 @@ from modeling.recipe import Recipe, planned_epochs
 from modeling.rows.tables import CorpusError
 from modeling.thresholds import choose_thresholds
 from tests.conftest import LABELS, tiny_flags, write_corpus
+from training.corpora import Corpora
 from training.data.copies import find_copies, group_copies
-from training.data.corpora import Corpora
 from training.data.corpus import Corpus, Split
 from training.data.splits import draw_folds
 from training.fit import folds
@@ -95,7 +95,7 @@ def test_a_fold_is_scored_by_a_model_that_does_not_know_it(
         row["labels"] = ["fear"] if number == 0 else row["labels"]
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps(row) + "\n" for row in changed))
-    monkeypatch.setattr("training.data.corpora.draw_folds", lambda *_: data.fold)
+    monkeypatch.setattr("training.corpora.draw_folds", lambda *_: data.fold)
     logits = []
     for name, path in (("one", rows), ("two", other)):
         assert main(flags_of(path, tiny_backbone, tmp_path / name)) == 0

@@ -24,7 +24,7 @@ from modeling.recipe import Recipe
 from tests.conftest import ROOT, tiny_config, tiny_flags, write_corpus
 from tests.forks import FSDP2, Training
 from tests.test_trainer import cut_off, weights_of
-from training.data.corpora import Corpora
+from training.corpora import Corpora
 from training.fit import sharding
 from training.fit.batch import read_setting
 from training.fit.build import build_model

@@ -24,7 +24,7 @@ from modeling.infer import EmotionClassifier
 from tests import HUB_CACHE
 from tests.conftest import ROOT, tiny_flags, write_corpus
 from tests.hub_server import TestHub
-from training.data.corpora import Corpora
+from training.corpora import Corpora
 from training.fit.build import build_model
 from training.fit.prepare import prepare
 from training.fit.start import INHERITED

@@ -15,7 +15,7 @@ from modeling.rows.tables import CorpusError
 from tests.conftest import LABELS, tiny_flags
 from tests.test_folds import WORDS, read
 from training.audit.suspects import COLUMNS, find_suspects, read_dropped, write_suspects
-from training.data.corpora import Corpora
+from training.corpora import Corpora
 from training.data.corpus import Corpus, Split
 from training.fit.prepare import prepare
 from training.options import parse

@@ -47,7 +47,7 @@ from modeling.infer import (
 from modeling.recipe import choices
 from tests.conftest import EMBED_DIM, LABELS, tiny_config, tiny_flags, tiny_tokenizer, write_corpus
 from training.commands.evaluate import load_classifier
-from training.data.corpora import Corpora
+from training.corpora import Corpora
 from training.fit.prepare import prepare
 from training.options import parse
 from training.recipe import RecipeError

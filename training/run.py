@@ -110,7 +110,7 @@ def run(command: Command[Any]) -> int:
             return run_null_tests(recipe, options)
         case _:
             from training.commands.train import train
-            from training.data.corpora import Corpora
+            from training.corpora import Corpora
 
             return train(recipe, options, Corpora())
 

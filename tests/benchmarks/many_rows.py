@@ -82,8 +82,8 @@ def measure(rows: int, folder: Path) -> None:
     from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
 
     from modeling.infer import LoadedEncoder, encoders
+    from training import corpora as checking
     from training.commands import train as stages
-    from training.data import corpora as checking
     from training.fit import prepare as preparing
     from training.fit.build import build_model, build_trainer
     from training.options import parse

@@ -20,7 +20,7 @@ import torch
 from timing import emit
 
 from modeling.infer import EmotionClassifier
-from training.data.corpora import Corpora
+from training.corpora import Corpora
 from training.options import parse
 from training.scores.scoring import bootstrap_weights, scores, weighted_scores
 

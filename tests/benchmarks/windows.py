@@ -25,7 +25,7 @@ from timing import emit
 
 from modeling.infer import EmotionClassifier, Features, LoadedEncoder, cut_into_windows, pool_windows, predict_logits
 from modeling.recipe import choices
-from training.data.corpora import Corpora
+from training.corpora import Corpora
 from training.data.corpus import Split
 from training.options import parse
 from training.scores.scoring import scores

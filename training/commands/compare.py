@@ -18,7 +18,7 @@ from modeling.recipe import CONTAMINATED, Recipe
 from modeling.records import AUDIT, PREDICTIONS, RECIPE, TIMING
 from training.commands.train import hash_inputs, train
 from training.commands.verbs import CompareOptions, CompareRunsOptions, TrainOptions
-from training.data.corpora import Corpora
+from training.corpora import Corpora
 from training.options import override
 from training.recipe import RecipeError
 from training.run_folder import RunFolder

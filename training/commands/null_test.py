@@ -23,7 +23,7 @@ from modeling.records import METRICS, Record
 from modeling.thresholds import choose_thresholds
 from training.commands.train import train
 from training.commands.verbs import NullTestOptions, TrainOptions
-from training.data.corpora import Corpora
+from training.corpora import Corpora
 from training.fit.prepare import NULL_TESTS, Prepared, prepare
 from training.recipe import RecipeError
 from training.run_folder import RunFolder

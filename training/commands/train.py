@@ -18,7 +18,7 @@ from modeling.infer.quiet import join_library_logs
 from modeling.recipe import CROSS_FIT, Recipe
 from modeling.records import AUDIT, ENVIRONMENT, FOLDS, LABEL_FREQUENCIES_PLOT, LOG, RECIPE, Environment, TrainingTime
 from training.commands.verbs import TrainOptions
-from training.data.corpora import Corpora, encode_share
+from training.corpora import Corpora, encode_share
 from training.fit.batch import fit_batch, fit_epochs
 from training.fit.build import build_model, build_trainer, fit_precision
 from training.fit.distillation import distill, fingerprints

@@ -20,8 +20,8 @@ from modeling.rows.errors import first_line
 from training.audit.label_order import suspect_labels
 from training.audit.rows import audit_corpus, audit_rows
 from training.audit.suspects import read_dropped
+from training.corpora import Corpora
 from training.data.balance import Rows, imbalance, oversample, real_rows, thin_label
-from training.data.corpora import Corpora
 from training.data.corpus import Corpus
 from training.data.reading import SPLITS
 from training.data.splits import pooled_r2

@@ -20,8 +20,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from modeling.infer import BUNDLED_BACKBONE, staging
 from modeling.recipe import CROSS_FIT, Recipe, planned_epochs, rows_of_a_fold
+from training.corpora import Corpora
 from training.data.balance import real_rows
-from training.data.corpora import Corpora
 from training.data.corpus import Corpus
 from training.data.splits import stratified, without_splits
 from training.fit.batch import encoder_width, fit_batch
