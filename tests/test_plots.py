@@ -195,7 +195,7 @@ def test_signs_that_no_font_has_become_numbers(
 def test_another_font_draws_what_matplotlib_s_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in: an installed font that has the signs, whatever this machine has."""
     fonts = figure_module.font_manager.fontManager.ttflist
-    entry = next(font for font in fonts if font.name == "STIXNonUnicode")
+    entry = next(font for font in fonts if font.name == "STIXNonUnicode" and font.style == "normal")
     sign = chr(
         min(
             figure_module._signs(entry.fname) - figure_module._signs(figure_module.font_manager.findfont("DejaVu Sans"))

@@ -163,7 +163,7 @@ def draw(picture: Path, lines: list[dict[str, Any]]) -> None:
         panel.set_xlabel("training rows")
         panel.set_title(title)
     panels[0].legend(fontsize="small")
-    figure.savefig(picture, dpi=110)
+    figure.savefig(picture, dpi=80)
 
 
 def run(rows: int, folder: str) -> None:

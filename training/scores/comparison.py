@@ -10,7 +10,7 @@ import pandas as pd
 
 from modeling.recipe import CONTAMINATED
 from modeling.records import AUDIT, ENVIRONMENT, LOG_LOSSES, METRICS, PREDICTIONS, THRESHOLDS, TIMING
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, rows_of_step
 from training.scores.scoring import DRAWS, bootstrap_weights, weighted_scores
 
 _SAME_STEPS = 1.1
@@ -71,7 +71,7 @@ def summarize(cells: list[Cell]) -> pd.DataFrame:
 def _steps(run: RunFolder) -> float:
     """Optimizer steps of a run."""
     recipe, counted = run.read_recipe(), run.read(AUDIT)["training_rows"]
-    size = recipe["batch_size"] * max(recipe["gradient_accumulation_steps"], 1) * run.read(ENVIRONMENT)["processes"]
+    size = rows_of_step(recipe, run.read(ENVIRONMENT)["processes"])
     return run.read(TIMING)["epochs"] * np.ceil((counted["real"] + counted["synthetic"]) / size)
 
 
