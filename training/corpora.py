@@ -36,26 +36,20 @@ class CheckedCorpus:
 
     corpus: Corpus
     audit: CorpusAudit
-    fold: np.ndarray | None = None
+    fold: np.ndarray | None
 
 
 @dataclass(frozen=True)
-class EncodedCorpus:
-    """A corpus with its splits.
+class EncodedCorpus(CheckedCorpus):
+    """The same with the embeddings of its texts.
 
     Attributes:
-        corpus: the splits.
         embeddings: float32 [N, E] of all splits, one after the other.
         encoder_version: what identifies the encoder's weights.
-        audit: copies across splits, label noise, labels without rows.
-        fold: int [N] of each row, where every split has all N rows.
     """
 
-    corpus: Corpus
     embeddings: np.ndarray
     encoder_version: str
-    audit: CorpusAudit
-    fold: np.ndarray | None = None
 
 
 class Corpora:
@@ -111,7 +105,7 @@ class Corpora:
             encoder = _load_encoder(recipe)
             texts = [text for split in SPLITS for text in checked.corpus[split].texts]
             vectors = encode(texts, encoder, cache_folder() / "embeddings")
-            found = EncodedCorpus(checked.corpus, vectors, encoder.version, checked.audit, checked.fold)
+            found = EncodedCorpus(checked.corpus, checked.audit, checked.fold, vectors, encoder.version)
             self._encoded = (key, found)
         return self._encoded[1]
 

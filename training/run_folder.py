@@ -125,29 +125,26 @@ class RunFolder:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.checkpoints.mkdir(exist_ok=True)
 
-    def refuse_other_recipe(self, fields: Mapping[str, Any], processes: int | None = None) -> None:
+    def refuse_other_recipe(self, fields: Mapping[str, Any], processes: int) -> None:
         """Refuse to resume with settings other than the run's.
 
         Another number of processes may continue it, if a step keeps its rows.
 
         Args:
             fields: the settings of the recipe.
-            processes: how many continue the run; None if that is not known yet.
+            processes: how many continue the run.
 
         Raises:
             RunFolderError: the settings differ; the message names them.
         """
         stored, free = self.read_recipe(), free_on_resume()
         before = self._processes()
-        if processes and before and processes != before:
+        if before and processes != before:
             rows, wanted = rows_of_step(fields, processes), rows_of_step(stored, before)
             if rows != wanted:
-                product = f"with {processes}, give a --batch_size and --gradient_accumulation_steps whose product is "
-                remedy = (
-                    f"use a number of processes that divides {wanted}"
-                    if wanted % processes
-                    else (f"{product}{wanted // processes}")
-                )
+                remedy = f"use a number of processes that divides {wanted}"
+                if wanted % processes == 0:
+                    remedy = f"let --batch_size times --gradient_accumulation_steps be {wanted // processes}"
                 raise RunFolderError(
                     f"--resume with steps of {rows:,} rows, but those of {self.path} have {wanted:,} (processes: {before}). "
                     f"Remedy: {remedy}, or use --overwrite to train again"

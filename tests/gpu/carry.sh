@@ -3,7 +3,7 @@
 # is a package index.
 #   bash tests/gpu/carry.sh FOLDER [PYTHON_VERSION] [MIB]
 # FOLDER/site is for SITE= of run.sh. FOLDER/pieces has the same in pieces of at most MIB each (60), for machines that
-# take no more at once; there: cat pieces/* | tar -x
+# take no more at once; there: cat pieces/* | tar -xJ
 set -euo pipefail
 folder=${1:?give a folder for the packages: bash tests/gpu/carry.sh FOLDER}
 python_version=${2:-$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')}

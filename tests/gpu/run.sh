@@ -9,11 +9,11 @@
 # The exit code is the number of parts that failed or ran out of time. Results of a real GPU belong into
 # tests/gpu/results/.
 set -uo pipefail
-cd "$(dirname "$0")/../.."
 out=${1:?give a folder for the results: bash tests/gpu/run.sh OUT [GOEMOTIONS]}
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 GOEMOTIONS_DIR=
 [ -z "${2:-}" ] || GOEMOTIONS_DIR=$(cd "$2" && pwd) || exit 2
+cd "$(dirname "$0")/../.." || exit 2
 # One GPU: with several in a process, transformers would share each batch among them.
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
 export GOEMOTIONS_DIR OUT="$out" PYTHONPATH="$PWD:${SITE:+$SITE:}${PYTHONPATH:-}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1

@@ -87,6 +87,8 @@ def _train(
     fitted = fit_epochs(fit_batch(fitted, state), data, state)
     checkpoint: list[str | None] = [None]
     trainer = None if fitted.split == CROSS_FIT else build_trainer(build_model(fitted, data, state), fitted, data, run)
+    if trainer is not None:
+        refuse_other_engine(trainer)
     if state.is_main_process:  # only now: bad data or a bad setting must not cost the existing run
         run.clear(checkpoints=options.overwrite)
         describe_run(run, recipe, data, describe_environment(recipe.seed, state.num_processes, fitted.bf16))
@@ -98,7 +100,6 @@ def _train(
     if trainer is None:  # the folds' models before this one: two at once could fill the memory
         out_of_fold = out_of_fold_logits(data, fitted, run, state)
         trainer = build_trainer(build_model(fitted, data, state), fitted, data, run)
-    refuse_other_engine(trainer)
     trainer.train(resume_from_checkpoint=resumed)
     weights = gather_weights(trainer) if sharded_by() else None
     if state.is_main_process:

@@ -169,9 +169,7 @@ def fit_checkpoints(run: RunFolder, trainer: FocalTrainer) -> None:
         else:
             _write(checkpoint / PLAIN_OPTIMIZER, _plain_optimizer(checkpoint, model))
         _drop_other_form(checkpoint, sharded)
-        logger.info(
-            "%s was converted for %s processes", checkpoint.name, "sharded" if sharded else "whole models in its"
-        )
+        logger.info("%s was converted for processes with %s", checkpoint.name, "shards" if sharded else "a whole model")
 
 
 def _write(path: Path, content: Any) -> None:
