@@ -163,6 +163,7 @@ class Environment(TypedDict):
     packages: dict[str, str]
     seed: int
     processes: int
+    rows_of_step: NotRequired[int]
     threads: int
     bf16: NotRequired[bool]
     machine: str

@@ -21,6 +21,7 @@ from modeling.infer import EmotionClassifier, find_damage
 from modeling.memory.plan import plan_memory
 from modeling.memory.shards import FETCHED, shard
 from modeling.recipe import Recipe
+from tests import EXHAUSTIVE
 from tests.conftest import ROOT, tiny_config, tiny_flags, write_corpus
 from tests.forks import FSDP2, Training
 from tests.test_trainer import cut_off, weights_of
@@ -93,6 +94,19 @@ def test_the_exported_package_is_the_same(runs: dict[str, Path], tmp_path: Path)
     assert files[0] == files[1]
 
 
+@pytest.mark.skipif(not EXHAUSTIVE, reason="takes a minute; EXHAUSTIVE=1 runs it")
+def test_bfloat16_and_checkpointing_are_sharded_too(
+    base: Path, runs: dict[str, Path], tiny_backbone: str, tmp_path: Path
+) -> None:
+    reads, checkpointing = runs["whole"].name.split("-")[0], ["--gradient_checkpointing", "true"]
+    train(base, tiny_backbone, reads, tmp_path / "checkpointing", 2, *checkpointing)
+    assert apart(runs["whole"], tmp_path / "checkpointing") < 1e-5
+    for name, processes in (("bfloat16", 1), ("both", 2)):
+        train(base, tiny_backbone, reads, tmp_path / name, processes, *checkpointing, "--bf16", "true")
+    rounding = apart(runs["whole"], tmp_path / "bfloat16")  # of matrices; sharded, also of norms, heads and gradients
+    assert 0 < apart(tmp_path / "bfloat16", tmp_path / "both") < 4 * rounding
+
+
 @pytest.mark.parametrize("before", ["whole", "sharded"])
 def test_a_checkpoint_continues_in_the_other_form(
     base: Path, runs: dict[str, Path], before: str, tiny_backbone: str, tmp_path: Path
@@ -102,7 +116,7 @@ def test_a_checkpoint_continues_in_the_other_form(
     cut_off(runs[before], cut, last=6, steps=STEPS)
     processes = {"whole": 2, "sharded": 1}[before]
     as_before = ["--batch_size", str(8 * processes)]  # of a process, which would change the rows of a step
-    with pytest.raises(AssertionError, match=r"steps of (8|32) rows, but those of .* have 16 .*Remedy"):
+    with pytest.raises(AssertionError, match=r"steps of (8|32) rows, but those of .* have 16\. Remedy"):
         train(base, tiny_backbone, reads, cut, processes, "--resume", *as_before)
     train(base, tiny_backbone, reads, cut, processes, "--resume")
     log = (cut / "train.log").read_text(encoding="utf-8").split("resuming from")[1]

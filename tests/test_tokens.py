@@ -48,6 +48,8 @@ from modeling.recipe import choices
 from tests.conftest import EMBED_DIM, LABELS, tiny_config, tiny_flags, tiny_tokenizer, write_corpus
 from training.commands.evaluate import load_classifier
 from training.corpora import Corpora
+from training.data import encoding
+from training.data.encoding import tokenize_rows
 from training.fit.prepare import prepare
 from training.options import parse
 from training.recipe import RecipeError
@@ -381,8 +383,25 @@ def test_copies_have_the_words_of_their_parents(tmp_path: Path, tiny_backbone: s
     assert tokens is not None and data.tokens is not None and data.training_features().embeddings is None
     for row in copies:
         parent = data.rows.parents[row, 0]
-        assert tokens[row] is data.tokens["train"][parent]
+        np.testing.assert_array_equal(tokens[row], data.tokens["train"][parent])
         np.testing.assert_array_equal(data.rows.labels[row], data.corpus["train"].labels[parent])
+
+
+def test_token_rows_are_what_the_tokenizer_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file without a name, in pieces; also where the folder is missing."""
+    monkeypatch.setattr(encoding, "_TEXTS_AT_ONCE", 3)
+    texts = ["a sunny cake", "", "cake", "cake cake cake a", "\N{PARTY POPPER}", "dark", "a"]
+    for folder in (tmp_path, tmp_path / "missing"):
+        rows = tokenize_rows(tiny_tokenizer(), texts, 1, folder)
+        wanted = tokenize(tiny_tokenizer(), texts, 1)
+        assert isinstance(rows.ids.base, np.memmap) and not list(tmp_path.iterdir())
+        for chosen in (range(7), [5, 0, 0, 3]):
+            taken = rows.take(np.array(chosen))
+            assert len(taken) == len(chosen) and taken.ids is rows.ids
+            for row, place in zip(taken, chosen, strict=True):
+                assert row.dtype == np.int64
+                np.testing.assert_array_equal(row, wanted[place])
+        np.testing.assert_array_equal(rows[2:4][1], wanted[3])
 
 
 def test_noise_has_the_lengths_of_the_texts_in_another_order(tmp_path: Path, tiny_backbone: str) -> None:

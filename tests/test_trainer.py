@@ -279,6 +279,33 @@ def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path: Path, tiny_backb
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("goes_on_with", ["16 1", "8 2"])
+def test_smaller_batches_go_on_if_a_step_keeps_its_rows(
+    goes_on_with: str, tmp_path: Path, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after an attempt that was stopped while it wrote its settings; other steps are refused."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    flags = [
+        *tiny_flags(write_corpus(tmp_path / "corpus"), tiny_backbone, whole),
+        *("--input", "tokens", "--pooling", "mean", "--balance", "none", "--head_dropout", "0"),
+        *("--checkpoint_minutes", "1e-9", "--save_total_limit", "99", "--batch_size", "16"),
+    ]
+    assert main(flags) == 0
+    steps = len(list((whole / "checkpoints").iterdir()))
+    cut_off(whole, cut, last=steps // 2, steps=steps)
+    resume = [*flags, "--output_dir", str(cut), "--resume"]
+    smaller = ["--batch_size", "8", "--gradient_accumulation_steps", "2"]
+    assert main([*resume, "--batch_size", "8"]) == 2
+    with monkeypatch.context() as stopped:
+        stopped.setattr(RunFolder, "write_recipe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main([*resume, *smaller]) == 130
+    rows, parts = goes_on_with.split()
+    assert main([*resume, "--batch_size", rows, "--gradient_accumulation_steps", parts]) == 0
+    first, second = weights_of(whole), weights_of(cut)
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-5)
+
+
 def cut_off(whole: Path, cut: Path, last: int, steps: int) -> None:
     """Copy a run as if it had been killed after its checkpoint of the step ``last``."""
     shutil.copytree(whole, cut)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -128,7 +129,7 @@ class RunFolder:
     def refuse_other_recipe(self, fields: Mapping[str, Any], processes: int) -> None:
         """Refuse to resume with settings other than the run's.
 
-        Another number of processes may continue it, if a step keeps its rows.
+        Another number of processes or another batch size may continue it, if a step keeps its rows.
 
         Args:
             fields: the settings of the recipe.
@@ -137,19 +138,16 @@ class RunFolder:
         Raises:
             RunFolderError: the settings differ; the message names them.
         """
-        stored, free = self.read_recipe(), free_on_resume()
-        before = self._processes()
-        if before and processes != before:
-            rows, wanted = rows_of_step(fields, processes), rows_of_step(stored, before)
-            if rows != wanted:
-                remedy = f"use a number of processes that divides {wanted}"
-                if wanted % processes == 0:
-                    remedy = f"let --batch_size times --gradient_accumulation_steps be {wanted // processes}"
-                raise RunFolderError(
-                    f"--resume with steps of {rows:,} rows, but those of {self.path} have {wanted:,} (processes: {before}). "
-                    f"Remedy: {remedy}, or use --overwrite to train again"
-                )
-            free = [*free, "batch_size", "gradient_accumulation_steps"]
+        stored, rows, wanted = self.read_recipe(), rows_of_step(fields, processes), self._rows_of_step()
+        if wanted and rows != wanted:
+            remedy = f"use a number of processes that divides {wanted}"
+            if wanted % processes == 0:
+                remedy = f"let --batch_size times --gradient_accumulation_steps be {wanted // processes}"
+            raise RunFolderError(
+                f"--resume with steps of {rows:,} rows, but those of {self.path} have {wanted:,}. "
+                f"Remedy: {remedy}, or use --overwrite to train again"
+            )
+        free = [*free_on_resume(), "batch_size", "gradient_accumulation_steps"]  # whose product is the same
         # A field that the run's version did not have cannot differ.
         other = sorted(key for key in fields if key in stored and key not in free and stored[key] != fields[key])
         if other:
@@ -158,9 +156,12 @@ class RunFolder:
                 "recipe and flags, or use --overwrite to train again"
             )
 
-    def _processes(self) -> int | None:
-        """How many processes trained the run last; None if it is not recorded."""
-        return self.read(ENVIRONMENT)["processes"] if (self.path / ENVIRONMENT).is_file() else None
+    def _rows_of_step(self) -> int | None:
+        """Rows of the run's optimizer steps; None if they are not recorded."""
+        if not (self.path / ENVIRONMENT).is_file():
+            return None
+        environment = self.read(ENVIRONMENT)
+        return environment.get("rows_of_step") or rows_of_step(self.read_recipe(), environment["processes"])
 
     def inputs_sha256(self) -> dict[str, str]:
         """Fingerprints of splits, teachers and start as the run read them; empty if none are recorded."""
@@ -293,8 +294,8 @@ class RunFolder:
             return dict(file)
 
 
-def describe_environment(seed: int, processes: int, bf16: bool) -> Environment:
-    """Versions, seed, hardware, whether training computes in bfloat16, and git commit."""
+def describe_environment(recipe: Recipe, processes: int, bf16: bool) -> Environment:
+    """Versions, seed, hardware, rows of a step, whether training computes in bfloat16, and git commit."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -309,8 +310,9 @@ def describe_environment(seed: int, processes: int, bf16: bool) -> Environment:
     return {
         "python": platform.python_version(),
         "packages": versions,
-        "seed": seed,
+        "seed": recipe.seed,
         "processes": processes,
+        "rows_of_step": rows_of_step(dataclasses.asdict(recipe), processes),
         "threads": torch.get_num_threads(),
         "bf16": bf16,
         "machine": platform.machine(),

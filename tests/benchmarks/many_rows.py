@@ -3,7 +3,7 @@
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/many_rows.py [ROWS …]
     python tests/benchmarks/many_rows.py PICTURE LINES …
 
-Rows are drawn from the words of the starter corpus, with its labels; a tenth more are validation, and a tenth test. A
+The verb ``train``, from files to a finished run, but for the number of steps, which is fixed. Rows are drawn from the words of the starter corpus, with its labels; a tenth more are validation, and a tenth test. A
 tiny Mistral reads embeddings of 512 numbers and words; the embeddings are made by a function that hashes words, in place
 of an encoder, whose time is its own (tests/benchmarks/encoder.py) and whose memory does not depend on the rows. Each
 number of rows is a process of its own. Prints one JSON line for each stage: seconds, the peak of resident memory, and how
@@ -31,6 +31,8 @@ ROWS = (10_000, 100_000, 1_000_000)
 LABELS = ("joy", "anger", "fear", "sadness", "surprise", "love")
 STEPS = 20
 """Optimizer steps that are timed; a step does not depend on the number of rows."""
+PEAKS: list[int] = []
+"""The peak of memory of the stage that is measured, as far as the system does not remember it, in MiB."""
 
 
 def status(field: str) -> int:
@@ -41,13 +43,15 @@ def status(field: str) -> int:
 
 @contextmanager
 def stage(name: str, rows: int) -> Iterator[None]:
-    """Measure what is done within."""
+    """Measure what is done within; stages may lie in another."""
+    outer, PEAKS[:] = [*PEAKS, status("VmHWM")], []
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     started = time.perf_counter()
     yield
-    seconds = round(time.perf_counter() - started, 2)
-    memory = {"peak_mib": status("VmHWM"), "anonymous_mib_after": status("RssAnon")}
+    seconds, peak = round(time.perf_counter() - started, 2), max([*PEAKS, status("VmHWM")])
+    memory = {"peak_mib": peak, "anonymous_mib_after": status("RssAnon")}
     print(json.dumps({"figure": "many_rows", "stage": name, "rows": rows, "seconds": seconds, **memory}), flush=True)
+    PEAKS[:] = [max([*outer, peak])]
 
 
 def write_rows(folder: Path, rows: int) -> None:
@@ -76,18 +80,15 @@ def hash_words(texts: list[str]) -> np.ndarray:
 
 
 def measure(rows: int, folder: Path) -> None:
-    """The stages of a training, one after the other, as :mod:`training.commands.train` has them."""
-    from accelerate import PartialState
+    """The verb ``train``, from files to a finished run, with few steps."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import MistralConfig, MistralModel, PreTrainedTokenizerFast
 
     from modeling.infer import LoadedEncoder, encoders
-    from training import corpora as checking
+    from training import corpora
     from training.commands import train as stages
-    from training.fit import prepare as preparing
-    from training.fit.build import build_model, build_trainer
+    from training.fit import prepare, results
     from training.options import parse
-    from training.run_folder import RunFolder
 
     write_rows(folder, rows)
     encoders.ENCODERS["minilm"] = encoders.EncoderSource(
@@ -104,34 +105,45 @@ def measure(rows: int, folder: Path) -> None:
         f"--recipe goemotions_tokens --dataset files --data_dir {folder} --labels {' '.join(LABELS)} --encoder minilm "
     )
     flags += f"--model_name {backbone} --num_hidden_layers 2 --bf16 false --lora_rank 4 --output_dir {folder / 'run'}"
-    recipe = parse(flags.split()).recipe
-    corpora, run, state = stages.Corpora(), RunFolder(str(folder / "run")), PartialState(cpu=True)
-    with stage("read", rows):
-        corpora.rows(recipe)
-    for module, names in (
-        (checking, ("audit_corpus", "encode")),
-        (preparing, ("balance", "audit_rows", "read_words", "_suspects")),
+    build = stages.build_trainer
+
+    def build_short(*arguments: Any) -> Any:
+        trainer = build(*arguments)
+        trainer.args.max_steps, trainer.args.eval_strategy, trainer.args.save_strategy = STEPS, "no", "no"
+        trainer.args.load_best_model_at_end = False
+        wrap(trainer, "train", rows, f"{STEPS} steps")
+        return trainer
+
+    stages.build_trainer = build_short
+    for module, name, title in (
+        (corpora, "load_corpus", "read"),
+        (corpora, "audit_corpus", "copies"),
+        (corpora, "encode", "encode"),
+        (prepare, "balance", "balance"),
+        (prepare, "audit_rows", "audit of training rows"),
+        (prepare, "_suspects", "exchanged labels"),
+        (prepare, "tokenize_rows", "tokens"),
+        (stages, "build_trainer", "build"),
+        (results, "calibrate", "read validation and test, calibrate"),
+        (results, "build_report", "scores"),
+        (results, "score_bag_of_words", "bag of words"),
+        (results, "draw", "plots"),
     ):
-        for name in names:
-            wrap(module, name, rows)
-    data = preparing.prepare(recipe, corpora)
-    with stage("build", rows):
-        trainer = build_trainer(build_model(recipe, data, state), recipe, data, run)
-    trainer.args.max_steps, trainer.args.eval_strategy, trainer.args.save_strategy = STEPS, "no", "no"
-    trainer.args.load_best_model_at_end = False
-    with stage(f"{STEPS} steps", rows):
-        trainer.train()
+        wrap(module, name, rows, title)
+    command = parse(flags.split())
+    with stage("everything", rows):
+        stages.train(command.recipe, command.options, stages.Corpora())
 
 
-def wrap(module: Any, name: str, rows: int) -> None:
-    """Measure each call of a function of a module."""
-    function = getattr(module, name)
+def wrap(owner: Any, name: str, rows: int, title: str) -> None:
+    """Measure each call of a function of a module or an object."""
+    function = getattr(owner, name)
 
     def measured(*arguments: Any, **options: Any) -> Any:
-        with stage(name.strip("_"), rows):
+        with stage(title, rows):
             return function(*arguments, **options)
 
-    setattr(module, name, measured)
+    setattr(owner, name, measured)
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def _train(
         refuse_other_engine(trainer)
     if state.is_main_process:  # only now: bad data or a bad setting must not cost the existing run
         run.clear(checkpoints=options.overwrite)
-        describe_run(run, recipe, data, describe_environment(recipe.seed, state.num_processes, fitted.bf16))
+        describe_run(run, recipe, data, describe_environment(recipe, state.num_processes, fitted.bf16))
         checkpoint = [find_checkpoint(run) if options.resume else None]
         if trainer is not None and checkpoint[0]:
             fit_checkpoints(run, trainer)
@@ -204,8 +204,8 @@ def log_to(run: RunFolder, state: PartialState) -> None:
 
 def describe_run(run: RunFolder, recipe: Recipe, data: Prepared, environment: Environment) -> None:
     """Write what is known before training: recipe, environment, audit, label frequencies."""
+    run.write(ENVIRONMENT, environment)  # first: its rows of a step hold for the recipe before and after a resume
     run.write_recipe(recipe)
-    run.write(ENVIRONMENT, environment)
     run.write(AUDIT, data.audit)
     before, after = data.corpus["train"].labels.sum(axis=0), data.rows.labels.sum(axis=0)
     with run.replacing(LABEL_FREQUENCIES_PLOT) as path:

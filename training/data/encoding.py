@@ -1,4 +1,4 @@
-"""Texts → sentence embeddings, each text encoded once and kept on disk by encoder, version and content."""
+"""Texts → sentence embeddings, each text encoded once and kept on disk by encoder, version and content; and tokens."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
-from modeling.infer import CacheError, LoadedEncoder, encode_in_batches, require_writable
+from modeling.infer import CacheError, LoadedEncoder, encode_in_batches, require_writable, tokenize
 
 logger = logging.getLogger(__name__)
 
 MAPPED_BYTES = 2**28
 """From this size on embeddings lie in a file: the system holds of it what it has room for."""
+_TEXTS_AT_ONCE = 10_000
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -77,11 +80,61 @@ def _allocate(shape: tuple[int, int], folder: Path) -> np.ndarray:
     """A float32 array; a large one in a file without a name, which is gone with the process."""
     if 4 * shape[0] * shape[1] < MAPPED_BYTES:
         return np.empty(shape, dtype=np.float32)
-    place = folder if os.access(folder, os.W_OK) else None  # of a cache that is only read, elsewhere
-    with tempfile.TemporaryFile(dir=place) as file:
+    with _unnamed(folder) as file:
         if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a fault of the memory later
             os.posix_fallocate(file.fileno(), 0, 4 * shape[0] * shape[1])
         return np.asarray(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
+
+
+def _unnamed(folder: Path) -> IO[bytes]:
+    """A file without a name, in a folder or, if that is only read, elsewhere."""
+    return tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None)
+
+
+class TokenRows(Sequence[np.ndarray]):
+    """Token ids of N texts, int64 [T] each, out of one array that many rows may share.
+
+    Args:
+        ids: of all texts, one after the other.
+        starts: where each row begins in it, int [N].
+        ends: where it ends, int [N].
+    """
+
+    def __init__(self, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
+        self.ids, self.starts, self.ends = ids, starts, ends
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return TokenRows(self.ids, self.starts[row], self.ends[row])
+        return self.ids[self.starts[row] : self.ends[row]].astype(np.int64)
+
+    def take(self, rows: np.ndarray) -> TokenRows:
+        """The rows with these indices."""
+        return TokenRows(self.ids, self.starts[rows], self.ends[rows])
+
+    @classmethod
+    def of_lengths(cls, ids: np.ndarray, lengths: np.ndarray) -> TokenRows:
+        """Rows that lie one after the other."""
+        ends = np.cumsum(lengths)
+        return cls(ids, ends - lengths, ends)
+
+
+def tokenize_rows(tokenizer: Tokenizer, texts: Sequence[str], bos_token_id: int, folder: Path) -> TokenRows:
+    """Token ids of ``texts`` in a file without a name, of which the system holds in memory what it has room for."""
+    lengths = np.zeros(len(texts), dtype=np.int64)
+    with _unnamed(folder) as file:
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            for row, tokens in enumerate(
+                tokenize(tokenizer, texts[start : start + _TEXTS_AT_ONCE], bos_token_id), start
+            ):
+                lengths[row] = len(tokens)
+                file.write(tokens.astype(np.int32).tobytes())
+        file.flush()
+        ids = np.asarray(np.memmap(file, dtype=np.int32, mode="r"))
+    return TokenRows.of_lengths(ids, lengths)
 
 
 def _encode(texts: Sequence[str], encoder: LoadedEncoder, path: Path) -> np.ndarray:

@@ -93,7 +93,7 @@ def take_fold(data: Prepared, held: np.ndarray, recipe: Recipe) -> Prepared:
     embeddings = {split: data.embeddings[split][chosen] for split, chosen in rows.items()}
     tokens = None
     if data.tokens is not None:
-        tokens = {split: [data.tokens[split][row] for row in chosen] for split, chosen in rows.items()}
+        tokens = {split: data.tokens[split].take(chosen) for split, chosen in rows.items()}
     corpus = dataclasses.replace(data.corpus, splits=splits)
     return dataclasses.replace(
         data,

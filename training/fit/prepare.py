@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from modeling.backbones import read_backbone_config, read_tokenizer
-from modeling.infer import CacheError, Features, tokenize
+from modeling.infer import CacheError, Features, cache_folder
 from modeling.recipe import CONTAMINATED, Recipe
 from modeling.records import Audit
 from modeling.rows.errors import first_line
@@ -23,6 +23,7 @@ from training.audit.suspects import read_dropped
 from training.corpora import Corpora
 from training.data.balance import Rows, imbalance, oversample, real_rows, thin_label
 from training.data.corpus import Corpus
+from training.data.encoding import TokenRows, tokenize_rows
 from training.data.reading import SPLITS
 from training.data.splits import pooled_r2
 from training.recipe import RecipeError
@@ -59,7 +60,7 @@ class Prepared:
     copies: dict[str, np.ndarray]
     encoder_version: str
     tokenizer: Tokenizer | None = None
-    tokens: dict[str, list[np.ndarray]] | None = None
+    tokens: dict[str, TokenRows] | None = None
     reads_embedding: bool = True
     targets: np.ndarray | None = None
     fold: np.ndarray | None = None
@@ -81,8 +82,9 @@ class Prepared:
         """What the model reads of the training rows after balancing; a copy has its parent's words."""
         tokens = None
         if self.tokens is not None:
-            every = [row for split in SPLITS for row in self.tokens[split]]
-            tokens = [every[parent] for parent in self.rows.parents[:, 0]]
+            every = [self.tokens[split] for split in SPLITS]  # of one array
+            starts, ends = (np.concatenate([getattr(rows, side) for rows in every]) for side in ("starts", "ends"))
+            tokens = TokenRows(every[0].ids, starts, ends).take(self.rows.parents[:, 0])
         return Features(self.rows.embeddings if self.reads_embedding else None, tokens)
 
 
@@ -151,9 +153,7 @@ def prepare(recipe: Recipe, corpora: Corpora, null_test: str | None = None) -> P
     )
 
 
-def read_words(
-    recipe: Recipe, corpus: Corpus, null_test: str | None = None
-) -> tuple[Tokenizer, dict[str, list[np.ndarray]]]:
+def read_words(recipe: Recipe, corpus: Corpus, null_test: str | None = None) -> tuple[Tokenizer, dict[str, TokenRows]]:
     """The backbone's tokenizer, and the token ids of each split's texts.
 
     Raises:
@@ -169,26 +169,27 @@ def read_words(
             f"model_name: the tokenizer of {recipe.model_name!r} cannot be read ({first_line(error)}). Remedy: use a "
             "backbone with a tokenizer.json, or input embedding"
         ) from error
-    tokens = {split: tokenize(tokenizer, corpus[split].texts, config.bos_token_id) for split in SPLITS}
+    texts = [text for split in SPLITS for text in corpus[split].texts]
+    rows = tokenize_rows(tokenizer, texts, config.bos_token_id, cache_folder() / "embeddings")
+    ends = np.cumsum([len(corpus[split]) for split in SPLITS]).tolist()
+    places = {split: slice(end - len(corpus[split]), end) for split, end in zip(SPLITS, ends, strict=True)}
     if null_test == "noise":  # with the texts' lengths, shuffled: length alone says something about the labels
         generator = np.random.default_rng(recipe.seed)
-        tokens = {
-            split: [
-                generator.integers(config.vocab_size, size=size) for size in generator.permutation([*map(len, rows)])
-            ]
-            for split, rows in tokens.items()
-        }
-    return tokenizer, tokens
+        shuffled = [generator.permutation((rows.ends - rows.starts)[place]) for place in places.values()]
+        ids = generator.integers(config.vocab_size, size=len(rows.ids))
+        rows = TokenRows.of_lengths(ids, np.concatenate(shuffled))
+    return tokenizer, {split: rows[place] for split, place in places.items()}
 
 
-def _truncation(tokens: dict[str, list[np.ndarray]], window_length: int) -> dict[str, dict[str, int]]:
+def _truncation(tokens: dict[str, TokenRows], window_length: int) -> dict[str, dict[str, int]]:
     """How much of each split exceeds ``window_length`` tokens: cut off in training, read in windows when scored."""
     found = {}
     for split, rows in tokens.items():
-        beyond = np.maximum(np.array([len(row) for row in rows]) - window_length, 0)
+        lengths = rows.ends - rows.starts
+        beyond = np.maximum(lengths - window_length, 0)
         found[split] = {
             "texts": len(rows),
-            "tokens": int(sum(map(len, rows))),
+            "tokens": int(lengths.sum()),
             "texts_longer": int((beyond > 0).sum()),
             "tokens_beyond": int(beyond.sum()),
         }

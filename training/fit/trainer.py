@@ -46,7 +46,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
     """
 
     def __init__(self, features: Features, labels: np.ndarray, window_length: int) -> None:
-        self.tokens = None if features.tokens is None else [row[:window_length] for row in features.tokens]
+        self.tokens, self.window_length = features.tokens, window_length
         self.embeddings = None
         if features.embeddings is not None:
             self.embeddings = torch.from_numpy(np.ascontiguousarray(features.embeddings, dtype=np.float32))
@@ -60,7 +60,7 @@ class FeatureDataset(Dataset[dict[str, torch.Tensor]]):
         if self.embeddings is not None:
             row["embeddings"] = self.embeddings[index]
         if self.tokens is not None:
-            row["input_ids"] = torch.from_numpy(self.tokens[index])
+            row["input_ids"] = torch.from_numpy(self.tokens[index][: self.window_length])
         return row
 
 
@@ -170,7 +170,7 @@ class FocalTrainer(Trainer):
         if not isinstance(rows, FeatureDataset) or rows.tokens is None:
             return super()._get_train_sampler(train_dataset)
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        lengths = [len(row) for row in rows.tokens]
+        lengths = [min(len(row), rows.window_length) for row in rows.tokens]
         return LengthGroupedSampler(lengths, step, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def get_batch_samples(
