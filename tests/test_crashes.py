@@ -306,7 +306,7 @@ def test_many_embeddings_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.Monke
         np.testing.assert_array_equal(found, expected)
         assert type(found) is np.ndarray and isinstance(found.base, np.memmap)
     with sqlite3.connect(tmp_path / "fake-1.sqlite") as database:
-        database.execute("UPDATE embeddings SET vector = ? WHERE text_sha256 < ?", (bytes(48), b"\x40"))
+        database.execute("UPDATE vectors SET vector = ? WHERE text_sha256 < ?", (bytes(48), b"\x40"))
     np.testing.assert_array_equal(encode(texts, encoder, tmp_path), expected)
     monkeypatch.setattr("training.data.encoding.os.access", lambda *_: False)
     np.testing.assert_array_equal(encode(texts, encoder, tmp_path), expected)

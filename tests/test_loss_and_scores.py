@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -17,12 +18,13 @@ from modeling.thresholds import choose_thresholds, expected_f1_cuts, tune_global
 from training.data.taxonomy import GOEMOTIONS_28, TAXONOMIES
 from training.fit.prepare import Prepared
 from training.fit.results import build_report
+from training.scores import scoring
 from training.scores.held_out import hold_out
 from training.scores.published import read_published, to_markdown
 from training.scores.scoring import (
     MultiLabelScores,
     Scored,
-    bootstrap_weights,
+    bootstrap,
     score_policies,
     scores,
     unreliable_labels,
@@ -113,7 +115,7 @@ def test_scores_by_hand_and_through_evaluate() -> None:
 def test_weighted_scores_are_scikit_learns(seed: int) -> None:
     probabilities, labels = random_scores(seed)
     predictions = probabilities >= 0.5
-    weights = bootstrap_weights(len(labels), draws=3, seed=seed)
+    weights = bootstrap(len(labels), lambda weights: weights, draws=3, seed=seed)
     whole, each = weighted_scores(predictions, labels, weights)
     precision = weighted_average_precision(probabilities, labels, weights)
     for draw, counts in enumerate(weights.astype(int)):
@@ -125,6 +127,23 @@ def test_weighted_scores_are_scikit_learns(seed: int) -> None:
         drawn = labels[rows].any(axis=0)
         average = average_precision_score(labels[rows][:, drawn], probabilities[rows][:, drawn], average=None)
         np.testing.assert_allclose(precision[draw, drawn], average, atol=1e-5)
+
+
+def test_samples_in_blocks_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored, cutoffs = Scored(*random_scores(3, 50)), {"fixed": np.full(4, 0.5), "per_label": np.full(4, 0.4)}
+    found = []
+    for at_once in (2**23, 50 * 7, 1):  # 1,000 samples; 143 blocks, the last one smaller; one by one
+        monkeypatch.setattr(scoring, "_COUNTS_AT_ONCE", at_once)
+        found.append(score_policies(scored, cutoffs, list("abcd")))
+        np.testing.assert_array_equal(
+            bootstrap(50, lambda weights: {"sums": (weights.sum(axis=1),)})["sums"][0], np.full(1_000, 50)
+        )
+    for result, table in found[1:]:
+        pd.testing.assert_frame_equal(table, found[0][1], rtol=1e-5)
+        for policy, whole in found[0][0].items():
+            assert result[policy]["intervals_95"]["macro_f1"] == pytest.approx(
+                whole["intervals_95"]["macro_f1"], abs=1e-6
+            )
 
 
 def test_intervals_contain_the_score_and_narrow_with_rows() -> None:

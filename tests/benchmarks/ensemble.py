@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy.special import expit, logit
 from modeling.thresholds import choose_thresholds
 from training.commands.compare import describe_rows
 from training.run_folder import RunFolder
-from training.scores.scoring import bootstrap_weights, scores, weighted_scores
+from training.scores.scoring import bootstrap, scores, weighted_scores
 
 SPLITS = ("validation", "test")
 
@@ -36,7 +37,7 @@ def measure(logits: dict[str, np.ndarray], references: dict[str, np.ndarray]) ->
     said = {split: expit(values) for split, values in logits.items()}
     cuts = choose_thresholds(said["validation"], references["validation"]).own
     decided = {split: values >= cuts for split, values in said.items()}
-    whole, _ = weighted_scores(decided["test"], references["test"], bootstrap_weights(len(references["test"])))
+    whole, _ = bootstrap(len(references["test"]), partial(weighted_scores, decided["test"], references["test"]))
     test = scores(decided["test"], references["test"])
     return {
         "validation_macro_f1": scores(decided["validation"], references["validation"])["macro_f1"],

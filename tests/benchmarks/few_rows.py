@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ from training.data.splits import draw_folds
 from training.run_folder import RunFolder
 from training.scores.bag_of_words import fit_bag_of_words
 from training.scores.calibration import choose_calibration
-from training.scores.scoring import bootstrap_weights, weighted_scores
+from training.scores.scoring import bootstrap, weighted_scores
 from training.trained import load_classifier
 
 FOLDS = 3
@@ -181,7 +182,10 @@ def measure(
     decided = said.held >= choose_thresholds(said.own, said.labels).own
     place.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(place.with_suffix(".npz"), decided=decided, references=others.labels, **vars(said))
-    whole, draws = (weighted_scores(decided, others.labels, weights)[0]["macro_f1"] for weights in weightings(others))
+    score, number = partial(weighted_scores, decided, others.labels), len(others.texts)
+    whole, draws = (
+        found[0]["macro_f1"] for found in (score(np.ones((1, number), np.float32)), bootstrap(number, score))
+    )
     low, high = np.percentile(draws, [2.5, 97.5])
     measured = place / "peak_mib"
     return json.dumps(
@@ -198,12 +202,6 @@ def measure(
     )
 
 
-def weightings(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Each row once, and bootstrap samples."""
-    number = len(rows.texts)
-    return np.ones((1, number), np.float32), bootstrap_weights(number)
-
-
 def compare(folder: Path, method: str, positives: int, seeds: Sequence[int]) -> tuple[float, float, float]:
     """The start's lead over a method, the mean over the seeds, with its paired interval of 95 %."""
     leads = []
@@ -212,7 +210,7 @@ def compare(folder: Path, method: str, positives: int, seeds: Sequence[int]) -> 
         for name in ("start", method):
             with np.load(folder / f"{name}-{positives}-{seed}.npz") as arrays:
                 references, decided = arrays["references"], arrays["decided"]
-            drawn.append(weighted_scores(decided, references, bootstrap_weights(len(references)))[0]["macro_f1"])
+            drawn.append(bootstrap(len(references), partial(weighted_scores, decided, references))[0]["macro_f1"])
         leads.append(drawn[0] - drawn[1])
     lead = np.mean(leads, axis=0)
     return float(lead.mean()), *map(float, np.percentile(lead, [2.5, 97.5]))  # type: ignore[return-value]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from timing import emit
 from modeling.infer import EmotionClassifier
 from training.corpora import Corpora
 from training.options import parse
-from training.scores.scoring import bootstrap_weights, scores, weighted_scores
+from training.scores.scoring import bootstrap, scores, weighted_scores
 
 WORDS = {
     "[NAME]": ["John", "Maria", "Ahmed", "Emily", "Trump", "Chen", "Sarah", "Kevin", "LeBron", "Ana", "Smith", "Olga"],
@@ -43,14 +44,16 @@ def main() -> None:
     draw = random.Random(0)
     named = [without_placeholders(text, draw) for text in test.texts]
     masked = np.array([text != other for text, other in zip(test.texts, named, strict=True)])
-    weights = bootstrap_weights(len(masked))
     for package in packages:
         classifier = EmotionClassifier(package, dtype=torch.bfloat16)
         cuts = np.array([classifier.config.thresholds[label] for label in corpus.labels])
         before = classifier.predict_proba(test.texts) >= cuts
         after = before.copy()
         after[masked] = classifier.predict_proba([named[place] for place in np.flatnonzero(masked)]) >= cuts
-        draws = [weighted_scores(decided, test.labels, weights)[0]["macro_f1"] for decided in (after, before)]
+        draws = [
+            bootstrap(len(masked), partial(weighted_scores, decided, test.labels))[0]["macro_f1"]
+            for decided in (after, before)
+        ]
         changed = (before != after)[masked]
         emit(
             "placeholders",

@@ -150,19 +150,24 @@ def _encode(texts: Sequence[str], encoder: LoadedEncoder, path: Path) -> np.ndar
     cached = len(set(found.keys)) - len(missing)
     with closing(_open(path)) as database:
         database.execute(
-            "CREATE TABLE IF NOT EXISTS embeddings (text_sha256 BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID"
+            "PRAGMA page_size = 32768"
+        )  # of a new file: a page of 4,096 bytes holds one vector, and half a page
+        # Rows lie in the order in which they were added, and only an index is sorted by hash: rows that are sorted by hash
+        # themselves would be written all over the file. Earlier versions had other tables, and may share the file.
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS vectors "
+            "(row INTEGER PRIMARY KEY, text_sha256 BLOB UNIQUE, sha256 BLOB, vector BLOB)"
         )
-        # A table of its own: earlier versions wrote embeddings without a hash, and may share the file.
-        database.execute("CREATE TABLE IF NOT EXISTS hashes (text_sha256 BLOB PRIMARY KEY, sha256 BLOB) WITHOUT ROWID")
         start = 0
         for batch in encode_in_batches(encoder, [texts[places[0]] for places in missing.values()]):
             keys = pending[start : start + len(batch)]
             start += len(batch)
             rows = [(key, row.tobytes()) for key, row in zip(keys, batch, strict=True)]
             with database:
-                database.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", rows)
-                hashes = ((key, _hash(key, vector)) for key, vector in rows)
-                database.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?)", hashes)
+                database.executemany(
+                    "INSERT OR REPLACE INTO vectors (text_sha256, sha256, vector) VALUES (?, ?, ?)",
+                    ((key, _hash(key, vector), vector) for key, vector in rows),
+                )
             places = itertools.chain.from_iterable(missing[key] for key in keys)
             found.fill(places, dict(zip(keys, batch, strict=True)))
     rate = len(missing) / (time.perf_counter() - started)
@@ -186,15 +191,14 @@ def _read(path: Path, found: _Vectors, chunk: int = 500) -> None:
         found.fill(range(number), {})
         return
     with closing(_open(path)) as database:
-        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
-        if not tables >= {"embeddings", "hashes"}:
+        if not database.execute("SELECT name FROM sqlite_master WHERE name = 'vectors'").fetchone():
             found.fill(range(number), {})
             return
         for start in range(0, number, chunk):
             part, known = found.keys[start : start + chunk], {}
             places = ",".join("?" * len(part))
-            query = f"SELECT * FROM embeddings JOIN hashes USING (text_sha256) WHERE text_sha256 IN ({places})"
-            for key, vector, sha256 in database.execute(query, part):
+            query = f"SELECT text_sha256, sha256, vector FROM vectors WHERE text_sha256 IN ({places})"
+            for key, sha256, vector in database.execute(query, part):
                 if _hash(key, vector) == sha256:
                     known[key] = np.frombuffer(vector, dtype=np.float32)
                 else:

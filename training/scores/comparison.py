@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from modeling.recipe import CONTAMINATED
 from modeling.records import AUDIT, ENVIRONMENT, LOG_LOSSES, METRICS, PREDICTIONS, THRESHOLDS, TIMING
 from training.run_folder import RunFolder, rows_of_step
-from training.scores.scoring import DRAWS, bootstrap_weights, weighted_scores
+from training.scores.scoring import DRAWS, bootstrap, weighted_scores
 
 _SAME_STEPS = 1.1
 """Settings with up to this many times the steps of another count as equally long."""
@@ -62,7 +63,7 @@ def summarize(cells: list[Cell]) -> pd.DataFrame:
             row |= _with_interval("difference", test.mean() - rows[0]["test"], draws - first)
         if rows and losses is not None and first_losses is not None and np.array_equal(losses_rows, first_rows):
             paired = losses - first_losses
-            drawn = bootstrap_weights(len(paired)) @ paired / len(paired)
+            drawn = bootstrap(len(paired), partial(_means, paired))
             row |= _with_interval("log_loss_difference", paired.mean(), drawn)
         rows.append(row)
     return pd.DataFrame(rows)
@@ -105,6 +106,10 @@ def _interval(draws: np.ndarray) -> list[float]:
     return [float(value) for value in np.percentile(draws, [2.5, 97.5])]
 
 
+def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.asarray(weights @ values / len(values))
+
+
 def _draws(cell: Cell, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Macro F1 of bootstrap samples, averaged over the seeds, [draws], and the labels of the split."""
     draws = []
@@ -113,7 +118,7 @@ def _draws(cell: Cell, split: str) -> tuple[np.ndarray, np.ndarray]:
         references = arrays[f"{split}_references"]
         own = np.array(list(run.read(THRESHOLDS)["per_label"].values()))
         predictions = arrays[f"{split}_probabilities"] >= arrays.get(f"{split}_thresholds", own)
-        whole, _ = weighted_scores(predictions, references, bootstrap_weights(len(references)))
+        whole, _ = bootstrap(len(references), partial(weighted_scores, predictions, references))
         draws.append(whole["macro_f1"])
     return np.mean(draws, axis=0), references
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import datasets
@@ -22,6 +23,8 @@ LOW_SUPPORT = 100
 """With fewer positives than this, a label's scores rest on too few rows, as in the reference."""
 WIDE_INTERVAL = 0.2
 DRAWS = 1_000
+_COUNTS_AT_ONCE = 2**23
+"""Counts of the bootstrap that are held at once: 96 MiB, and some times that while they are used."""
 
 
 def scores(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
@@ -77,10 +80,32 @@ def build_compute_metrics() -> Callable[[EvalPrediction], dict[str, float]]:
 # Intervals
 
 
-def bootstrap_weights(rows: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """How often each row is drawn in each bootstrap sample, float32 [draws, rows]."""
-    counts = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), draws)
-    return np.asarray(counts, dtype=np.float32)
+def bootstrap(rows: int, measure: Callable[[np.ndarray], Any], draws: int = DRAWS, seed: int = 0) -> Any:
+    """What is measured of bootstrap samples of so many rows; of many rows, some samples at a time.
+
+    Args:
+        rows: N.
+        measure: how often each row is drawn, float32 [D, N] → arrays [D, …], alone or in dicts and tuples.
+        draws: number of samples.
+        seed: seed of the samples.
+
+    Returns:
+        What ``measure`` gives, of all samples, [draws, …].
+    """
+    generator, size = np.random.default_rng(seed), max(_COUNTS_AT_ONCE // max(rows, 1), 1)
+    blocks = []
+    for start in range(0, draws, size):
+        counts = generator.multinomial(rows, np.full(rows, 1 / rows), min(size, draws - start))
+        blocks.append(measure(counts.astype(np.float32)))
+    return _join(blocks)
+
+
+def _join(blocks: Sequence[Any]) -> Any:
+    if isinstance(blocks[0], dict):
+        return {name: _join([block[name] for block in blocks]) for name in blocks[0]}
+    if isinstance(blocks[0], tuple):
+        return tuple(map(_join, zip(*blocks, strict=True)))
+    return np.concatenate(blocks)
 
 
 def weighted_scores(
@@ -188,22 +213,21 @@ def score_policies(
         Scores by policy, each with ``intervals_95``; and one row for each policy and label. Where some labels have at
         least :data:`LOW_SUPPORT` positives and others do not, ``macro_f1_frequent`` is the mean over the former.
     """
-    weights = bootstrap_weights(len(scored.references))
-    once = np.ones((1, len(scored.references)), dtype=np.float32)
+    decided = {policy: scored.probabilities >= thresholds for policy, thresholds in cutoffs.items()}
+
+    def measure(weights: np.ndarray) -> tuple[dict[Policy, Any], np.ndarray]:
+        found = {policy: weighted_scores(said, scored.references, weights) for policy, said in decided.items()}
+        return found, weighted_average_precision(scored.probabilities, scored.references, weights)
+
+    number = len(scored.references)
+    of_rows, precision = measure(np.ones((1, number), dtype=np.float32))
+    of_draws, precision_draws = bootstrap(number, measure)
     support = scored.references.sum(axis=0).astype(int)
     frequent = support >= LOW_SUPPORT
-    precision = {
-        "average_precision": tuple(
-            weighted_average_precision(scored.probabilities, scored.references, w) for w in (once, weights)
-        )
-    }
     result: dict[Policy, Any] = {}
     tables = []
-    for policy, thresholds in cutoffs.items():
-        predictions = scored.probabilities >= thresholds
-        (whole, each), (draws, each_draws) = (
-            weighted_scores(predictions, scored.references, w) for w in (once, weights)
-        )
+    for policy in cutoffs:
+        (whole, each), (draws, each_draws) = of_rows[policy], of_draws[policy]
         if frequent.any() and not frequent.all():
             whole["macro_f1_frequent"] = each["f1"][:, frequent].mean(axis=1)
             draws["macro_f1_frequent"] = each_draws["f1"][:, frequent].mean(axis=1)
@@ -212,7 +236,8 @@ def score_policies(
         table = pd.DataFrame(
             {"thresholds": policy, "label": labels, "support": support, "threshold": (shown or cutoffs)[policy]}
         )
-        columns = {name: (value, each_draws[name]) for name, value in each.items()} | precision
+        columns = {name: (value, each_draws[name]) for name, value in each.items()}
+        columns["average_precision"] = precision, precision_draws
         for name, (value, value_draws) in columns.items():
             table[name] = value[0]
             table[f"{name}_low"], table[f"{name}_high"] = _interval(value_draws, value[0])
@@ -232,9 +257,9 @@ def scores_with_intervals(predictions: np.ndarray, references: np.ndarray, label
         ``macro_f1``, ``micro_f1``, their ``intervals_95``, and ``per_label``: label → ``support`` (rows) and
         ``precision``, ``recall``, ``f1``, each with its ``…_95``.
     """
-    once = np.ones((1, len(references)), dtype=np.float32)
-    whole, each = weighted_scores(predictions, references, once)
-    draws, each_draws = weighted_scores(predictions, references, bootstrap_weights(len(references)))
+    measure = partial(weighted_scores, predictions, references)
+    whole, each = measure(np.ones((1, len(references)), dtype=np.float32))
+    draws, each_draws = bootstrap(len(references), measure)
     per_label: dict[str, dict[str, Any]] = {}
     for i, label in enumerate(labels):
         per_label[label] = {"support": int(references[:, i].sum())}
