@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -275,6 +276,11 @@ def hide_local_paths(recipe: dict[str, Any]) -> dict[str, Any]:
 def rows_of_a_fold(rows: int, split: str, folds: int) -> int:
     """How many of so many training rows a model of a fold is trained on; all of them if there are no folds."""
     return max(rows * (folds - 1) // folds, 1) if split == CROSS_FIT else rows
+
+
+def rows_of_step(recipe: Mapping[str, Any], processes: int) -> int:
+    """Rows of an optimizer step, of all processes; an accumulation of 0 only cuts the step of a process."""
+    return int(recipe["batch_size"] * max(recipe["gradient_accumulation_steps"], 1) * processes)
 
 
 def planned_epochs(epochs: int, min_steps: int, rows: int, rows_per_step: int) -> int:

@@ -130,6 +130,7 @@ told("no unreliable labels", LAYOUT.config, setting(LAYOUT.config, unreliable_la
 told("six hundred epochs", LAYOUT.recipe, recipe(epochs=600))
 told("fewer epochs than were trained", LAYOUT.recipe, recipe(epochs=1))
 told("another seed", LAYOUT.recipe, recipe(seed=1))
+told("steps of other rows", LAYOUT.recipe, setting(LAYOUT.environment, rows_of_step=7))
 told("another rank", LAYOUT.recipe, recipe(lora_rank=64))
 told("another scale of LoRA", LAYOUT.recipe, recipe(lora_alpha=64))
 told("another gamma", LAYOUT.recipe, recipe(gamma=3.0))

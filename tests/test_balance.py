@@ -126,6 +126,8 @@ def test_edge_cases() -> None:
     for method in MADE:  # a single positive is copied
         rows = oversample(real_rows(embeddings, labels), NAMES, method, 0, 4, only=("b",))
         np.testing.assert_array_equal(rows.embeddings[10:], np.repeat(embeddings[3:4], 3, axis=0))
+    enough = oversample(real_rows(embeddings, labels), NAMES, "ismote", 0, 1)  # many embeddings lie in a file
+    assert len(enough) == 10 and np.shares_memory(enough.embeddings, embeddings)
     twins = np.repeat(embeddings, 2, axis=0), np.repeat(labels, 2, axis=0)  # copies among the neighbors
     assert len(oversample(real_rows(*twins), NAMES, "ismote", 0, 30, only=("b",))) == 20 + 28
 

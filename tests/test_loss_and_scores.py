@@ -116,8 +116,8 @@ def test_weighted_scores_are_scikit_learns(seed: int) -> None:
     probabilities, labels = random_scores(seed)
     predictions = probabilities >= 0.5
     weights = bootstrap(len(labels), lambda weights: weights, draws=3, seed=seed)
-    whole, each = weighted_scores(predictions, labels, weights)
-    precision = weighted_average_precision(probabilities, labels, weights)
+    whole, each = weighted_scores(predictions, labels)(weights)
+    precision = weighted_average_precision(probabilities, labels)(weights)
     for draw, counts in enumerate(weights.astype(int)):
         rows = np.repeat(np.arange(len(labels)), counts)
         expected = scores(predictions[rows], labels[rows])

@@ -30,11 +30,11 @@ from training.fit import sharding
 from training.fit.batch import read_setting
 from training.fit.build import build_model
 from training.fit.prepare import prepare
-from training.fit.sharding import prepare_sharding, refuse_unshardable, sharded_by
+from training.fit.sharding import prepare_sharding, refuse_other_checkpoints, refuse_unshardable, sharded_by
 from training.options import parse
 from training.recipe import RecipeError
 from training.run import main
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, RunFolderError
 
 pytestmark = pytest.mark.usefixtures("pixels")
 STEPS = 12
@@ -152,6 +152,7 @@ REFUSED = {
         "bfloat16",
     ],
     "optim": ["--optim", "adamw_bnb_8bit"],
+    "torch_compile": ["--torch_compile", "true"],
     "split": ["--recipe", "adapt", "--dataset", "starter"],
 }
 
@@ -260,6 +261,22 @@ def test_a_conversion_that_is_stopped_loses_nothing(
             names = {path.name for path in checkpoint.iterdir()}
             assert ("optimizer.bin" in names) == ("pytorch_model_fsdp.bin" in names) == (processes == "2")
             assert ("optimizer.pt" in names) == (processes == "1")
+
+
+def test_deepspeed_goes_on_with_its_own_checkpoints_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(str(tmp_path))
+    checkpoint = run.checkpoints / "checkpoint-4"
+    checkpoint.mkdir(parents=True)
+    for own in (False, True):
+        for engine in ("", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+            with monkeypatch.context() as patch:
+                patch.setenv(engine or "NOTHING", "true")
+                if own == (engine == "ACCELERATE_USE_DEEPSPEED"):
+                    refuse_other_checkpoints(run)
+                    continue
+                with pytest.raises(RunFolderError, match=rf"checkpoint-4 is {'' if own else 'not '}one of DeepSpeed"):
+                    refuse_other_checkpoints(run)
+        (checkpoint / "global_step4").mkdir(exist_ok=True)
 
 
 def trainer_of(run: Path) -> Any:

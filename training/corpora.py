@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,11 +120,17 @@ def encode_share(recipe: Recipe, corpora: Corpora, state: PartialState) -> None:
     """
     if state.num_processes == 1:
         return
-    texts = sorted({text for split in corpora.checked(recipe).corpus.splits.values() for text in split.texts})
+    splits = corpora.checked(recipe).corpus.splits
+    texts = list(dict.fromkeys(text for split in SPLITS for text in splits[split].texts))
     with state.main_process_first():  # which says what is wrong with it
         encoder = _load_encoder(recipe)
-    encode(texts[state.process_index :: state.num_processes], encoder, cache_folder() / "embeddings")
+    encode(share_of(texts, state), encoder, cache_folder() / "embeddings")
     state.wait_for_everyone()
+
+
+def share_of(texts: list[str], state: PartialState) -> list[str]:
+    """A process's share of texts among those of its host: each host has a cache of its own."""
+    return texts[state.local_process_index :: int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))]
 
 
 def _load_encoder(recipe: Recipe) -> LoadedEncoder:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from modeling.infer import find_damage, publish, staging
 from modeling.machine import cpu_name
-from modeling.recipe import FIELDS, Recipe, free_on_resume
+from modeling.recipe import FIELDS, Recipe, free_on_resume, rows_of_step
 from modeling.records import AUDIT, ENVIRONMENT, FOLDS, MODEL, RECIPE, RESULTS, TIMING, Environment, Record
 from modeling.rows.errors import InputError, first_line
 
@@ -51,11 +51,6 @@ PACKAGES = [
 
 class RunFolderError(InputError, RuntimeError):
     """The folder cannot take this run; the message names the remedy."""
-
-
-def rows_of_step(recipe: Mapping[str, Any], processes: int) -> int:
-    """Rows of an optimizer step, of all processes; an accumulation of 0 only cuts the step of a process."""
-    return int(recipe["batch_size"] * max(recipe["gradient_accumulation_steps"], 1) * processes)
 
 
 class RunFolder:
@@ -147,7 +142,7 @@ class RunFolder:
                 f"--resume with steps of {rows:,} rows, but those of {self.path} have {wanted:,}. "
                 f"Remedy: {remedy}, or use --overwrite to train again"
             )
-        free = [*free_on_resume(), "batch_size", "gradient_accumulation_steps"]  # whose product is the same
+        free = [*free_on_resume(), *(["batch_size", "gradient_accumulation_steps"] if wanted else [])]
         # A field that the run's version did not have cannot differ.
         other = sorted(key for key in fields if key in stored and key not in free and stored[key] != fields[key])
         if other:

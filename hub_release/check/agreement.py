@@ -25,7 +25,7 @@ from modeling import records
 from modeling.focal import alpha_per_label
 from modeling.infer import EmotionConfig, PackageError, as_package_error, read_json
 from modeling.infer.settings import ModelSettings
-from modeling.recipe import CONTAMINATED, CROSS_FIT, planned_epochs, rows_of_a_fold
+from modeling.recipe import CONTAMINATED, CROSS_FIT, planned_epochs, rows_of_a_fold, rows_of_step
 from modeling.records import scores_by_split
 
 EXPORT = "run hub_release export again"
@@ -79,8 +79,13 @@ def _recipe_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
     adapter = read_json(package, LAYOUT.adapter_config)
     pairs = [(name, recipe[name], adapter.get(key)) for name, key in (("lora_rank", "r"), ("lora_alpha", "lora_alpha"))]
     yield from _differences(pairs, LAYOUT.adapter_config)
-    seed = read_record(package, records.ENVIRONMENT)["seed"]
-    yield from _differences([("seed", recipe["seed"], seed)], LAYOUT.environment)
+    environment = read_record(package, records.ENVIRONMENT)
+    size = rows_of_step(recipe, environment["processes"])
+    pairs = [
+        ("seed", recipe["seed"], environment["seed"]),
+        ("rows_of_step", size, environment.get("rows_of_step", size)),
+    ]
+    yield from _differences(pairs, LAYOUT.environment)
     trained, planned = read_record(package, records.TIMING)["epochs"], _planned_epochs(package, recipe)
     # The trainer counts a last, smaller step as less than an epoch; without patience, nothing else ends it early.
     if not 0 < trained < planned + 1e-6 or (trained <= planned - 1 and not recipe["early_stopping_patience"]):
@@ -96,10 +101,7 @@ def _recipe_problems(package: Path, config: EmotionConfig) -> Iterator[str]:
 
 def _planned_epochs(package: Path, recipe: dict[str, Any]) -> int:
     counted = read_record(package, records.AUDIT)["training_rows"]
-    micro_batches = (recipe["gradient_accumulation_steps"] or 1) * read_record(package, records.ENVIRONMENT)[
-        "processes"
-    ]
-    size = recipe["batch_size"] * micro_batches
+    size = rows_of_step(recipe, read_record(package, records.ENVIRONMENT)["processes"])
     rows = rows_of_a_fold(counted["real"] + counted["synthetic"], recipe["split"], recipe.get("folds", 1))
     return planned_epochs(recipe["epochs"], recipe.get("min_steps", 0), rows, size)
 

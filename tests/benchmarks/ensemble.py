@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ def measure(logits: dict[str, np.ndarray], references: dict[str, np.ndarray]) ->
     said = {split: expit(values) for split, values in logits.items()}
     cuts = choose_thresholds(said["validation"], references["validation"]).own
     decided = {split: values >= cuts for split, values in said.items()}
-    whole, _ = bootstrap(len(references["test"]), partial(weighted_scores, decided["test"], references["test"]))
+    whole, _ = bootstrap(len(references["test"]), weighted_scores(decided["test"], references["test"]))
     test = scores(decided["test"], references["test"])
     return {
         "validation_macro_f1": scores(decided["validation"], references["validation"])["macro_f1"],

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +181,7 @@ def measure(
     decided = said.held >= choose_thresholds(said.own, said.labels).own
     place.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(place.with_suffix(".npz"), decided=decided, references=others.labels, **vars(said))
-    score, number = partial(weighted_scores, decided, others.labels), len(others.texts)
+    score, number = weighted_scores(decided, others.labels), len(others.texts)
     whole, draws = (
         found[0]["macro_f1"] for found in (score(np.ones((1, number), np.float32)), bootstrap(number, score))
     )
@@ -210,7 +209,7 @@ def compare(folder: Path, method: str, positives: int, seeds: Sequence[int]) -> 
         for name in ("start", method):
             with np.load(folder / f"{name}-{positives}-{seed}.npz") as arrays:
                 references, decided = arrays["references"], arrays["decided"]
-            drawn.append(bootstrap(len(references), partial(weighted_scores, decided, references))[0]["macro_f1"])
+            drawn.append(bootstrap(len(references), weighted_scores(decided, references))[0]["macro_f1"])
         leads.append(drawn[0] - drawn[1])
     lead = np.mean(leads, axis=0)
     return float(lead.mean()), *map(float, np.percentile(lead, [2.5, 97.5]))  # type: ignore[return-value]

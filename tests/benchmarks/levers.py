@@ -17,19 +17,22 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader, Subset
+from transformers import TrainerCallback, get_linear_schedule_with_warmup
 
 import training.commands.train
 import training.run
+from modeling.backbones import load_frozen_backbone
 from modeling.focal import IGNORED_LABEL, focal_loss
 from training.data.taxonomy import TAXONOMIES
 from training.fit.prepare import Prepared
-from training.fit.trainer import FocalTrainer
+from training.fit.trainer import FeatureDataset, FocalTrainer, LengthGroupedSampler, collate
 from training.options import parse
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -194,6 +197,54 @@ def r_drop(trainer: FocalTrainer, data: Prepared) -> None:
     trainer.compute_loss = compute_loss  # type: ignore[method-assign]
 
 
+PRACTICE_TEXTS = 14_400
+"""A third of an epoch."""
+
+
+def practice(trainer: FocalTrainer, data: Prepared) -> None:
+    """First masked next-token prediction on a third of the training texts, by all layers and in both directions.
+
+    LLM2Vec (BehnamGhader et al., COLM 2024): where the token before a masked one stands, the backbone says which it was.
+    LoRA and projection learn; the layers above those that the recipe uses help to say it, and are dropped again.
+    """
+    model, size, generator = cast(Any, trainer.model), trainer.args.train_batch_size, torch.Generator().manual_seed(0)
+    inner, mask_token = model.base_model.model, cast(int, cast(Tokenizer, data.tokenizer).token_to_id("_"))
+    own, config = inner.backbone.layers, inner.backbone.config
+    whole: Any = load_frozen_backbone(inner.config.model_name, None, "none", "cpu", dtype=torch.bfloat16)
+    inner.backbone.layers = nn.ModuleList([*own, *list(whole.layers)[len(own) :]])
+    inner.backbone.config.num_hidden_layers = len(inner.backbone.layers)
+    table = inner.backbone.get_input_embeddings().weight.to(torch.bfloat16)  # its tokens' vectors are the head, too
+    groups = [group for group in trainer.optimizer_cls_and_kwargs[1]["params"] if group["part"] != "classifier"]
+    optimizer = torch.optim.AdamW([{**group, "lr": group["lr"] / 2} for group in groups], fused=True)
+    rows = cast(FeatureDataset, trainer.train_dataset)
+    chosen = torch.randperm(len(rows), generator=generator)[:PRACTICE_TEXTS].tolist()
+    lengths = [len(cast(Any, rows.tokens)[row]) for row in chosen]
+    order = LengthGroupedSampler(lengths, size, trainer.args.seed, lambda: 0)
+    batches = DataLoader(Subset(rows, chosen), size, sampler=order, collate_fn=collate)
+    schedule = get_linear_schedule_with_warmup(optimizer, len(batches) // 20, len(batches))
+    pool, inner._pool = inner._pool, lambda hidden, mask: hidden
+    model.train()
+    mean = 0.0
+    for step, batch in enumerate(batches):
+        words, present = batch["input_ids"], batch["attention_mask"].bool()
+        hide = (torch.rand(words.shape, generator=generator) < 0.2) & present
+        hide[:, 0] |= ~hide.any(dim=1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=trainer.args.bf16):
+            projected = inner.projection(batch["embeddings"])
+            read = inner.backbone.get_input_embeddings()(torch.where(hide, mask_token, words))
+            hidden = inner._read_words(projected, read, present)[:, :-1]  # the embedding stands before the first word
+            loss = functional.cross_entropy((hidden[hide].to(table.dtype) @ table.t()).float(), words[hide])
+        loss.backward()
+        nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        mean += (loss.item() - mean) / min(step + 1, 100)
+        if step % 100 == 0 or step + 1 == len(batches):
+            sys.stderr.write(f"practice: step {step:,} of {len(batches):,}, loss {mean:.3f}\n")
+    inner._pool, inner.backbone.layers, config.num_hidden_layers = pool, own, len(own)
+
+
 LEVERS: dict[str, Callable[[FocalTrainer, Prepared], None]] = {
     lever.__name__: lever
     for lever in (
@@ -206,6 +257,7 @@ LEVERS: dict[str, Callable[[FocalTrainer, Prepared], None]] = {
         lora_on_embeddings,
         weight_averaging,
         r_drop,
+        practice,
     )
 }
 

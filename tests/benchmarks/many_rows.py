@@ -112,6 +112,9 @@ def measure(rows: int, folder: Path) -> None:
         trainer.args.max_steps, trainer.args.eval_strategy, trainer.args.save_strategy = STEPS, "no", "no"
         trainer.args.load_best_model_at_end = False
         wrap(trainer, "train", rows, f"{STEPS} steps")
+        wrap(trainer, "evaluate", rows, "evaluation")
+        train = trainer.train
+        trainer.train = lambda **options: (train(**options), trainer.evaluate())
         return trainer
 
     stages.build_trainer = build_short

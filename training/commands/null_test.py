@@ -61,7 +61,7 @@ def chance_scores(data: Prepared, seed: int, readouts: int = READOUTS) -> np.nda
             said = calibration(logits["validation"][tuned])
             cutoffs = choose_thresholds(said, references["validation"][tuned]).own
             decided[held] = calibration(logits["test"][held]) >= cutoffs
-        whole, _ = weighted_scores(decided, references["test"], once)
+        whole, _ = weighted_scores(decided, references["test"])(once)
         found.append(float(whole["macro_f1"][0]))
     return np.array(found)
 

@@ -30,6 +30,7 @@ from training.fit.sharding import (
     fit_checkpoints,
     gather_weights,
     load_weights,
+    refuse_other_checkpoints,
     refuse_other_engine,
     refuse_unshardable,
     release,
@@ -143,6 +144,7 @@ def refuse_to_replace(run: RunFolder, recipe: Recipe, options: TrainOptions, cor
     try:
         if options.resume and (run.path / RECIPE).exists():
             run.refuse_other_recipe(dataclasses.asdict(recipe), processes)
+            refuse_other_checkpoints(run)
         run.refuse_finished(options.resume, options.overwrite)
     except RunFolderError:
         corpora.rows(recipe)

@@ -192,7 +192,7 @@ def oversample(
         if method != "ismote-r2":
             counts = counts + new.labels.sum(axis=0, dtype=np.int64)
         made.append(new)
-    return rows.extended(made)
+    return rows.extended(made) if made else rows  # many embeddings lie in a file, and a copy would not
 
 
 _STEPS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

@@ -149,11 +149,14 @@ def _encode(texts: Sequence[str], encoder: LoadedEncoder, path: Path) -> np.ndar
     started, pending = time.perf_counter(), list(missing)
     cached = len(set(found.keys)) - len(missing)
     with closing(_open(path)) as database:
-        database.execute(
-            "PRAGMA page_size = 32768"
-        )  # of a new file: a page of 4,096 bytes holds one vector, and half a page
+        # A page of the usual 4,096 bytes would hold one vector, and half a page of nothing; with larger ones, more of the
+        # index is written for each text.
+        database.execute("PRAGMA page_size = 8192")
+        # The system may write when it likes: what a loss of power damages is noticed, and made again.
+        database.execute("PRAGMA synchronous = OFF")
         # Rows lie in the order in which they were added, and only an index is sorted by hash: rows that are sorted by hash
-        # themselves would be written all over the file. Earlier versions had other tables, and may share the file.
+        # themselves would be written all over the file.
+        _drop_earlier_tables(database, path)
         database.execute(
             "CREATE TABLE IF NOT EXISTS vectors "
             "(row INTEGER PRIMARY KEY, text_sha256 BLOB UNIQUE, sha256 BLOB, vector BLOB)"
@@ -174,6 +177,15 @@ def _encode(texts: Sequence[str], encoder: LoadedEncoder, path: Path) -> np.ndar
     logger.info("%s: encoded %d texts, %.0f texts/s; %d cached", encoder.name, len(missing), rate, cached)
     assert found.rows is not None
     return found.rows
+
+
+def _drop_earlier_tables(database: sqlite3.Connection, path: Path) -> None:
+    """Give their room in the file to new embeddings."""
+    earlier = database.execute("SELECT name FROM sqlite_master WHERE name IN ('embeddings', 'hashes')").fetchall()
+    if earlier:
+        logger.info("%s: embeddings of an earlier version are made again", path)
+    for (name,) in earlier:
+        database.execute(f"DROP TABLE {name}")
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -70,7 +70,9 @@ def build_model(recipe: Recipe, data: Prepared, state: PartialState) -> PeftMode
         take_over(trained, recipe.start_from, data.corpus.labels)
     if recipe.torch_compile:
         _compile(model)
-    elif recipe.fused_layers and holds_bfloat16(recipe, config) and state.device.type == "cpu" and not sharded_by():
+    elif recipe.fused_layers and sharded_by():
+        logger.info("layers train as they are: one function would need whole matrices")
+    elif recipe.fused_layers and holds_bfloat16(recipe, config) and state.device.type == "cpu":
         kept = "they are: one function needs one-token input and plain LoRA on all matrices"
         logger.info("layers train as %s", "one function each" if fuse_layers(model.backbone) else kept)
     logger.info("%s", count_parameters(trained))

@@ -21,6 +21,7 @@ from modeling.infer import CacheError, LoadedEncoder, cache_folder, predict_logi
 from modeling.recipe import Recipe
 from modeling.records import AUDIT, METRICS
 from modeling.rows.errors import first_line
+from training.corpora import share_of
 from training.data.encoding import encode
 from training.data.reading import SPLITS
 from training.fit.prepare import Prepared
@@ -54,7 +55,7 @@ def distill(data: Prepared, recipe: Recipe, state: PartialState) -> Prepared:
     for teacher, sha256 in zip(recipe.teachers, known.values(), strict=True):
         version = f"{sha256}-{str(dtype).removeprefix('torch.')}"
         if state.num_processes > 1:
-            _read(teacher, version, dtype, sorted(set(texts))[state.process_index :: state.num_processes])
+            _read(teacher, version, dtype, share_of(list(dict.fromkeys(texts)), state))
             state.wait_for_everyone()
         logits.append(_read(teacher, version, dtype, texts))
         gc.collect()

@@ -26,7 +26,7 @@ from modeling.recipe import CROSS_FIT, Recipe
 from modeling.records import ADAPTER_WEIGHTS
 from training.fit.trainer import FocalTrainer
 from training.recipe import RecipeError
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, RunFolderError
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def refuse_unshardable(recipe: Recipe, engine: str) -> None:
         "quantization": (recipe.quantization == "8bit", "8-bit weights cannot be sharded", "use nf4 or none"),
         "loader": (recipe.loader == "unsloth", "Unsloth's layers cannot be sharded", "use loader transformers"),
         "optim": ("bnb" in recipe.optim, "the states of an 8-bit optimizer cannot be sharded", "use optim adamw_torch"),
+        "torch_compile": (recipe.torch_compile, "compiled layers have not been sharded yet", "leave it out"),
         "split": (
             recipe.split == CROSS_FIT,
             "each fold is scored by a whole model, and its backbone would be loaded anew for each",
@@ -144,6 +145,21 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Mo
     trained = {_saved_name(name): weights[name] for name in _trained_names(model)}
     set_peft_model_state_dict(cast(PeftModel, model), trained)
     return model
+
+
+def refuse_other_checkpoints(run: RunFolder) -> None:
+    """Refuse checkpoints of DeepSpeed where another engine is to go on, and the reverse: only its own tools convert them.
+
+    Raises:
+        RunFolderError: the message names the checkpoint.
+    """
+    wanted = sharded_by() == "DeepSpeed"
+    for checkpoint in sorted(run.checkpoints.glob("checkpoint-*")):
+        if any(checkpoint.glob("global_step*")) != wanted:
+            raise RunFolderError(
+                f"{checkpoint} is {'not ' if wanted else ''}one of DeepSpeed. Remedy: continue with the configuration that "
+                "the run began with, or use --overwrite to train again"
+            )
 
 
 def fit_checkpoints(run: RunFolder, trainer: FocalTrainer) -> None:

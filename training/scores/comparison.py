@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from modeling.recipe import CONTAMINATED
+from modeling.recipe import CONTAMINATED, rows_of_step
 from modeling.records import AUDIT, ENVIRONMENT, LOG_LOSSES, METRICS, PREDICTIONS, THRESHOLDS, TIMING
-from training.run_folder import RunFolder, rows_of_step
+from training.run_folder import RunFolder
 from training.scores.scoring import DRAWS, bootstrap, weighted_scores
 
 _SAME_STEPS = 1.1
@@ -118,7 +118,7 @@ def _draws(cell: Cell, split: str) -> tuple[np.ndarray, np.ndarray]:
         references = arrays[f"{split}_references"]
         own = np.array(list(run.read(THRESHOLDS)["per_label"].values()))
         predictions = arrays[f"{split}_probabilities"] >= arrays.get(f"{split}_thresholds", own)
-        whole, _ = bootstrap(len(references), partial(weighted_scores, predictions, references))
+        whole, _ = bootstrap(len(references), weighted_scores(predictions, references))
         draws.append(whole["macro_f1"])
     return np.mean(draws, axis=0), references
 

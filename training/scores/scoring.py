@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import datasets
@@ -35,7 +34,7 @@ def scores(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
         references: 0/1 [N, L].
     """
     if references.shape[1] == 1:  # scikit-learn takes one column for classes
-        whole, _ = weighted_scores(predictions, references, np.ones((1, len(references))))
+        whole, _ = weighted_scores(predictions, references)(np.ones((1, len(references))))
         return {name: float(values[0]) for name, values in whole.items()}
     result = {"exact_accuracy": float(accuracy_score(references, predictions))}
     for average in AVERAGES:
@@ -109,30 +108,35 @@ def _join(blocks: Sequence[Any]) -> Any:
 
 
 def weighted_scores(
-    predictions: np.ndarray, references: np.ndarray, weights: np.ndarray
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    predictions: np.ndarray, references: np.ndarray
+) -> Callable[[np.ndarray], tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
     """The scores of :func:`scores` for many weightings of the rows at once, as matrix products.
 
     Args:
         predictions: 0/1 [N, L].
         references: 0/1 [N, L].
-        weights: [D, N]; a row of ones gives the plain scores.
 
     Returns:
-        Overall scores, each [D], and precision, recall and f1 per label, each [D, L].
+        A function: weights [D, N], of which a row of ones gives the plain scores → overall scores, each [D], and
+        precision, recall and f1 per label, each [D, L].
     """
     predicted, actual = predictions.astype(np.float32), references.astype(np.float32)
     hits = predicted * actual
-    counts = [weights @ values for values in (hits, predicted, actual)]
-    labels = dict(zip(("precision", "recall", "f1"), _ratios(*counts), strict=True))
-    whole = {f"macro_{name}": values.mean(axis=1) for name, values in labels.items()}
-    micro = _ratios(*(count.sum(axis=1) for count in counts))
     samples = _ratios(*(values.sum(axis=1) for values in (hits, predicted, actual)))
-    size = weights.sum(axis=1)
-    for name, one, each in zip(("precision", "recall", "f1"), micro, samples, strict=True):
-        whole[f"micro_{name}"], whole[f"samples_{name}"] = one, weights @ each / size
-    whole["exact_accuracy"] = weights @ (predicted == actual).all(axis=1).astype(np.float32) / size
-    return whole, labels
+    exact = (predicted == actual).all(axis=1).astype(np.float32)
+
+    def measure(weights: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        counts = [weights @ values for values in (hits, predicted, actual)]
+        labels = dict(zip(("precision", "recall", "f1"), _ratios(*counts), strict=True))
+        whole = {f"macro_{name}": values.mean(axis=1) for name, values in labels.items()}
+        micro = _ratios(*(count.sum(axis=1) for count in counts))
+        size = weights.sum(axis=1)
+        for name, one, each in zip(("precision", "recall", "f1"), micro, samples, strict=True):
+            whole[f"micro_{name}"], whole[f"samples_{name}"] = one, weights @ each / size
+        whole["exact_accuracy"] = weights @ exact / size
+        return whole, labels
+
+    return measure
 
 
 def _ratios(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -144,33 +148,63 @@ def _ratios(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> tupl
     )
 
 
-def weighted_average_precision(probabilities: np.ndarray, references: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average precision per label for many weightings of the rows, [D, L]; rows of equal probability count together.
+def weighted_average_precision(probabilities: np.ndarray, references: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Average precision per label for many weightings of the rows; rows of equal probability count together.
 
     Args:
         probabilities: float [N, L].
         references: 0/1 [N, L].
-        weights: [D, N].
+
+    Returns:
+        A function: weights [D, N] → [D, L].
     """
-    result = np.zeros((len(weights), references.shape[1]), dtype=np.float32)
-    by_row = np.ascontiguousarray(weights.T)
-    for label in range(references.shape[1]):
-        order = np.argsort(-probabilities[:, label], kind="stable")
-        falling = -probabilities[order, label]
-        hits = np.flatnonzero(references[order, label])
-        if not len(hits):
-            continue
-        drawn = by_row[order]
-        # Precision is needed only at the positives, so rows between two of them are summed in one piece.
+    ranked = [
+        _Ranked.of(probabilities[:, label], references[:, label]) if references[:, label].any() else None
+        for label in range(references.shape[1])
+    ]
+
+    def measure(weights: np.ndarray) -> np.ndarray:
+        by_row = np.ascontiguousarray(weights.T)
+        nothing = np.zeros(len(weights), dtype=np.float32)
+        return np.stack([nothing if label is None else label.average_precision(by_row) for label in ranked], axis=1)
+
+    return measure
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A label's rows in falling order of probability, cut into pieces: precision is needed only at the positives.
+
+    Attributes:
+        order: the rows, int [N].
+        hits: places of the positives in that order, [P].
+        ends: the last place of each piece.
+        place: the piece with which the rows up to each positive end, [P].
+        above: the last positive among these rows, [P].
+    """
+
+    order: np.ndarray
+    hits: np.ndarray
+    ends: np.ndarray
+    place: np.ndarray
+    above: np.ndarray
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray, references: np.ndarray) -> _Ranked:
+        """Rank N probabilities, with labels 0/1 [N]."""
+        order = np.argsort(-probabilities, kind="stable")
+        falling, hits = -probabilities[order], np.flatnonzero(references[order])
         last_equal = np.searchsorted(falling, falling[hits], side="right") - 1
         ends, place = np.unique(last_equal, return_inverse=True)
-        pieces = np.add.reduceat(drawn[: ends[-1] + 1], np.append(0, ends[:-1] + 1), axis=0)
-        above = np.cumsum(pieces, axis=0)[place]
-        positives = drawn[hits]
-        hits_above = np.cumsum(positives, axis=0)[np.searchsorted(hits, last_equal, side="right") - 1]
-        precision = hits_above / np.maximum(above, 1e-9)
-        result[:, label] = (positives * precision).sum(axis=0) / np.maximum(positives.sum(axis=0), 1e-9)
-    return result
+        return cls(order, hits, ends, place, np.searchsorted(hits, last_equal, side="right") - 1)
+
+    def average_precision(self, weights: np.ndarray) -> np.ndarray:
+        """Of weights by row, [N, D] → [D]."""
+        drawn = weights[self.order[: self.ends[-1] + 1]]
+        pieces = np.add.reduceat(drawn, np.append(0, self.ends[:-1] + 1), axis=0)
+        positives = drawn[self.hits]
+        precision = np.cumsum(positives, axis=0)[self.above] / np.maximum(np.cumsum(pieces, axis=0)[self.place], 1e-9)
+        return np.asarray((positives * precision).sum(axis=0) / np.maximum(positives.sum(axis=0), 1e-9))
 
 
 def _interval(draws: np.ndarray, value: Any) -> list[Any]:
@@ -215,9 +249,11 @@ def score_policies(
     """
     decided = {policy: scored.probabilities >= thresholds for policy, thresholds in cutoffs.items()}
 
+    score = {policy: weighted_scores(said, scored.references) for policy, said in decided.items()}
+    ranked = weighted_average_precision(scored.probabilities, scored.references)
+
     def measure(weights: np.ndarray) -> tuple[dict[Policy, Any], np.ndarray]:
-        found = {policy: weighted_scores(said, scored.references, weights) for policy, said in decided.items()}
-        return found, weighted_average_precision(scored.probabilities, scored.references, weights)
+        return {policy: of_policy(weights) for policy, of_policy in score.items()}, ranked(weights)
 
     number = len(scored.references)
     of_rows, precision = measure(np.ones((1, number), dtype=np.float32))
@@ -257,7 +293,7 @@ def scores_with_intervals(predictions: np.ndarray, references: np.ndarray, label
         ``macro_f1``, ``micro_f1``, their ``intervals_95``, and ``per_label``: label → ``support`` (rows) and
         ``precision``, ``recall``, ``f1``, each with its ``…_95``.
     """
-    measure = partial(weighted_scores, predictions, references)
+    measure = weighted_scores(predictions, references)
     whole, each = measure(np.ones((1, len(references)), dtype=np.float32))
     draws, each_draws = bootstrap(len(references), measure)
     per_label: dict[str, dict[str, Any]] = {}
