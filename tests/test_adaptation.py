@@ -20,8 +20,10 @@ from hub_release.check.gate import check
 from hub_release.cli import app
 from hub_release.export import export
 from hub_release.package import seal
+from hub_release.serving.adapt import Distance, measure_distance
 from modeling.infer import EmotionClassifier
 from modeling.infer.adaptation import (
+    Adaptation,
     adapt_thresholds,
     expected_f1_cut,
     fit_scale_and_bias,
@@ -211,8 +213,30 @@ def adapted(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapted")
     table = write_table(folder, "rows.jsonl")
     said = run("adapt", package, table, folder / "new", "--text_column", "message", "--label_column", "tags")
-    assert "30 of them with labels" in said and "lacks 'pride', which 1 of the rows have" in said
+    assert (
+        "30 of them with labels" in said
+        and "distance from the rows that the package was validated on: " in said
+        and "lacks 'pride', which 1 of the rows have" in said
+    )
     return folder / "new"
+
+
+def test_texts_of_another_kind_are_far(package: Path) -> None:
+    """From the shares of the validation rows: none apart, half of the labels moved, and every label in every text."""
+    validation = json.loads((package / "audit.json").read_text())["splits"]["validation"]
+    usual = {label: count / validation["rows"] for label, count in validation["positives"].items()}
+    total = sum(usual.values())
+
+    def distance(shares: dict[str, float], texts: int = 400) -> Distance:
+        return measure_distance(package, Adaptation(texts, 0, {}, {}, {}, {}, shares))
+
+    assert distance(usual).apart == 0 and 0 < distance(usual).chance < distance(usual, texts=40).chance
+    most, other = sorted(usual, key=lambda label: -usual[label])[:2]
+    moved = distance({**usual, most: 0.0, other: usual[other] + usual[most]})
+    assert moved.apart == pytest.approx(2 * usual[most] / total) and moved.label in (most, other)
+    everything = distance(dict.fromkeys(usual, 1.0))
+    assert everything.apart == pytest.approx((len(usual) - total) / total) and everything.share == 1
+    assert f"{everything.label!r} differs most: expected in 100% of these texts" in str(everything)
 
 
 def test_an_adapted_package_passes_its_check_and_says_so(adapted: Path, package: Path) -> None:
@@ -259,6 +283,8 @@ def test_columns_of_labels_are_read(package: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
     found = json.loads(run("adapt", package, tmp_path / "rows.csv", tmp_path / "new", "--json"))
     assert found["positives"] == {"joy": 4, "anger": 4} and found["labeled"] == 12
+    shares = EmotionClassifier(package).predict_proba(texts_of(12)).mean(axis=0)
+    assert [*found["shares"].values()] == pytest.approx(shares.tolist(), abs=1e-5) and found["distance"]["apart"] > 0
 
 
 def test_damaged_packages_and_taken_folders_are_refused(package: Path, adapted: Path, tmp_path: Path) -> None:

@@ -39,10 +39,11 @@ def adapt(
     Example: `hub_release adapt goemotions-small comments.csv packages/comments`
     """
     with errors(as_json):
-        from hub_release.serving.adapt import adapt_package
+        from hub_release.serving.adapt import adapt_package, measure_distance
 
         found, rows = adapt_package(package, file, output, text_column, label_column)
-        lines = [str(found)]
+        distance = measure_distance(package, found)
+        lines = [str(found), str(distance)]
         shown = list(rows.others.items())[:_SHOWN]
         lines += [f"the package lacks {label!r}, which {count:,} of the rows have" for label, count in shown]
         if rows.labels is None:
@@ -55,4 +56,11 @@ def adapt(
                 f"{sum(not labels for labels in rows.labels):,} rows count as having none of the package's labels"
             )
         lines.append(f"{output} is written. Next: {command('hub_release', 'check', output)}")
-        finish(as_json, "\n".join(lines), package=str(output), labels_lacking=rows.others, **asdict(found))
+        finish(
+            as_json,
+            "\n".join(lines),
+            package=str(output),
+            labels_lacking=rows.others,
+            distance=asdict(distance),
+            **asdict(found),
+        )

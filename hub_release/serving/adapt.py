@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from hub_release.card.render import write_card
 from hub_release.check.integrity import hash_problems, unreadable_problems
 from hub_release.package import (
@@ -17,6 +19,7 @@ from hub_release.package import (
     ReleaseError,
     package_files,
     printable,
+    read_record,
     require_folder,
     require_free,
     sha256,
@@ -24,7 +27,7 @@ from hub_release.package import (
 from hub_release.shipped.bundle import bundle
 from modeling.infer import EmotionClassifier, publish, staging
 from modeling.infer.adaptation import Adaptation
-from modeling.records import AdaptationRecord
+from modeling.records import AUDIT, AdaptationRecord
 from modeling.rows.label_cells import LabelReading, LabelSet
 from modeling.rows.reading import Columns, read_file, table_rows
 from modeling.rows.tables import CorpusError, normal_name
@@ -89,11 +92,54 @@ def adapt_package(
     return found, rows
 
 
+@dataclass(frozen=True)
+class Distance:
+    """How far texts are from the rows that a package was validated on, by what the model expects in them.
+
+    Attributes:
+        apart: differences between the labels' shares, added up, for each label of a validation row.
+        chance: what as many texts of the same kind would have, about, if they were drawn with their labels.
+        label: the label with the greatest difference.
+        share: the share of the texts that the model expects to have it.
+        usual: the share of the validation rows that have it.
+    """
+
+    apart: float
+    chance: float
+    label: str
+    share: float
+    usual: float
+
+    def __str__(self) -> str:
+        return (
+            f"distance from the rows that the package was validated on: {self.apart:.2f}, where as many texts of their kind "
+            f"have about {self.chance:.2f}. {self.label!r} differs most: expected in {self.share:.0%} of these texts, and "
+            f"given to {self.usual:.0%} of those rows"
+        )
+
+
+def measure_distance(package: Path, found: Adaptation) -> Distance:
+    """How far the texts are for which thresholds were chosen."""
+    validation = read_record(package, AUDIT)["splits"]["validation"]
+    usual = np.array([validation["positives"][label] for label in found.shares]) / validation["rows"]
+    here = np.array([*found.shares.values()])
+    most, labels = int(np.argmax(abs(here - usual))), max(float(usual.sum()), 1e-9)
+    # The mean absolute deviation of a share, if it is normal.
+    chance = np.sqrt(2 / np.pi * usual * (1 - usual) * (1 / found.texts + 1 / validation["rows"]))
+    return Distance(
+        apart=float(abs(here - usual).sum()) / labels,
+        chance=float(chance.sum()) / labels,
+        label=[*found.shares][most],
+        share=float(here[most]),
+        usual=float(usual[most]),
+    )
+
+
 def _write(package: Path, found: Adaptation, digest: str) -> None:
     config = json.loads((package / LAYOUT.config).read_text(encoding="utf-8"))
     config["adapted_thresholds"] = found.thresholds
     (package / LAYOUT.config).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    facts = {name: value for name, value in asdict(found).items() if name != "before"}
+    facts = {name: value for name, value in asdict(found).items() if name not in ("before", "shares")}
     record: AdaptationRecord = {**facts, "file_sha256": digest}  # type: ignore[typeddict-item]  # asdict
     (package / LAYOUT.adaptation).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_card(package)

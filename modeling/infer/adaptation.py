@@ -41,6 +41,7 @@ class Adaptation:
         thresholds: label → its threshold now; only labels whose threshold changed.
         before: label → its threshold before.
         expected_f1: label → the F1 to expect of a threshold that changed, if the recalibrated probabilities are right.
+        shares: label → its mean probability, the share of the texts that the model expects to have it.
     """
 
     texts: int
@@ -49,6 +50,7 @@ class Adaptation:
     thresholds: dict[str, float]
     before: dict[str, float]
     expected_f1: dict[str, float]
+    shares: dict[str, float]
 
     def __str__(self) -> str:
         about = f"{self.texts:,} texts, {self.labeled:,} of them with labels"
@@ -238,4 +240,5 @@ def adapt_thresholds(
         thresholds=changed,
         before={name: float(value) for name, value in zip(names, before, strict=True)},
         expected_f1={names[i]: float(value) for i, value in zip(chosen, expected, strict=True) if names[i] in changed},
+        shares=dict(zip(names, probabilities.mean(axis=0).tolist(), strict=True)),
     )

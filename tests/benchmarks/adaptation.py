@@ -4,7 +4,8 @@
 
 Texts: BRIGHTER's train files in six languages, 3,000 rows each of XED English and Italian, and the starter corpus. Labels:
 those with the name of a label of the package. A third of the rows (at least 200) is scored; so many of the others have
-labels, drawn anew 20 times. With 0, all others are given without labels. ``folder`` keeps the packages' predictions.
+labels, drawn anew 20 times. With 0, all others are given without labels. ``distance`` is how far all rows are from the
+package's validation rows. ``folder`` keeps the packages' predictions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling.infer import EmotionClassifier
+from hub_release.serving.adapt import measure_distance
+from modeling.infer import EmotionClassifier, local_folder
 from modeling.infer.adaptation import KnownLabels, adapt_thresholds
 from modeling.machine import cpu_name
 from modeling.thresholds import macro_f1, tune_per_label
@@ -127,7 +129,10 @@ def main() -> None:
                 f"way_{size}": (scores[f"{size}"] - scores["before"]) / (scores["ceiling"] - scores["before"])
                 for size in SIZES
             }
-            line = {name: round(value, 3) for name, value in (scores | way).items()}
+            unknown = KnownLabels(np.zeros(probabilities.shape), np.zeros(len(probabilities), bool))
+            adapted = adapt_thresholds(labels, probabilities.astype(float), thresholds, unknown)
+            far = {"distance": measure_distance(local_folder(package), adapted).apart}
+            line = {name: round(value, 3) for name, value in (scores | way | far).items()}
             sys.stdout.write(
                 json.dumps({"package": Path(package).name, "texts": rows.name, **line, "cpu": cpu_name()}) + "\n"
             )
