@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -24,7 +27,7 @@ from tests.conftest import tiny_flags, write_corpus
 from tests.test_trainer import launch
 from training.commands.evaluate import load_classifier
 from training.commands.train import hash_inputs
-from training.corpora import Corpora
+from training.corpora import Corpora, share_of
 from training.fit import distillation
 from training.fit.distillation import distill
 from training.fit.prepare import prepare
@@ -185,6 +188,21 @@ def test_two_processes_hear_the_same_as_one(flags: list[str], tmp_path: Path) ->
     assert len(encoded[0]) == 4 and encoded[1] == [-(-number // 2) for number in encoded[0]]
     for name in weights[0]:
         torch.testing.assert_close(weights[1][name], weights[0][name], rtol=1e-3, atol=1e-5)
+
+
+def test_the_processes_of_each_host_encode_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three hosts of two processes, each with a cache of its own; and one host that does not say how many it has."""
+    texts = [*map(str, range(7))]
+    for variable, processes, local in (("2", 6, 2), (None, 4, 4)):
+        if variable:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", variable)
+        else:
+            monkeypatch.delenv("LOCAL_WORLD_SIZE")
+        shares = [
+            share_of(texts, cast(PartialState, SimpleNamespace(local_process_index=place, num_processes=processes)))
+            for place in range(local)
+        ]
+        assert sorted(itertools.chain(*shares)) == texts and min(map(len, shares)) >= 7 // local
 
 
 REFUSED = {

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from hub_release.serving.adapt import measure_distance
-from modeling.infer import EmotionClassifier, local_folder
+from modeling.infer import EmotionClassifier
 from modeling.infer.adaptation import KnownLabels, adapt_thresholds
+from modeling.infer.files import local_folder
 from modeling.machine import cpu_name
 from modeling.thresholds import macro_f1, tune_per_label
 from training.data.corpus import STARTER_FOLDER
@@ -131,7 +132,7 @@ def main() -> None:
             }
             unknown = KnownLabels(np.zeros(probabilities.shape), np.zeros(len(probabilities), bool))
             adapted = adapt_thresholds(labels, probabilities.astype(float), thresholds, unknown)
-            far = {"distance": measure_distance(local_folder(package), adapted).apart}
+            far = {"distance": measure_distance(local_folder(package, None), adapted).apart}
             line = {name: round(value, 3) for name, value in (scores | way | far).items()}
             sys.stdout.write(
                 json.dumps({"package": Path(package).name, "texts": rows.name, **line, "cpu": cpu_name()}) + "\n"
