@@ -170,14 +170,17 @@ def draw(picture: Path, lines: list[dict[str, Any]]) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    stages = [
+        name for name in dict.fromkeys(line["stage"] for line in lines) if name not in ("balance", "bag of words")
+    ]
     for panel, (field, title) in zip(panels, (("seconds", "seconds"), ("peak_mib", "peak memory, MiB")), strict=True):
-        for name in dict.fromkeys(line["stage"] for line in lines):
-            own = sorted((line["rows"], max(line[field], 0.01)) for line in lines if line["stage"] == name)
-            panel.loglog(*zip(*own, strict=True), "o-", label=name)
+        for name, color in zip(stages, plt.get_cmap("tab20").colors, strict=False):  # type: ignore[attr-defined]
+            own = sorted((line["rows"], line[field]) for line in lines if line["stage"] == name)
+            panel.loglog(*zip(*own, strict=True), "o-", label=name, color=color)
         panel.set_xlabel("training rows")
         panel.set_title(title)
-    panels[0].legend(fontsize="small")
+    panels[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(picture, dpi=80)
 
 
