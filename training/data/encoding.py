@@ -185,7 +185,7 @@ def _drop_earlier_tables(database: sqlite3.Connection, path: Path) -> None:
     if earlier:
         logger.info("%s: embeddings of an earlier version are made again", path)
     for (name,) in earlier:
-        database.execute(f"DROP TABLE {name}")
+        database.execute(f"DROP TABLE IF EXISTS {name}")  # another process may be faster
 
 
 def _open(path: Path) -> sqlite3.Connection:
