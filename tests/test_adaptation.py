@@ -236,7 +236,7 @@ def test_texts_of_another_kind_are_far(package: Path) -> None:
     assert moved.apart == pytest.approx(2 * usual[most] / total) and moved.label in (most, other)
     everything = distance(dict.fromkeys(usual, 1.0))
     assert everything.apart == pytest.approx((len(usual) - total) / total) and everything.share == 1
-    assert f"{everything.label!r} differs most: expected in 100% of these texts" in str(everything)
+    assert f"{everything.label!r} differs most: the model expects it in 100% of these texts" in str(everything)
 
 
 def test_an_adapted_package_passes_its_check_and_says_so(adapted: Path, package: Path) -> None:

@@ -104,8 +104,7 @@ class Corpora:
         if self._encoded is None or self._encoded[0] != key:
             self._encoded = None
             encoder = _load_encoder(recipe)
-            texts = [text for split in SPLITS for text in checked.corpus[split].texts]
-            vectors = encode(texts, encoder, cache_folder() / "embeddings")
+            vectors = encode(checked.corpus.texts, encoder, cache_folder() / "embeddings")
             found = EncodedCorpus(checked.corpus, checked.audit, checked.fold, vectors, encoder.version)
             self._encoded = (key, found)
         return self._encoded[1]
@@ -120,8 +119,7 @@ def encode_share(recipe: Recipe, corpora: Corpora, state: PartialState) -> None:
     """
     if state.num_processes == 1:
         return
-    splits = corpora.checked(recipe).corpus.splits
-    texts = list(dict.fromkeys(text for split in SPLITS for text in splits[split].texts))
+    texts = list(dict.fromkeys(corpora.checked(recipe).corpus.texts))
     with state.main_process_first():  # which says what is wrong with it
         encoder = _load_encoder(recipe)
     encode(share_of(texts, state), encoder, cache_folder() / "embeddings")

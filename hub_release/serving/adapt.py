@@ -112,9 +112,9 @@ class Distance:
 
     def __str__(self) -> str:
         return (
-            f"distance from the rows that the package was validated on: {self.apart:.2f}, where as many texts of their kind "
-            f"have about {self.chance:.2f}. {self.label!r} differs most: expected in {self.share:.0%} of these texts, and "
-            f"given to {self.usual:.0%} of those rows"
+            f"distance from the rows that the package was validated on: {self.apart:.2f} (about {self.chance:.2f} would be "
+            f"chance). {self.label!r} differs most: the model expects it in {self.share:.0%} of these texts, and "
+            f"{self.usual:.0%} of those rows had it"
         )
 
 

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/adaptation.py path/to/data folder packages/goemotions packages/goemotions_tokens
 
-Texts: BRIGHTER's train files in six languages, 3,000 rows each of XED English and Italian, and the starter corpus. Labels:
-those with the name of a label of the package. A third of the rows (at least 200) is scored; so many of the others have
-labels, drawn anew 20 times. With 0, all others are given without labels. ``distance`` is how far all rows are from the
-package's validation rows. ``folder`` keeps the packages' predictions.
+Texts: BRIGHTER's train files in six languages, 3,000 rows each of XED English and Italian, the starter corpus, and, to
+compare with texts at home, 1,000 of GoEmotions' test texts. Labels: those with the name of a label of the package. A third
+of the rows (at least 200) is scored; so many of the others have labels, drawn anew 20 times. With 0, all others are given
+without labels. ``distance`` is how far all rows are from the package's validation rows. ``folder`` keeps the packages'
+predictions.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from modeling.infer.files import local_folder
 from modeling.machine import cpu_name
 from modeling.thresholds import macro_f1, tune_per_label
 from training.data.corpus import STARTER_FOLDER
+from training.data.taxonomy import GOEMOTIONS_28
 
 DRAWS, SIZES, LEAST_SCORED, XED_ROWS = 20, (0, 20, 50, 200), 200, 3_000
 XED_LABELS = ("anger", "anticipation", "disgust", "fear", "joy", "sadness", "surprise", "trust")
@@ -70,6 +72,14 @@ def starter() -> Rows:
     names = sorted({label for row in rows for label in row["labels"]})
     labels = np.array([[name in row["labels"] for name in names] for row in rows], np.int8)
     return Rows("starter corpus", [row["text"] for row in rows], names, labels)
+
+
+def home(data: Path) -> Rows:
+    lines = (data / "goemotions" / "test.tsv").read_text(encoding="utf-8").split("\n")[:1_000]
+    labels = np.zeros((len(lines), len(GOEMOTIONS_28)), np.int8)
+    for row, line in enumerate(lines):
+        labels[row, [int(number) for number in line.split("\t")[1].split(",")]] = 1
+    return Rows("GoEmotions test", [line.split("\t")[0] for line in lines], list(GOEMOTIONS_28), labels)
 
 
 def predictions(
@@ -121,7 +131,7 @@ def main() -> None:
     parser.add_argument("packages", nargs="+")
     parser.add_argument("--backend", default="torch")
     options = parser.parse_args()
-    corpora = [*brighter(options.data), *xed(options.data), starter()]
+    corpora = [*brighter(options.data), *xed(options.data), starter(), home(options.data)]
     for package in options.packages:
         labels, thresholds, found = predictions(package, options.backend, corpora, options.folder)
         for rows, probabilities in zip(corpora, found, strict=True):

@@ -212,7 +212,7 @@ def practice(trainer: FocalTrainer, data: Prepared) -> None:
     own, config = inner.backbone.layers, inner.backbone.config
     whole: Any = load_frozen_backbone(inner.config.model_name, None, "none", "cpu", dtype=torch.bfloat16)
     inner.backbone.layers = nn.ModuleList([*own, *list(whole.layers)[len(own) :]])
-    inner.backbone.config.num_hidden_layers = len(inner.backbone.layers)
+    config.num_hidden_layers = len(inner.backbone.layers)
     table = inner.backbone.get_input_embeddings().weight.to(torch.bfloat16)  # its tokens' vectors are the head, too
     groups = [group for group in trainer.optimizer_cls_and_kwargs[1]["params"] if group["part"] != "classifier"]
     optimizer = torch.optim.AdamW([{**group, "lr": group["lr"] / 2} for group in groups], fused=True)

@@ -3,12 +3,12 @@
     OMP_WAIT_POLICY=PASSIVE python tests/benchmarks/many_rows.py [ROWS …]
     python tests/benchmarks/many_rows.py PICTURE LINES …
 
-The verb ``train``, from files to a finished run, but for the number of steps, which is fixed. Rows are drawn from the words of the starter corpus, with its labels; a tenth more are validation, and a tenth test. A
-tiny Mistral reads embeddings of 512 numbers and words; the embeddings are made by a function that hashes words, in place
-of an encoder, whose time is its own (tests/benchmarks/encoder.py) and whose memory does not depend on the rows. Each
-number of rows is a process of its own. Prints one JSON line for each stage: seconds, the peak of resident memory, and how
-much of it is anonymous (the rest are pages of files, which the system takes back when it needs them). The second form
-draws such lines.
+The verb ``train`` runs from files to a finished run; only the number of steps is fixed. Rows are drawn from the words of
+the starter corpus, with its labels; a tenth more are validation, and a tenth test. A tiny Mistral reads embeddings of 512
+numbers and words; the embeddings are made by a function that hashes words, in place of an encoder, whose time is its own
+(tests/benchmarks/encoder.py) and whose memory does not depend on the rows. Each number of rows is a process of its own.
+Prints one JSON line for each stage: seconds, the peak of resident memory, and how much of it is anonymous (the rest are
+pages of files, which the system takes back when it needs them). The second form draws such lines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LABELS = ("joy", "anger", "fear", "sadness", "surprise", "love")
 STEPS = 20
 """Optimizer steps that are timed; a step does not depend on the number of rows."""
 PEAKS: list[int] = []
-"""The peak of memory of the stage that is measured, as far as the system does not remember it, in MiB."""
+"""The peak within the innermost stage that is still open, in MiB, but for what the system itself has counted since."""
 
 
 def status(field: str) -> int:

@@ -77,6 +77,11 @@ class Corpus:
     def __getitem__(self, split: str) -> Split:
         return self.splits[split]
 
+    @property
+    def texts(self) -> list[str]:
+        """The texts of all splits, one after the other."""
+        return [text for split in SPLITS for text in self.splits[split].texts]
+
     def fingerprints(self) -> dict[str, str]:
         """The fingerprint of each split."""
         return {name: split.fingerprint() for name, split in self.splits.items()}

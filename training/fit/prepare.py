@@ -75,7 +75,7 @@ class Prepared:
 
     def training_texts(self) -> list[str]:
         """Texts of the training rows after balancing; a copy has its parent's text."""
-        every = [text for split in SPLITS for text in self.corpus[split].texts]
+        every = self.corpus.texts
         return [every[parent] for parent in self.rows.parents[:, 0]]
 
     def training_features(self) -> Features:
@@ -83,7 +83,8 @@ class Prepared:
         tokens = None
         if self.tokens is not None:
             every = [self.tokens[split] for split in SPLITS]  # of one array
-            starts, ends = (np.concatenate([getattr(rows, side) for rows in every]) for side in ("starts", "ends"))
+            starts = np.concatenate([rows.starts for rows in every])
+            ends = np.concatenate([rows.ends for rows in every])
             tokens = TokenRows(every[0].ids, starts, ends).take(self.rows.parents[:, 0])
         return Features(self.rows.embeddings if self.reads_embedding else None, tokens)
 
@@ -169,8 +170,7 @@ def read_words(recipe: Recipe, corpus: Corpus, null_test: str | None = None) -> 
             f"model_name: the tokenizer of {recipe.model_name!r} cannot be read ({first_line(error)}). Remedy: use a "
             "backbone with a tokenizer.json, or input embedding"
         ) from error
-    texts = [text for split in SPLITS for text in corpus[split].texts]
-    rows = tokenize_rows(tokenizer, texts, config.bos_token_id, cache_folder() / "embeddings")
+    rows = tokenize_rows(tokenizer, corpus.texts, config.bos_token_id, cache_folder() / "embeddings")
     ends = np.cumsum([len(corpus[split]) for split in SPLITS]).tolist()
     places = {split: slice(end - len(corpus[split]), end) for split, end in zip(SPLITS, ends, strict=True)}
     if null_test == "noise":  # with the texts' lengths, shuffled: length alone says something about the labels
